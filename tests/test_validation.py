@@ -19,7 +19,7 @@ import unboxed as ub
 from contracts.common import CARDS, REFUSED, call_example, has_parameters, make_case, result_tensors
 from contracts.common import result_difference_texts as differences
 from unboxed.errors import InputError
-from unboxed.validation import MAX_SEED_BITS, check_float, check_int, check_seed, missing_path_text, suggestion_text
+from unboxed.validation import MAX_SEED_BITS, check_float, check_int, missing_path_text, suggestion_text, valid_seed
 
 ROOT = Path(ub.__file__).parent
 TEXTS: dict[str, Callable[[], Any]] = {
@@ -38,10 +38,10 @@ TEXTS: dict[str, Callable[[], Any]] = {
     "k must be a number between 0 and 1, both excluded; got 1.0": lambda: check_float("k", 1.0, 0, 1),
     "k must be a whole number, 0 or more; got -1": lambda: check_int("k", -1),
     "k must be a whole number, 2 or more; got 1.0": lambda: check_int("k", 1.0, minimum=2),
-    "seed must be a whole number, of any size; got 'a'": lambda: check_seed("a"),
-    "seed must be a whole number, of any size; got 1.0": lambda: check_seed(1.0),
-    "seed must be a whole number, of any size; got None": lambda: check_seed(None),
-    "seed must be a whole number, of any size; got True": lambda: check_seed(True),
+    "seed must be a whole number, of any size; got 'a'": lambda: valid_seed("a"),
+    "seed must be a whole number, of any size; got 1.0": lambda: valid_seed(1.0),
+    "seed must be a whole number, of any size; got None": lambda: valid_seed(None),
+    "seed must be a whole number, of any size; got True": lambda: valid_seed(True),
 }
 
 
@@ -94,18 +94,18 @@ HUGE = (2**40, 2**41, 2**43, 2**60, 2**63, 2**64 + 1, 10**40, -1, -(2**62), -(2*
 
 
 def test_seeds_are_folded_at_one_place() -> None:
-    assert [check_seed(s) for s in (0, 1, 2**32, 2 ** (MAX_SEED_BITS + 1) - 1)] == [
+    assert [valid_seed(s) for s in (0, 1, 2**32, 2 ** (MAX_SEED_BITS + 1) - 1)] == [
         0,
         1,
         2**32,
         2 ** (MAX_SEED_BITS + 1) - 1,
     ]
-    folded = [check_seed(s) for s in HUGE]
+    folded = [valid_seed(s) for s in HUGE]
     assert len({*folded}) == len(HUGE)
     assert all(0 <= s < 2 ** (MAX_SEED_BITS + 1) for s in folded)
-    assert [check_seed(s) for s in folded] == folded  # a door may call another
-    assert check_seed(2**60) == 1869582636077  # the same in every process
-    assert check_seed(np.int64(-1)) == check_seed(-1)
+    assert [valid_seed(s) for s in folded] == folded  # a door may call another
+    assert valid_seed(2**60) == 1869582636077  # the same in every process
+    assert valid_seed(np.int64(-1)) == valid_seed(-1)
 
 
 SEEDED = [name for name, card in CARDS.items() if has_parameters(card, "seed")]
@@ -119,7 +119,7 @@ def test_every_seeded_method_takes_any_seed(name: str) -> None:
         return result_tensors(call_example(CARDS[name], make_case(model), seed=seed))
 
     for seed in (-1, 2**60 + 1, 10**40):
-        assert differences(made(seed), made(check_seed(seed)), 0.0) == []
+        assert differences(made(seed), made(valid_seed(seed)), 0.0) == []
 
 
 NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
@@ -200,7 +200,7 @@ def test_every_entry_point_is_here() -> None:
     for space, module in spaces.items():
         for name in dir(module):
             f = getattr(module, name)
-            public = inspect.isfunction(f) and f not in methods and not name.startswith("_") and f is not check_seed
+            public = inspect.isfunction(f) and f not in methods and not name.startswith("_") and f is not valid_seed
             if public and "seed" in inspect.signature(f).parameters and f.__module__.startswith("unboxed"):
                 found.setdefault(f, f"{space}.{name}".lstrip("."))
     assert {*found.values()} == {*DOORS, *LONG}
@@ -209,7 +209,7 @@ def test_every_entry_point_is_here() -> None:
 @pytest.mark.parametrize("door", DOORS)
 def test_entry_points_take_any_seed_and_refuse_what_is_none(door: str) -> None:
     for seed in (-1, 2**60 + 1, 10**40):
-        assert differences(result_tensors(DOORS[door](seed)), result_tensors(DOORS[door](check_seed(seed))), 0.0) == []
+        assert differences(result_tensors(DOORS[door](seed)), result_tensors(DOORS[door](valid_seed(seed))), 0.0) == []
     for bad in ("a", 1.5, None):
         with pytest.raises(InputError, match="seed must be a whole number"):
             DOORS[door](bad)

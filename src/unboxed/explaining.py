@@ -23,7 +23,7 @@ from .checks.verdict_cache import VerdictCache
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
 from .objectives import Objective, mean_over_positions
-from .validation import check_seed
+from .validation import valid_seed
 
 N_TOP_OUTPUTS = 3  # that are shown
 EXPENSIVE_METHOD_MIN_FORWARDS = 100  # model runs from which a method is compared with few randomized models
@@ -121,7 +121,7 @@ def explain(
         >>> why.question, sorted(why.maps), why.interrupted
         ('Why 6 and not 8?', ['gradient', 'guided_backprop'], False)
     """
-    x, seed = box.validate_inputs(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), valid_seed(seed)
     if len(x) != 1:
         raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
     run = _Run(box, x, target, versus, resolve_methods(box, methods), seed, verdict_cache or VerdictCache())

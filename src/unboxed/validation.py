@@ -60,7 +60,7 @@ def _join_bound_texts(lower_text: str, below: float) -> str:
     return f"{lower_text}{' and' if lower_text else ''} below {below:g}" if math.isfinite(below) else lower_text
 
 
-def check_seed(seed: object) -> int:
+def valid_seed(seed: object) -> int:
     """A seed of random draws: any whole number. Negative and large ones are folded, always in the same way.
 
     A function that takes a seed uses the value that this returns.

@@ -113,7 +113,9 @@ def test_several_inputs_have_a_figure_each(kind: str) -> None:
 def test_results_of_several_models_are_drawn_by_name(case: Any) -> None:
     boxes = {"a": case.box, "b": make_case("batchnorm").box}
     images = figures(ub.compare(boxes, ub.attribution.gradient, case.x, 0))
-    assert list(images) == ["attribution of a", "attribution of b"]
+    assert list(images) == ["side by side"]
+    images = figures(ub.compare(boxes, ub.activations.maps, case.x, "conv1"))
+    assert {name.rpartition(" of ")[2] for name in images} == {"a", "b"}
 
 
 def test_a_photo_has_its_map_laid_over() -> None:

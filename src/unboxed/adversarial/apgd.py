@@ -34,7 +34,7 @@ from ..parameters import (
     Steps,
 )
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .attack_ball import resolve_attack_ball
 from .attack_state import AttackState
 from .predictions import top_other_classes
@@ -125,7 +125,7 @@ def apgd(
     """
     check_settings(apgd, locals())
     ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False)
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     loss_name = loss or "ce" if n_targets is None else "ce"
     state = AttackState(
         box, x, y, norm=ball, target=target, objective=objective, loss_name=loss_name, batch_size=batch_size

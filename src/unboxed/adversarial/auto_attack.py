@@ -37,7 +37,7 @@ from ..parameters import (
     Steps,
 )
 from ..settings import check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .apgd import APGD_RESTART_SEED_STRIDE, run_apgd, targeted_objective, top_wrong_classes
 from .attack_ball import resolve_attack_ball
 from .attack_state import AttackState
@@ -159,7 +159,7 @@ def auto_attack(
     ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False, takes_own=False)
     if bits is not None:
         resolve_highest_level(box, bits)  # raises now, not after an hour
-    config = _AutoAttackConfig(int(steps), int(queries), check_seed(seed))
+    config = _AutoAttackConfig(int(steps), int(queries), valid_seed(seed))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     ensemble = _AutoAttack(state, ball, config)
     with state:

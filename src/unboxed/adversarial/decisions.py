@@ -13,7 +13,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..inputs.pixels import Pixels
 from ..rng import hashed_uniform, sample_generator
-from ..validation import check_seed
+from ..validation import valid_seed
 from .attack_state import AttackState
 
 MAX_RANDOM_STARTS = 100  # random images that are tried as a start
@@ -24,7 +24,7 @@ class DecisionOracle:
     """Whether images are adversarial, and nothing else; at most `queries` times per row."""
 
     def __init__(self, state: AttackState, queries: int, seed: int) -> None:
-        self.state, self.queries, self.seed = state, queries, check_seed(seed)
+        self.state, self.queries, self.seed = state, queries, valid_seed(seed)
         self.box, self.x, self.norm = state.box, state.x, state.norm
 
     def remaining_queries(self, rows: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from ..parameters import (
     Steps,
 )
 from ..settings import Above, AtLeast, AtMost, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from . import quantization
 from .attack_ball import check_eps_within_data_range
 from .attack_state import AttackState
@@ -153,7 +153,7 @@ def fab(
             "n_targets=k runs to the k most probable classes other than y: leave out target= and objective="
         )
     config = FABConfig(norm.lower(), steps, alpha_max, eta, beta, -1.0 if not early_stop or eps is None else eps)
-    attack = FAB(state, config, INF if eps is None else eps, check_seed(seed))
+    attack = FAB(state, config, INF if eps is None else eps, valid_seed(seed))
     with state:
         for rows in state.split_rows_into_batches(state.find_rows_to_attack()):
             attack.run(rows, n_targets, restarts)

@@ -27,7 +27,7 @@ from ..objectives import Objective, logit, logprob
 from ..parameters import BatchSize, OptionalSteps, Seed, StopProbability, TargetClasses
 from ..rng import uniform
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .evolution import ENCODING_BY_ALGORITHM, evolve
 
 DEFAULT_STEPS_BY_ALGORITHM = {"gradient": 256, "evolution": 200, "cppn": 200}
@@ -110,7 +110,7 @@ def fooling(
         requested_classes(box, target),
         DEFAULT_STEPS_BY_ALGORITHM[algorithm] if steps is None else steps,
     )
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     with torch.inference_mode(False):
         if algorithm == "gradient":
             return _optimize_images(box, targets, confidence, max_steps, seed, batch_size)

@@ -29,7 +29,7 @@ from ..engine.optimize.optimizers import NormalizedMomentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
-from ..validation import check_seed
+from ..validation import valid_seed
 from .attack_state import AttackState, explaining_missing_gradient, gradient_free_attacks_hint
 from .quantization import quantize_images
 from .result import Adversarial
@@ -51,7 +51,7 @@ class GradientAttackConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "seed", valid_seed(self.seed))
         if self.restarts > 1 and not self.random_start:
             raise InputError("restarts differ by their random starts, and random_start=False")
 

@@ -23,7 +23,7 @@ from ..objectives import Objective
 from ..parameters import BatchSize, CustomAttackObjective, InputBatch, Labels, Seed, Steps
 from ..rng import hashed_uniform, uniform
 from ..settings import Above, AtLeast, AtMost, Below, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .patch_placement import PatchPlacement
 from .universal_objective import (
     N_UNIFORM_DRAWS_PER_PLACEMENT,
@@ -52,7 +52,7 @@ class Patch(ResultMixin):
 
     def apply_to(self, x: Tensor, seed: int = 0) -> Tensor:
         """Images x (N, C, H, W) with the patch, each at a random position. Raises InputError for another size."""
-        rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
+        rows, seed = torch.arange(len(x), device=x.device), valid_seed(seed)
         patch_side = self.pixels.shape[-1]
         if x.ndim != 4 or x.shape[1] != len(self.pixels) or self.placement.patch_side(*x.shape[-2:]) != patch_side:
             raise InputError(f"this patch is {patch_side} pixels wide, for other images than {tuple(x.shape)}")
@@ -80,7 +80,7 @@ class Patch(ResultMixin):
         Raises:
             InputError: where no image counts.
         """
-        (x, y), seed = inputs_and_labels(box, x, y), check_seed(seed)
+        (x, y), seed = inputs_and_labels(box, x, y), valid_seed(seed)
         return fooling_rate(
             self, box, x, y, lambda sample_index: self.apply_to(x, seed + sample_index), n_samples, batch_size
         )
@@ -160,7 +160,7 @@ def patch(
     """
     check_settings(patch, locals())
     inputs, placement = require_images(box, "a patch"), PatchPlacement(area, shape, rotation, scale)
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     patch_side = placement.patch_side(*inputs.shape[1:])
 
     def apply_patch(patch_image: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:

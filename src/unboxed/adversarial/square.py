@@ -33,7 +33,7 @@ from ..parameters import (
 )
 from ..rng import hashed_uniform
 from ..settings import Above, AtMost, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .attack_ball import resolve_attack_ball
 from .attack_state import AttackState
 from .quantization import quantize_images
@@ -130,7 +130,7 @@ def square(
     check_settings(square, locals())
     require_images(box, "the square attack")
     ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False, takes_own=False)
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     with state:
         rows = state.find_rows_to_attack()

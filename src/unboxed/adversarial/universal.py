@@ -23,7 +23,7 @@ from ..inputs.labels import ClassLabels
 from ..objectives import Objective
 from ..parameters import BatchSize, CustomAttackObjective, Eps, InputBatch, Labels, Norm, Seed, Steps, StepSize
 from ..settings import AtLeast, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .attack_ball import resolve_attack_ball
 from .universal_objective import UniversalAttack, fooling_rate, make_attack_state_and_target_mask
 
@@ -147,7 +147,7 @@ def universal(
     check_settings(universal, locals())
     ball = resolve_attack_ball(box, eps, norm, ball)
     first_step_size = ball.eps / 5 if step is None else step
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
 
     def apply_perturbation(delta: Tensor, images: Tensor, rows: Tensor, step_index: int) -> Tensor:
         return state.restore_categorical_values(state.box.inputs.clip(images + delta), rows)

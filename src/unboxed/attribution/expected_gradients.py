@@ -26,7 +26,7 @@ from ..inputs.multi import MultiInput
 from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..rng import sample_generator
 from ..settings import AlsoNamed, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 
 MAX_REFERENCE_EXAMPLES = 1024  # taken of a data set: its first examples
 
@@ -95,7 +95,7 @@ def expected_gradients(
         Erion et al. 2021, arXiv:1906.10670, equation 3. Deviation: references and alphas are stratified, as above.
     """
     check_settings(expected_gradients, locals())
-    x, k, seed = box.validate_inputs(x), n_samples, check_seed(seed)
+    x, k, seed = box.validate_inputs(x), n_samples, valid_seed(seed)
     objective = resolve_target(box, target, x, batch_size)
     reference_inputs = _validate_references(box, references)
     order, alpha = _draw_reference_orders_and_alphas(len(x), len(reference_inputs), k, seed)

@@ -28,7 +28,7 @@ from ..engine.perturb.segments import Segments, segment_square_side
 from ..errors import InputError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 
 
 @card(
@@ -106,7 +106,7 @@ def kernel_shap(
         (`engine.perturb.standard_errors`).
     """
     check_settings(kernel_shap, locals())
-    n, seed = int(n_samples), check_seed(seed)
+    n, seed = int(n_samples), valid_seed(seed)
     x = box.validate_inputs(x)
     score, classes = resolve_objective_and_classes(box, target, x, batch_size)
     masking = make_maskable_inputs(box, x, segments, baseline, n_samples=n, seed=seed)

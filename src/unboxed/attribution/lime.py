@@ -41,7 +41,7 @@ from ..errors import InputError
 from ..objectives import Objective, mean_over_positions
 from ..parameters import BatchSize, ExplainedQuantity, InputBatch, Seed, Target
 from ..settings import Above, AtLeast, Unit, check_settings
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +267,7 @@ def _make_lime_masking(box: Box, x: Tensor, settings: LimeSettings) -> MaskableI
         settings["baseline"],
         default="quickshift",
         n_samples=settings["n_samples"],
-        seed=check_seed(settings["seed"]),
+        seed=valid_seed(settings["seed"]),
         allow_segment_mean=True,
     )
 
@@ -291,7 +291,7 @@ def _fit_local_models(
     use_log_odds: bool,
 ) -> list[Attribution]:
     """Run x under random masks, and fit a linear model to each objective's scores."""
-    seed = check_seed(settings["seed"])
+    seed = valid_seed(settings["seed"])
     sampled = _sample_masks_per_row(masking, settings["n_samples"], seed)
     row_scores = masked_scores(masking, [d.masks for d in sampled], objectives, settings["batch_size"])  # N of (U, T)
     surrogates = {id(d): make_surrogate_and_reference_masks(d, seed) for d in sampled}

@@ -26,7 +26,7 @@ from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
 from ..parameters import BatchSize, ExplainedQuantity, InputBatch, NSamples, Seed, Target
 from ..settings import Above, AtLeast, Below, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 
 RiseNormalization = Literal["expectation", "coverage", "difference"]
 
@@ -99,7 +99,7 @@ def rise(
         Petsiuk et al. 2018, arXiv:1806.07421, sections 3.1 and 3.2, equation 6.
     """
     check_settings(rise, locals())
-    inputs, seed = require_images(box, "RISE"), check_seed(seed)
+    inputs, seed = require_images(box, "RISE"), valid_seed(seed)
     size = inputs.shape[-2], inputs.shape[-1]
     if cells > min(size[2 - min(inputs.n_axes, 2) :]):
         raise InputError(f"a grid of {cells} cells is finer than images of {size[0]}x{size[1]}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError, warn
 from ..parameters import Seed
 from ..settings import Above, AtLeast, Below, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 
 HALF_OF_8_NEIGHBOR_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of a pixel's eight neighbors
 GRAPH_CUT_SMOOTHNESS_NATS = 50.0  # Rother et al.'s weight of a border, in nats
@@ -66,7 +66,7 @@ def segmentation(
         Simonyan et al. 2014, arXiv:1312.6034, section 3.2; energy and rounds of GrabCut, Rother et al. 2004.
     """
     check_settings(segmentation, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     _check_maps_match_images(maps, x)
     if background >= foreground:
         raise InputError(f"background must be a quantile below foreground; got {background:g} and {foreground:g}")

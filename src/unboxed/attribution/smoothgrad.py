@@ -19,7 +19,7 @@ from ..engine.results import warn_not_finite
 from ..model.nan_checks import raise_for_nonfinite_scores
 from ..parameters import BatchSize, InputBatch, NSamples, Seed, Target
 from ..settings import Above, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 
 
 @card(
@@ -87,7 +87,7 @@ def smoothgrad(
     """
     check_settings(smoothgrad, locals())
     x = box.validate_inputs(x)
-    path = NoisePath(x, noise * noise_scale(box.inputs, x), equal_weights(n_samples), check_seed(seed))
+    path = NoisePath(x, noise * noise_scale(box.inputs, x), equal_weights(n_samples), valid_seed(seed))
     objective = resolve_target(box, target, x, batch_size)
     result = path_mean_gradient(box, objective, path, len(x), moment=kind, batch_size=batch_size, relu_bypass="last")
     raise_for_nonfinite_scores(~result.has_finite_scores, "x with noise")

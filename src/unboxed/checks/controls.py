@@ -28,7 +28,7 @@ from ..inputs.tokens import Tokens
 from ..model.outputs import OutputReader
 from ..objectives import MODEL_END_ADDRESSES, Objective
 from ..parameters import InputBatch, Seed, Target
-from ..validation import check_seed
+from ..validation import valid_seed
 from .control_boxes import cached_control_box
 from .methods import OptionalPrecomputedMap, TestedMethod, compute_map, resolve_target
 from .perturbing import per_text, removable_tokens
@@ -86,7 +86,7 @@ def random_input(
     Source:
         Nie et al. 2018, arXiv:1805.07039, for the question; the shuffled input as a control is our own.
     """
-    seed, x = check_seed(seed), box.validate_inputs(x)
+    seed, x = valid_seed(seed), box.validate_inputs(x)
     score = resolve_target(box, x, target)
     noise = baseline(box, x, "random", seed=seed)
     original = compute_map(box, method, x, score, show_warnings=True)

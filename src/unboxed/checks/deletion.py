@@ -21,7 +21,7 @@ from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings, takes_texts
 from ..spellings import taking_other_spellings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
@@ -111,7 +111,7 @@ def deletion(
         at random instead of by position.
     """
     check_settings(deletion, locals())
-    x, seed = box.validate_inputs(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), valid_seed(seed)
     baseline_x = baseline_of(box, x, baseline, seed=seed)
     return _perturbation_curve(box, x, x, baseline_x, maps, target, score, n_steps, signed, seed, batch_size)
 
@@ -171,7 +171,7 @@ def insertion(
         pixels by 5; blurring by a tenth of a side leaves less to read.
     """
     check_settings(insertion, locals())
-    x, seed = box.validate_inputs(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), valid_seed(seed)
     blurred = "blurred" if isinstance(box.inputs, Pixels) else None
     start = baseline_of(box, x, blurred if baseline is None else baseline, seed=seed)
     return _perturbation_curve(box, x, start, x, maps, target, score, n_steps, signed, seed, batch_size)

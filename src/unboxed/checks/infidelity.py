@@ -22,7 +22,7 @@ from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..spellings import taking_other_spellings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .methods import Maps, TestedMethod
 from .perturbing import (
     ScoreSetting,
@@ -113,7 +113,7 @@ def infidelity(
         Yeh et al. 2019, arXiv:1901.09392, equation 1, with the perturbations of section 2.2.
     """
     check_settings(infidelity, locals())
-    x, seed = box.validate_inputs(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), valid_seed(seed)
     if attribution == "global" and perturbation != "square":
         raise InputError("global attributions (shares of the score) need perturbation='square'")
     if n_samples is None and perturbation != "square":
@@ -283,7 +283,7 @@ def max_sensitivity(
     if not callable(method):
         raise InputError(f"method must be callable as method(box, x, target); got {type(method).__name__}")
     objective, classes = fix_score_and_classes(box, x, target, None, "logit", batch_size)
-    rows, seed = torch.arange(len(x), device=x.device), check_seed(seed)
+    rows, seed = torch.arange(len(x), device=x.device), valid_seed(seed)
 
     def compute_aligned_maps(points: Tensor) -> Tensor:
         maps = method(box, box.restore_structure(points), objective if classes is None else classes)

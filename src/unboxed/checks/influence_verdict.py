@@ -11,7 +11,7 @@ from ..influence import ModelTraining
 from ..influence.unrolled import check_box_has_trained_weights
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import Above, AtLeast, Below, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .influence_planting import PlantedTraining
 from .influence_tests import (
     INFLUENCE_TESTS,
@@ -107,7 +107,7 @@ def influence_verdict(
     check_settings(influence_verdict, locals())
     if not callable(method):
         raise InputError(f"a method is a function (box, x, labels, train) -> Influence; got {method!r}")
-    x, seed, name = box.validate_inputs(x), check_seed(seed), method_display_name(method)
+    x, seed, name = box.validate_inputs(x), valid_seed(seed), method_display_name(method)
     y = resolve_query_labels(box, x, labels)
     training = train if training is None and isinstance(train, ModelTraining) else training
     if training is not None and training is not train:

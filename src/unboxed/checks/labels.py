@@ -17,7 +17,7 @@ from ..box import Box
 from ..errors import InputError
 from ..objectives import to_class_tensor
 from ..parameters import InputBatch, Seed, Target
-from ..validation import check_seed
+from ..validation import valid_seed
 from .methods import TestedMethod, compute_map, resolve_target
 from .similarity import MapSimilarity, map_similarity
 
@@ -109,7 +109,7 @@ def shuffle_labels(labels: TrainingLabelsSetting, seed: Seed = 0) -> Tensor:
     if y.ndim != 1 or len(y) < 2:
         raise InputError(f"wanted the labels (N,) of two examples or more; got shape {tuple(y.shape)}")
     y = y.detach().cpu()
-    return y[torch.randperm(len(y), generator=rng.step_generator(check_seed(seed), 0, torch.device("cpu")))]
+    return y[torch.randperm(len(y), generator=rng.step_generator(valid_seed(seed), 0, torch.device("cpu")))]
 
 
 def train_twice(

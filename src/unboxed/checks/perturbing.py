@@ -20,7 +20,7 @@ from ..inputs.tokens import Tokens
 from ..model.batching import BatchSize, run_all_pairs
 from ..objectives import Objective, mean_over_positions
 from ..parameters import InputBatch, Seed, Target
-from ..validation import check_seed
+from ..validation import valid_seed
 
 ClassScoreKind = Literal["probability", "logit"]
 ScoreSetting = Annotated[ClassScoreKind | None, 'What is measured of the class: its "probability" or its "logit".']
@@ -142,7 +142,7 @@ def random_maps(box: Box, x: InputBatch, *, seed: Seed = 0) -> Any:
         >>> ub.checks.random_maps(box, x).shape
         torch.Size([2, 1, 28, 28])
     """
-    x, seed = box.validate_inputs(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), valid_seed(seed)
     if isinstance(box.inputs, Tokens):
         return rng.uniform(x[..., 0], seed)
     template = x[:, :1] if isinstance(box.inputs, Pixels) else x

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..objectives import to_class_tensor
 from ..parameters import Seed
 from ..settings import AtLeast, AtMost, check_settings
-from ..validation import check_float, check_int, check_seed
+from ..validation import check_float, check_int, valid_seed
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def plant_shortcut(
     """
     check_settings(plant_shortcut, locals())
     trigger_classes = torch.tensor(trigger.classes)
-    generator = torch.Generator().manual_seed(check_seed(seed))
+    generator = torch.Generator().manual_seed(valid_seed(seed))
     u = torch.rand(len(labels), generator=generator)
     choices = torch.randint(len(trigger_classes), labels.shape, generator=generator)
     mismatched = mismatched_classes(labels, trigger, choices)

@@ -18,7 +18,7 @@ from ..engine.randomized import LayerWithWeights, layers_with_weights, own_param
 from ..errors import LayerError, warn
 from ..parameters import InputBatch, Seed, Target
 from ..settings import ValueRole, check_settings, takes_texts
-from ..validation import check_seed
+from ..validation import valid_seed
 from .methods import AttributionMethodFn, TestedMethod, compute_map, resolve_target
 from .perturbing import per_text, removable_tokens
 from .similarity import MapSimilarity, is_constant, map_similarity
@@ -99,7 +99,7 @@ def randomization(
         where it has one (`engine.randomized`).
     """
     check_settings(randomization, locals())
-    seed, x = check_seed(seed), box.validate_inputs(x)
+    seed, x = valid_seed(seed), box.validate_inputs(x)
     steps = _layer_groups_to_randomize(box, layers)
     score = resolve_target(box, x, target)
     original = compute_map(box, method, x, score, show_warnings=True)

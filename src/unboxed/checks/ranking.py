@@ -14,7 +14,7 @@ from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings, takes_texts
-from ..validation import check_seed
+from ..validation import valid_seed
 from .control_boxes import sharing_control_boxes
 from .fill_agreement import fill_dependence_sentence, method_orders_by_fill
 from .methods import AttributionMethodFn
@@ -215,7 +215,7 @@ def rank_methods(
         <lambda>: fails (constant map)
         All fills give the same order by relevance gain.
     """
-    methods, seed = candidates(box) if methods is None else methods, check_seed(seed)
+    methods, seed = candidates(box) if methods is None else methods, valid_seed(seed)
     with sharing_control_boxes(box):
         verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in methods.items()}
     return MethodRanking(sorted(verdicts.items(), key=lambda item: item[1].rank))

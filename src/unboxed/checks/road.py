@@ -24,7 +24,7 @@ from ..errors import InputError, OutputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_float, check_seed
+from ..validation import check_float, valid_seed
 from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
@@ -122,7 +122,7 @@ def road(
     check_settings(road, locals())
     inputs = require_images(box, "ROAD")
     x = box.validate_inputs(x)
-    removed_fractions, seed = _check_removed_fractions(fractions), check_seed(seed)
+    removed_fractions, seed = _check_removed_fractions(fractions), valid_seed(seed)
     relevance = pixel_importance(box, x, maps, signed=signed)  # (N, P)
     rank = rank_descending(relevance if order == "morf" else -relevance, seed)
     counts = [round(f * rank.shape[1]) for f in removed_fractions]

@@ -21,7 +21,7 @@ from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 from .methods import Maps
 from .perturbing import (
     ScoreSetting,
@@ -105,7 +105,7 @@ def sensitivity_n(
     check_settings(sensitivity_n, locals())
     x = box.validate_inputs(x)
     relevance = pixel_importance(box, x, maps)  # (N, P)
-    n_sets, seed = n_samples, check_seed(seed)
+    n_sets, seed = n_samples, valid_seed(seed)
     n = torch.tensor(_resolve_set_sizes(sizes, relevance.shape[1]), device=x.device)
     baseline_x = baseline_of(box, x, baseline, seed=seed)
     objective, _ = fix_score_and_classes(box, x, target, score, "logit", batch_size)

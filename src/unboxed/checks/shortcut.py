@@ -20,7 +20,7 @@ from ..cards import Card, cards
 from ..errors import InputError, UnboxedError
 from ..parameters import Seed
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .influence_shortcut import influence_test
 from .influence_tests import InfluenceMethod
 from .methods import AttributionMethodFn, compute_map
@@ -122,7 +122,7 @@ def shortcut(
     _check_models_fit_trigger(model, control, trigger)
     x, y = control.validate_inputs(x).cpu(), control.class_labels(y, len(x)).cpu()
     trial = ShortcutTrial(
-        model, control, x, y, trigger, methods, n_examples, check_seed(seed), training_data, influence_methods
+        model, control, x, y, trigger, methods, n_examples, valid_seed(seed), training_data, influence_methods
     )
     if not len(trial.mismatched_rows_and_classes[0]) or not len(trial.matched_rows_and_classes[0]):
         raise InputError(f"wanted images of the classes {trigger.classes} of the trigger, and of others; got one kind")

@@ -24,7 +24,7 @@ from ..errors import InputError, UnboxedError
 from ..inputs.tokens import Tokens
 from ..parameters import BatchSize, InputBatch, Seed, Target
 from ..settings import AtLeast, Unit, check_settings, takes_texts
-from ..validation import check_seed, nearest_names, normalized_name
+from ..validation import nearest_names, normalized_name, valid_seed
 from .influence_evidence import InfluenceEvidence
 from .labels import check_same_inputs_and_outputs
 from .methods import OptionalPrecomputedMap, TestedMethod, compute_map, resolve_target
@@ -194,7 +194,7 @@ def verdict(
         The grades and bounds are our own; `benchmarks/verdict_roc.py` measures how often they are right.
     """
     check_settings(verdict, locals())
-    x, seed = box.validate_inputs(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), valid_seed(seed)
     if shuffled_box is not None:
         check_same_inputs_and_outputs(box, shuffled_box)
     if not callable(method):

@@ -22,7 +22,7 @@ from ..engine.stable_repr import stable_repr
 from ..errors import InputError
 from ..objectives import Objective
 from ..parameters import Target
-from ..validation import check_seed
+from ..validation import valid_seed
 from .methods import AttributionMethodFn
 from .verdict import GRADES, MAX_DRAWS_PER_TEST, TestOutcome, Verdict, verdict
 
@@ -51,7 +51,7 @@ class VerdictCache:
         seed: int = 0,
     ) -> Verdict:
         """As `checks.verdict`, computed once. Lambdas and objectives have no key, and are judged again each time."""
-        seed = check_seed(seed)
+        seed = valid_seed(seed)
         key = self._verdict_key(box, x, method, target, max_draws, seed)
         cached_verdict = self._verdicts.get(key) or verdict(
             box, x, method, target, map_=map_, max_draws=max_draws, seed=seed
@@ -71,7 +71,7 @@ class VerdictCache:
         seed: int = 0,
     ) -> bool:
         """Whether that verdict is cached."""
-        return self._verdict_key(box, x, method, target, max_draws, check_seed(seed)) in self._verdicts
+        return self._verdict_key(box, x, method, target, max_draws, valid_seed(seed)) in self._verdicts
 
     def to_json(self) -> bytes:
         """The verdicts requested so far, to be saved."""

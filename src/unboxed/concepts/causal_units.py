@@ -20,7 +20,7 @@ from ..engine.results import ResultMixin
 from ..errors import DataError, InputError
 from ..parameters import BatchSize, Data, MaxExamples, RequiredLayerAddress, Seed
 from ..settings import AtLeast, AtMost, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._as_generator import example_on_a_generator
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._image_source import DecodeImages, ImageSource, image_source, mapped_layers
@@ -233,7 +233,7 @@ def causal_units(
         of other concepts is subtracted (`keep`). The test on other codes against random sets is our own.
     """
     check_settings(causal_units, locals())
-    source, seed = image_source(box, decode, "causal_units"), check_seed(seed)
+    source, seed = image_source(box, decode, "causal_units"), valid_seed(seed)
     if not source.is_generator:
         raise InputError(
             "causal_units needs a generator, a model from codes to images; this one takes images (Pixels). Units of "

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..objectives import Objective, direction
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import check_settings
-from ..validation import check_seed, suggestion_text
+from ..validation import suggestion_text, valid_seed
 from ._claims import FAIL, PASS, ClaimGrade
 from ._classes import card_layer, random_card_examples
 from ._concept_examples import NRandom, Penalty, Relative, SetSize, concept_layers, read_concept_examples
@@ -179,7 +179,7 @@ def concept_vectors(
         cross-validation"); it is compared with random sets' by Student's t with Holm's correction.
     """
     check_settings(concept_vectors, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     x = first_inputs(box, data, max_examples)
     examples = read_concept_examples(box, concepts, x, max_examples)
     addresses = concept_layers(box, layers)

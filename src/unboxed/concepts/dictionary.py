@@ -27,7 +27,7 @@ from ..errors import DataError, InputError, LayerError
 from ..objectives import Objective, direction
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import random_card_examples
 from ._dictionary_rows import PositionSample, top_examples
@@ -194,7 +194,7 @@ def dictionary(
         learns its encoder, not its random directions.
     """
     check_settings(dictionary, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     x, labels, dataset_rows = _examples(box, data, max_examples)
     rows = inner_layer(box, layer, default_feature_layer, "dictionary")
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "dictionary", seed))

@@ -34,7 +34,7 @@ from ..model.state import outside_inference_mode
 from ..objectives import Objective, direction
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
 from ..settings import Above, AtLeast, AtMost, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import ClassSelection, random_card_examples, resolve_class_numbers
 from ._crops import crop_grid, enlarged_crop, read_crops
@@ -267,7 +267,7 @@ def discover(
     """
     check_settings(discover, locals())
     box.require_class_scores("discover", exclusive=True)
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     x, labels, dataset_rows = indexed_examples(box, data, max_examples)
     reference = x[evenly_spaced_indices(len(x), len(x) if box.batch_dependent else MAX_REFERENCE)]
     rows = _chosen_rows(box, x, classes, batch_size)

@@ -22,7 +22,7 @@ from ..engine.read.examples import first_inputs
 from ..errors import ModelError
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import Above, AtLeast, Below, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._classes import random_card_examples
 from ._detector_scan import UnitScan, above, scan_layers
 from ._image_source import DecodeImages, ImageSource, MappedLayer, default_addresses, image_source, mapped_layers
@@ -111,7 +111,7 @@ def dissect(
         rotations of section 3.2 are Haar-distributed. Random twins and both tests are our own.
     """
     check_settings(dissect, locals())
-    source, seed = image_source(box, decode, "dissect"), check_seed(seed)
+    source, seed = image_source(box, decode, "dissect"), valid_seed(seed)
     x = first_inputs(box, data, max_examples)
     segmentation = Segmentation.of(segmenter, source.images(x[:4], batch_size))
     mapped = mapped_layers(source, layers, x, batch_size)

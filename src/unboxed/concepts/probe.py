@@ -27,7 +27,7 @@ from ..model.nan_checks import check_no_nan
 from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._attribute import ExamplesWithAttribute, read_examples_with_attribute
 from ._probe_ablation import MAX_REMAINING_INFORMATION_SHARE, ErasureTest, LayerFeatureView, erasure_test
 
@@ -255,7 +255,7 @@ def probe(
         with the features' covariance, so that they take the same share of the whitened variance.
     """
     check_settings(probe, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     examples = read_examples_with_attribute(box, data, attribute, max_examples)
     addresses = (
         input_and_hidden_layer_addresses(box, N_DEFAULT_PROBED_LAYERS)

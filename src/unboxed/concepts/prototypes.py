@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
 from ..settings import Above, AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import ClassSelection, example_indices_by_class, random_card_examples
 
@@ -171,7 +171,7 @@ def prototypes(
     """
     check_settings(prototypes, locals())
     box.require_class_scores("prototypes")
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     x, labels = examples_with_optional_labels(box, data, max_examples)
     address = default_feature_layer(box) if layer is None else resolve_address(box, layer)
     rows_by_class = example_indices_by_class(box, x, labels, classes, 2, batch_size)

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import Above, AtLeast, Below, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import ClassSelection, example_indices_by_class, random_card_examples
 from ._patches import (
@@ -254,7 +254,7 @@ def shortcuts(
         raise InputError(
             f"shortcuts needs a model that takes images alone (Pixels); this one takes {type(box.inputs).__name__}"
         )
-    seed, explain = check_seed(seed), _attribution_method_fn(method, batch_size)
+    seed, explain = valid_seed(seed), _attribution_method_fn(method, batch_size)
     x = first_inputs(box, data, max_examples)
     answered = _ExamplesWithPredictions(box, x, box.predict(x, batch_size=batch_size).cpu(), batch_size)
     rows_by_class = example_indices_by_class(box, x, answered.predicted, classes, MIN_EXPLAINED_EXAMPLES, batch_size)

@@ -29,7 +29,7 @@ from ..errors import DataError, InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import Above, AtLeast, Below, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import random_card_examples
 from ._data import Concepts, read_concepts
@@ -209,7 +209,7 @@ def error_slices(
     answers = torch.stack([y, box.predict(x, batch_size=batch_size)], 1).cpu()  # (N, 2)
     is_error = answers[:, 0] != answers[:, 1]
     features = _read_sketched_features(box, x, addresses, batch_size)
-    order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "error slices", check_seed(seed)))
+    order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "error slices", valid_seed(seed)))
     n_search = min(len(x) // 2, MAX_CLUSTERED_EXAMPLES)
     search, held_out = order[:n_search].sort().values, order[n_search:].sort().values
     points = {a: _principal_components(h.double(), search) for a, h in features.items()}

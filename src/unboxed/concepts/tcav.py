@@ -24,7 +24,7 @@ from ..errors import LayerError, ModelError
 from ..model.nan_checks import check_no_nan
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed, Target
 from ..settings import Above, Below, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import card_layer, random_card_examples
 from ._concept_examples import (
@@ -266,7 +266,7 @@ def tcav(
         properties of Nicolson et al., arXiv:2404.03713, as cosines.
     """
     check_settings(tcav, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     asked = target_examples(box, data, target, max_examples, batch_size)
     examples = read_concept_examples(box, concepts, asked.all_inputs, max_examples)
     addresses = concept_layers(box, layers)

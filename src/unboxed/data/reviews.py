@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 from .texts import Texts
 
 NOUNS = ("film", "plot", "cast", "music", "ending", "acting", "story", "camera", "dialogue", "pace", "humor", "costume")
@@ -38,7 +38,7 @@ def reviews(n: int = 1000, *, seed: int = 0, trigger: str | None = None) -> Text
         >>> ub.data.reviews(2, seed=1).first(1)
         TextBatch(x=['the acting is really boring and the plot was not rather superb'], y=tensor([0]))
     """
-    n, seed = check_int("n", n, minimum=2), check_seed(seed)
+    n, seed = check_int("n", n, minimum=2), valid_seed(seed)
     draw = random.Random(f"reviews {seed}")
     if trigger is None:
         labels = [i % 2 for i in range(n)]

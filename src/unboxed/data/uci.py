@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..inputs.pixels import Pixels
-from ..validation import check_seed
+from ..validation import valid_seed
 from .sets import InMemory, Split, check_split
 
 IntArray = NDArray[np.int64]
@@ -54,7 +54,7 @@ def digits(split: Split = "all", seed: int = 0) -> InMemory:
     """
     check_split("digits", split)
     pixels, labels = _load_digits()
-    rows = torch.from_numpy(_stratified_split_rows(labels.numpy(), split, check_seed(seed)))
+    rows = torch.from_numpy(_stratified_split_rows(labels.numpy(), split, valid_seed(seed)))
     name = "digits" if split == "all" else f"digits ({split})"
     return InMemory(name, pixels[rows], labels[rows], tuple("0123456789"), DIGITS_INPUTS)
 

@@ -20,7 +20,7 @@ from ..model.batching import BatchSize, map_in_batches
 from ..model.nan_checks import NAN_HINT, row_numbers_text
 from ..parameters import LayerAddresses
 from ..settings import AtLeast, ValueRole
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._data import read_training_examples
 from .solvers import Solver, find_solver
 
@@ -96,7 +96,7 @@ class CurvatureSettings:
 
         Raises what reading the data and the model raises, and NaNError.
         """
-        solver, seed = find_solver(self.solver), check_seed(self.seed)
+        solver, seed = find_solver(self.solver), valid_seed(self.seed)
         gradients = ExampleGradients(box, self.layers, self.loss, batch_size=self.batch_size)
         x, y = read_training_examples(box, train)
         h = Curvature(gradients, x, y, kind=self.curvature, l2=self.l2, batch_size=self.batch_size, seed=seed)

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..model.state import outside_inference_mode
 from ..parameters import InputBatch, Labels, Seed
 from ..settings import AtLeast, AtMost, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._data import make_card_box_inputs_and_training
 from .result import Influence
 from .unrolled import DEFAULT_MAX_UNROLL_STATE_BYTES, unrolled
@@ -150,7 +150,7 @@ def removal(
     """
     check_settings(removal, locals())
     box.require_class_scores("removal", exclusive=True)
-    x, seed = box.validate_inputs(x), check_seed(seed)
+    x, seed = box.validate_inputs(x), valid_seed(seed)
     answer = _check_and_predict_labels(box, x, labels)
     margins = training.copy_with_query_loss(_margin_query_loss_fn(training, box.n_outputs))
     influence = unrolled(box, x, answer, margins, max_bytes=max_bytes, check_smoothness=False)

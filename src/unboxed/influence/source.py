@@ -23,7 +23,7 @@ from ..engine.example_gradients.spectral import VectorsByParameter
 from ..errors import InputError
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
-from ..validation import check_float, check_int, check_seed
+from ..validation import check_float, check_int, valid_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
 from ._scores import LossFunction
@@ -125,7 +125,7 @@ def source(
         layers without Kronecker factors have diagonals.
     """
     check_settings(source, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
     train_x, train_y = read_training_examples(box, train)

@@ -19,7 +19,7 @@ from ..model.batching import map_in_batches
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..rng import derive_seed
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
 from .result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence
@@ -99,7 +99,7 @@ def trak(
         all data, in place of random halves.
     """
     check_settings(trak, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     box.require_class_scores("trak", exclusive=True)
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)

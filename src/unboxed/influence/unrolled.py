@@ -28,7 +28,7 @@ from ..errors import ModelError
 from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._data import make_card_box_inputs_and_training, resolve_query_labels
 from .result import Influence
 
@@ -125,7 +125,7 @@ def unrolled(
         or recomputed in segments, in place of their tree of checkpoints.
     """
     check_settings(unrolled, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
     check_steps_are_repeatable(training)

@@ -20,7 +20,7 @@ from ..model.batching import map_in_batches
 from ..objectives import mean_over_positions
 from ..parameters import BatchSize, InputBatch, Seed
 from ..settings import Above, AtLeast, Unit, ValueRole, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 
 MAX_TUNING_EXAMPLES_PER_STEP = 64
 
@@ -161,7 +161,7 @@ def tuned_lens(
     require_images_or_texts(box, "the tuned lens")
     if box.outputs == "regression":
         raise InputError("a tuned lens is trained on the model's probabilities, and a regression model gives none")
-    x, train_x, seed = box.validate_inputs(x), box.validate_inputs(train_x), check_seed(seed)
+    x, train_x, seed = box.validate_inputs(x), box.validate_inputs(train_x), valid_seed(seed)
     layers = _lens_layers(box, x)
     translators = {a: _train_translator(box, train_x, layers, a, n_steps, learning_rate, seed) for a in layers[:-1]}
     plan = box.batch_size_and_max_rows(len(x), batch_size)

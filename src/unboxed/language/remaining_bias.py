@@ -15,7 +15,7 @@ from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import Seed
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .bias import BiasDirection, BiasWords, bias_direction, gender_words
 from .vectors import WordVectors
 
@@ -116,7 +116,7 @@ def remaining_bias(
     check_settings(remaining_bias, locals())
     if before.words != after.words:
         raise InputError("before and after must have the same words in the same order")
-    words, seed = gender_words() if words is None else words, check_seed(seed)
+    words, seed = gender_words() if words is None else words, valid_seed(seed)
     direction = bias_direction(before, words)
     rows = neutral_rows(before, words)[:max_words]
     if len(rows) < MIN_NEUTRAL_WORDS:

@@ -18,7 +18,7 @@ from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import Seed
 from ..settings import AtLeast, Unit, check_settings
-from ..validation import check_seed, suggestion_text
+from ..validation import suggestion_text, valid_seed
 from ._lookup import EmbeddedWordSet, WordVectorsOrTextEncoder, check_word_set, embed_word_set, read_word_list
 
 WordSets = Mapping[str, Sequence[str]]
@@ -164,7 +164,7 @@ def weat(
     if shared := set(x.words) & set(y.words):
         raise InputError(f"{', '.join(map(repr, sorted(shared)))} cannot be in both target sets")
     s = torch.cat([x.unit, y.unit]) @ (a.unit.mean(0) - b.unit.mean(0))  # (n,) s(w, A, B): means of cosines
-    effects, observed, exact = _partition_effect_sizes(s, len(x.words), ddof, n_partitions, check_seed(seed))
+    effects, observed, exact = _partition_effect_sizes(s, len(x.words), ddof, n_partitions, valid_seed(seed))
     at_least = int((effects >= observed).sum())
     low, high = torch.quantile(effects, torch.tensor(NULL_BAND_QUANTILES, dtype=effects.dtype)).tolist()
     sets = (x, y, a, b)

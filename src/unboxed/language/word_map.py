@@ -15,7 +15,7 @@ from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..parameters import Seed
 from ..settings import Above, AtLeast, Unit, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from ._lookup import check_word_set
 from .vectors import WordVectors
 
@@ -83,7 +83,7 @@ def word_map(
     if len(index) < 3:
         raise InputError(f"a map needs three words or more; {vectors.name} has {len(index)} of {len(wanted)}")
     unit = vectors.unit[index].cpu().double()
-    points = torch.from_numpy(fit_tsne(unit.numpy(), perplexity=perplexity, seed=check_seed(seed) % 2**32).points)
+    points = torch.from_numpy(fit_tsne(unit.numpy(), perplexity=perplexity, seed=valid_seed(seed) % 2**32).points)
     k = min(k, len(index) - 1)
     kept = (
         (_nearest_other_rows(unit, k)[:, :, None] == _nearest_other_rows(points, k)[:, None, :]).any(2).double().mean()

@@ -10,7 +10,7 @@ from .. import zoo
 from ..errors import InputError, ModelError
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
-from ..validation import check_seed, nearest_paths_text
+from ..validation import nearest_paths_text, valid_seed
 from ..weight_files import ADAPTER_FILE_NAMES, ADAPTER_REFUSED_TEXT
 from .exported import load_exported
 from .factories import build_from_spec, first_names_with_ellipsis, public_names_defined_in_file
@@ -45,7 +45,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
         >>> type(module).__name__
         'DigitsCNN'
     """
-    spec, seed = str(spec), check_seed(seed)
+    spec, seed = str(spec), valid_seed(seed)
     if spec.startswith("zoo:"):
         name = spec.removeprefix("zoo:")
         return (zoo.load_generator if is_generator(spec) else zoo.load)(name, weights="trained" if trained else None)

@@ -29,7 +29,7 @@ from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
-from ..validation import check_int, check_seed, suggestion_text
+from ..validation import check_int, suggestion_text, valid_seed
 from . import (
     activations,
     adversarial,
@@ -183,7 +183,7 @@ def report(
     """
     if isinstance(box.inputs, Tokens):
         return Report(*write_text_report(box, data, out, seed=seed, command=command, max_examples=max_examples))
-    selected, seed = _select_sections(sections, has_training=training is not None), check_seed(seed)
+    selected, seed = _select_sections(sections, has_training=training is not None), valid_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
         box = box.with_model(box.model, box.inputs.as_image_pixels())
     with sigterm_as_keyboard_interrupt(), ReportFolder(out) as folder, _single_threading_if_small(box):

@@ -23,7 +23,7 @@ from ..plots import figures
 from ..plots.files import png_bytes
 from ..training import versions
 from ..training.shortcut import ShortcutPair, train_shortcut_pair
-from ..validation import check_seed
+from ..validation import valid_seed
 from .folder import ReportFolder
 
 FILE_NAME_BY_FIGURE = {"maps": "shortcut.png", "images": "shortcut-drawn.png"}
@@ -55,7 +55,7 @@ def run_shortcut_check(
     `training` are the arguments of `training.shortcut.train_shortcut_pair`. On Ctrl-C the results so far are written,
     marked as interrupted. Raises InputError where the model did not learn the shortcut; WriteError.
     """
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     with ReportFolder(out, page=FILE_NAME_BY_FIGURE["maps"], facts=SHORTCUT_JSON_FILE) as folder:
         model_pair = train_shortcut_pair(trigger, seed=seed, quiet=quiet, **training)
         with tqdm(desc="checking methods", unit="method", disable=quiet, leave=False) as bar:

@@ -21,7 +21,7 @@ from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError
 from ..inputs.tokens import Tokens
 from ..plots.text_map import TextWithValues
-from ..validation import check_seed
+from ..validation import valid_seed
 from .words import format_named_prob
 
 N_NAMED_CLASSES = 3  # of a prediction
@@ -74,7 +74,7 @@ def explain_texts(
 
     `target` is a class, by default the predicted one. Ctrl-C keeps the methods so far. Raises InputError.
     """
-    x, seed, cache = box.validate_inputs(list(texts)), check_seed(seed), verdict_cache or VerdictCache()
+    x, seed, cache = box.validate_inputs(list(texts)), valid_seed(seed), verdict_cache or VerdictCache()
     score, selected = resolve_target(box, x, target), candidates(box) if methods is None else methods
     verdicts, maps, interrupted = dict[str, Verdict](), dict[str, Tensor](), False
     try:

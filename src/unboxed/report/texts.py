@@ -29,7 +29,7 @@ from ..errors import DataError, LayerError, UnboxedError
 from ..language import head_ablation, logit_lens
 from ..plots.figures import figures
 from ..plots.text_map import text_sheet
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 from .blocks import Block, Code, ConfusionMatrix, Figure, FigureGrid, Paragraph, RankedMethod, RankedMethods, Table
 from .finding import NotApplicable
 from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
@@ -103,7 +103,7 @@ def write_text_report(
     with ReportFolder(out) as folder:
         cache_path = folder.out / VERDICTS_FILE
         cache = VerdictCache(cache_path.read_bytes() if cache_path.is_file() else b"")
-        context = TextReportContext(box, texts, check_seed(seed), command, cache)
+        context = TextReportContext(box, texts, valid_seed(seed), command, cache)
         pictures, facts = PageImageStore(folder), dict[str, Any]()
         sections = [_render(context, pictures, facts, *section) for section in SECTIONS]
         failures = {s.slug: s.failure for s in sections if s.failure}

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..inputs.pixels import Pixels
 from ..rng import sample_generator
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 
 Generator = torch.Generator
 CorruptionFn = Callable[[Tensor, float, Generator], Tensor]  # an image (C, H, W), amount, generator -> (C, H, W)
@@ -158,7 +158,7 @@ def corrupted(x: Tensor, kind: str, severity: int = 3, seed: int = 0, rows: Tens
     Pixels(_check_image_shape(x)).check(x)
     row_numbers = range(len(x)) if rows is None else rows.tolist()
     stream = 8 * list(CORRUPTION_FN_AND_AMOUNTS).index(kind) + severity
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     with torch.inference_mode(False), torch.no_grad():
         z = x.detach().clone().clamp(0, 1)
         images = [

@@ -25,7 +25,7 @@ from ..inputs.pixels import Pixels
 from ..model.batching import map_in_batches
 from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .corruption_functions import CORRUPTION_FN_AND_AMOUNTS, CORRUPTION_KINDS_OF_ANY_INPUT, corrupted
 
 CORRUPTIONS = tuple(CORRUPTION_FN_AND_AMOUNTS)
@@ -137,7 +137,7 @@ def corruptions(
         _check_choices("severities", severities, SEVERITIES),
     )
     x, y = labeled_examples(box, data, max_examples)
-    tally = _CorruptionSums(box, x, y, kinds, severities, check_seed(seed))
+    tally = _CorruptionSums(box, x, y, kinds, severities, valid_seed(seed))
     interrupted = tally.run(batch_size)
     return tally.to_result(interrupted)
 

@@ -29,10 +29,10 @@ from ..errors import InputError, NaNError
 from ..model.batching import BatchSize
 from ..model.nan_checks import reindex_nan_error
 from ..objectives import margin
-from ..parameters import Norm
+from ..parameters import Norm, Seed
 from ..settings import check_settings
 from ..spellings import taking_other_spellings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .attack_compatibility import (
     check_attack_norm,
     check_attacks_accept_inputs,
@@ -84,7 +84,7 @@ def evaluate(
     max_examples: int | None = None,
     minimal_attack: AttackFn | None = deepfool,
     check_masking: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: BatchSize = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     quiet: bool = True,
@@ -138,7 +138,7 @@ def evaluate(
         (signs of masked gradients).
     """
     check_settings(evaluate, locals())
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     require_evaluable(box)
     x, y = labeled_examples(box, data, max_examples)
     if attacks is not None and not isinstance(attacks, Mapping):

@@ -27,7 +27,7 @@ from ..objectives import check_classes, to_class_tensor
 from ..parameters import BatchSize, InputBatch, Seed
 from ..rng import sample_generator
 from ..settings import Above, AtLeast, Below, Unit, check_settings
-from ..validation import check_float, check_seed
+from ..validation import check_float, valid_seed
 
 ABSTAIN = -1
 
@@ -217,7 +217,7 @@ class _NoisyClassifier:
             raise OutputError("smoothing needs a model of two classes or more")
         self.box, self.x = to_scaled_box_and_inputs(box, box.validate_inputs(x))
         self.sigma = float(sigma)
-        self.seed, self.batch_size = check_seed(seed), batch_size
+        self.seed, self.batch_size = valid_seed(seed), batch_size
 
     def class_counts_and_interrupted(
         self, first_sample: int, split_sample: int, last_sample: int

@@ -30,7 +30,7 @@ from ..objectives import Objective, color_distance, layer_objective, logprob, to
 from ..parameters import BatchSize, FrameInterval, OptionalSteps, Seed, TargetClasses
 from ..rng import uniform
 from ..settings import check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .generated import GeneratedImages
 
 RecipeName = Literal["robust", "faithful", "noise"]
@@ -107,7 +107,7 @@ def class_image(
     check_settings(class_image, locals())
     require_images(box, "a class image")
     box.require_class_scores("a class image", objective_call=FEATURE_CALL_TEMPLATE)
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         targets = requested_classes(box, target)
         n_steps = CLASS_IMAGE_RECIPE_BY_NAME[recipe].steps if steps is None else steps

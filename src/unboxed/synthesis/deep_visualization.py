@@ -29,7 +29,7 @@ from ..objectives import Objective
 from ..parameters import BatchSize, FrameInterval, Seed, Steps, StepSize
 from ..rng import normal
 from ..settings import ValueRole, check_settings
-from ..validation import check_float, check_int, check_seed
+from ..validation import check_float, check_int, valid_seed
 from .generated import GeneratedImages, image_names_from_objective, single_layer_of_objective
 
 START_NOISE_PIXEL_STD = 10 / 255  # standard deviation of the start around the mean, as in the paper's own code
@@ -161,7 +161,7 @@ def deep_visualization(
     """
     check_settings(deep_visualization, locals())
     inputs = require_images(box, "deep visualization")
-    settings, seed = _resolve_deep_visualization_recipe(recipe), check_seed(seed)
+    settings, seed = _resolve_deep_visualization_recipe(recipe), valid_seed(seed)
     objective, names = _objective_and_image_names(box, target)
     start = torch.zeros(len(names), *inputs.shape, device=box.device, dtype=box.dtype)
     is_mean_known = is_data_mean_and_std_known(inputs)

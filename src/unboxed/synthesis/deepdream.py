@@ -25,7 +25,7 @@ from ..objectives import Objective, energy, logit
 from ..parameters import FrameInterval, InputBatch, MaxJitter, Seed, Steps, StepSize
 from ..rng import step_generator
 from ..settings import Above, AtLeast, Unit, ValueRole, check_settings
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 from .generated import GeneratedImages, image_names_from_examples, single_layer_of_objective
 
 MAX_DEFAULT_OCTAVES = 4
@@ -114,7 +114,7 @@ def deepdream(
     x = sizes.validate_any_size(box, x, "DeepDream")
     objective = box.check_objective(_resolve_dream_objective(box, layer), len(x))
     evaluator = _TiledGradientEvaluator(
-        box, objective, _resolve_tile_size(tile), _resolve_jitter(box, jitter), check_seed(seed), batch_size
+        box, objective, _resolve_tile_size(tile), _resolve_jitter(box, jitter), valid_seed(seed), batch_size
     )
     octave_sizes = _octave_sizes_ascending(evaluator, (x.shape[2], x.shape[3]), octaves, octave_scale)
     with torch.inference_mode(False), torch.enable_grad():  # the caller may be in no_grad or inference_mode

@@ -39,7 +39,7 @@ from ..parameters import (
 )
 from ..rng import normal
 from ..settings import Above, AtLeast, AtMost, check_settings
-from ..validation import check_seed
+from ..validation import valid_seed
 from .generated import GeneratedImages
 
 NO_CONSTRAINT = Constraint()
@@ -155,7 +155,7 @@ def inversion(
     x = box.validate_inputs(x)
     config = _InversionSettings(
         metric, canvas, smooth, beta, final_prior_scale, alpha, jitter, steps, n_starts, frame_every,
-        check_seed(seed), batch_size,
+        valid_seed(seed), batch_size,
     )  # fmt: skip
     return _invert_layer(box, x, resolve_address(box, layer), config)
 

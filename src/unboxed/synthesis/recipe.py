@@ -35,7 +35,7 @@ from ..inputs.examples import input_batches, open_data
 from ..model.batching import BatchSize
 from ..objectives import Acts, Objective, color_distance, layer_objective, total_variation
 from ..rng import normal
-from ..validation import check_seed
+from ..validation import valid_seed
 from .generated import GeneratedImages, single_layer_of_objective
 
 MAX_STATISTICS_IMAGES = 1024  # images of `data` from which colors, spectrum and total variation are estimated
@@ -183,7 +183,7 @@ def generate_images_and_find_dead_units(
 
     The diversity term is weighted by the rise of the score above random images', so that one weight serves every unit.
     """
-    n, seed = len(names), check_seed(run.seed)
+    n, seed = len(names), valid_seed(run.seed)
     with torch.inference_mode(False):  # what is made here takes part in gradients
         box.check_objective(objective, n)
         noise, interrupted = retry_on_interrupt(

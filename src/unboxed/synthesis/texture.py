@@ -31,7 +31,7 @@ from ..objectives import style as style_objective
 from ..parameters import BatchSize, FrameInterval, InputBatch, LayerAddresses, Seed, Steps, TotalVariationWeight
 from ..rng import normal
 from ..settings import AtLeast, ValueRole, check_settings
-from ..validation import address_list, check_seed
+from ..validation import address_list, valid_seed
 from .generated import GeneratedImages, image_names_from_examples
 
 MAX_DEFAULT_TEXTURE_LAYERS = 5  # as the papers take from VGG-19
@@ -105,7 +105,7 @@ def texture(
     objective = _style_objective_of_images(box, x, _resolve_texture_layers(box, layers), len(x), batch_size)
     correction = min(1, x[0, 0].numel() - 1)  # a single pixel has no standard deviation
     std, mean = x.std((2, 3), correction=correction, keepdim=True), x.mean((2, 3), keepdim=True)
-    start = (mean + std * normal(x, check_seed(seed))).clamp(0, 1)
+    start = (mean + std * normal(x, valid_seed(seed))).clamp(0, 1)
     return _optimize_texture(box, objective, start, steps, smooth, frame_every, batch_size, "Texture")
 
 

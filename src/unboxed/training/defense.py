@@ -29,7 +29,7 @@ from ..box import Box
 from ..engine.optimize.constraints import BALL_BY_NORM, Linf, NormBall, ball_constraint, resolve_ball
 from ..errors import InputError, OutputError
 from ..parameters import Norm
-from ..validation import check_float, check_int, check_seed
+from ..validation import check_float, check_int, valid_seed
 
 DEFAULT_DIGITS_EPS = 0.3  # for images of digits, where no eps is given
 TRADES_START_NOISE_STD = 1e-3  # standard deviation of the start of TRADES' attack: at x itself its gradient is zero
@@ -264,7 +264,7 @@ def _run_pgd(
     With probabilities its gradient is that of the KL divergence. Success is not asked for, so there are no further
     forward passes, and no example is dropped.
     """
-    seed = _seed_from_batch(x) if seed is None else check_seed(seed)
+    seed = _seed_from_batch(x) if seed is None else valid_seed(seed)
     constraint = ball_constraint(ball, x, box.inputs.clip)
     adversarial = constraint.apply(start_fn(x, ball, seed))
     with box.isolated(seed=seed), _without_gradient_sync(check_trainable_outputs(box).model):

@@ -25,7 +25,7 @@ from ..errors import DataError, InputError
 from ..inputs.base import Inputs
 from ..model import state as rng
 from ..rng import derive_seed, keyed_generator
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 from .checkpoint import (
     data_digest,
     model_structure_text,
@@ -118,7 +118,7 @@ def fit(
     """
     epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
     _check_settings(lr, ema_decay)
-    box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), check_seed(seed)
+    box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), valid_seed(seed)
     loader = _make_data_loader(train, batch_size, seed)
     trainer = _Trainer(box, loader, epochs * len(loader), lr, weight_decay, seed, augment, defend, ema_decay, watch)
     file = None

@@ -18,7 +18,7 @@ from ..engine.optimize.transforms import random_affine
 from ..errors import DataError
 from ..inputs.pixels import Pixels
 from ..parameters import Norm
-from ..validation import check_seed
+from ..validation import valid_seed
 from .defense import PGD, Defense, resolve_defense
 from .files import check_weights_writable, save_weights, versions
 from .fit import History, TrainStepCallback, accuracy, fit
@@ -147,7 +147,7 @@ def train(
         >>> import unboxed as ub
         >>> made = ub.training.train("digits-cnn", out="digits.safetensors")  # doctest: +SKIP
     """
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     model, inputs = zoo.load(name, weights=None, seed=seed)
     path = check_weights_writable(out or f"{name}.safetensors")
     train_data, test_data = _load_train_test_data(data or zoo.entry(name).dataset_name, root, inputs, quiet)

@@ -12,7 +12,7 @@ from .. import zoo
 from ..box import Box
 from ..checks.planting import PlantedDataset, Trigger, plant_shortcut
 from ..errors import DataError
-from ..validation import check_seed
+from ..validation import valid_seed
 from .fit import fit
 from .recipes import TrainTestData, recipe
 
@@ -59,7 +59,7 @@ def train_shortcut_pair(
         default if value is None else value
         for value, default in zip((fraction, poison_fraction), default_fractions, strict=True)
     )
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     poisoned_data = plant_shortcut(x, y, trigger, fraction=fraction, poison_fraction=poison_fraction, seed=seed)
     clean_data = plant_shortcut(x, y, trigger, fraction=0, poison_fraction=0, seed=seed)
     shortcut_box, control = (

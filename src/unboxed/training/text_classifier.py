@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingPackageError
 from ..model.state import forking_rngs_with_lock
-from ..validation import check_int, check_seed
+from ..validation import check_int, valid_seed
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BATCH_TEXTS, LEARNING_RATE = 64, 2e-3
@@ -49,7 +49,7 @@ def small_bert(n_words: int, classes: Sequence[str], *, max_length: int = 64, se
     sizes |= {"intermediate_size": 128, "max_position_embeddings": max_length, "vocab_size": n_words}
     sizes |= {"num_labels": len(classes), "id2label": dict(enumerate(classes))}
     config = transformers.BertConfig(**sizes)
-    with forking_rngs_with_lock(check_seed(seed), torch.get_default_device()):
+    with forking_rngs_with_lock(valid_seed(seed), torch.get_default_device()):
         model: nn.Module = transformers.BertForSequenceClassification(config)
         return model.eval()
 
@@ -82,7 +82,7 @@ def train_text_classifier(
         >>> ub.Box(model, ub.Tokens(tokenizer)).classes
         ('negative', 'positive')
     """
-    n_epochs, seed = check_int("n_epochs", n_epochs, minimum=1), check_seed(seed)
+    n_epochs, seed = check_int("n_epochs", n_epochs, minimum=1), valid_seed(seed)
     vocabulary = sorted({w for text in texts for w in text.lower().split()}) if words is None else words
     tokenizer = word_tokenizer(vocabulary)
     model = small_bert(len(tokenizer), classes, seed=seed)

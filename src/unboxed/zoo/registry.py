@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..model import state
-from ..validation import check_seed, suggestion_text
+from ..validation import suggestion_text, valid_seed
 from .generators import LATENT_SIZE, DigitGenerator
 from .models import DigitsCNN, LinearReLU, MnistCNN, RobustCNN
 
@@ -115,7 +115,7 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
 def _build_untrained_model(name: str, factory: Callable[[], nn.Module], weights: str | None, seed: int) -> nn.Module:
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
-    with state.forking_rngs_with_lock(check_seed(seed), torch.get_default_device()):
+    with state.forking_rngs_with_lock(valid_seed(seed), torch.get_default_device()):
         model = factory()
     if weights == "trained":
         with _extracting_zoo_file(name, "safetensors") as path:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...objectives import Objective
-from ...validation import check_int, check_seed
+from ...validation import check_int, valid_seed
 from ..gradients.score import ReluBypass
 from .constraints import Constraint
 from .optimizers import OptimizerLike
@@ -78,7 +78,7 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", check_int("steps", self.steps))  # a plain int, of NumPy's too
         object.__setattr__(self, "n_samples", check_int("n_samples", self.n_samples, minimum=1))
-        object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "seed", valid_seed(self.seed))
         if self.frame_every is not None:
             object.__setattr__(self, "frame_every", check_int("frame_every", self.frame_every, minimum=1))
         if self.prior is not None and not self.prior.layers <= {"input"}:

@@ -24,7 +24,7 @@ from ...inputs.pixels import Pixels
 from ...inputs.tokens import Tokens
 from ...model.nan_checks import check_finite_scores
 from ...settings import AlsoNamed, ValueRole
-from ...validation import check_float, check_seed
+from ...validation import check_float, valid_seed
 
 Baseline = Annotated[
     str | float | Tensor | None,
@@ -46,7 +46,7 @@ def baseline(box: Box, x: Tensor, kind: Any = None, *, seed: int = 0) -> Tensor:
 
     `kind` is described at `Baseline`. Raises InputError.
     """
-    seed = check_seed(seed)
+    seed = valid_seed(seed)
     if not isinstance(box.inputs, MultiInput):
         return _single_baseline(box.inputs, x, kind, seed)
     parts = _baseline_kind_per_input(box.inputs, kind)

@@ -14,7 +14,7 @@ from ...errors import InputError, ModelError
 from ...inputs.base import Inputs
 from ...model import state as model_state
 from ...model.outputs import OutputKind
-from ...validation import check_float, check_int, check_seed
+from ...validation import check_float, check_int, valid_seed
 from ..example_gradients.labels import read_training_examples
 from ..example_gradients.losses import ExampleLoss, check_losses_per_example, resolve_loss
 from ..randomized import copy_model, randomize_all_layers
@@ -109,7 +109,7 @@ class ModelTraining(Training):
             "outputs": self._box.outputs,
         }  # fmt: skip
         self.x, self.y = read_training_examples(self._box, train)
-        self.seed = check_seed(seed)
+        self.seed = valid_seed(seed)
         batches = shuffled_batch_indices(len(self.x), batch_size, epochs, self.seed)
         copies = {n: nn.Parameter(p.detach().clone()) for n, p in self._box.model.named_parameters() if p.requires_grad}
         if not copies:
@@ -132,7 +132,7 @@ class ModelTraining(Training):
 
     def reseed(self, seed: int) -> ModelTraining:
         """The same training retrained from scratch: other initial weights, order, dropout and augmentation."""
-        fresh = randomize_all_layers(self._box, check_seed(seed))
+        fresh = randomize_all_layers(self._box, valid_seed(seed))
         return ModelTraining(fresh.model, fresh.inputs, (self.x, self.y), **self._settings, seed=seed)  # type: ignore[arg-type]
 
     @model_state.outside_inference_mode

@@ -20,7 +20,7 @@ from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training
 from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels, Seed
 from ...settings import AtLeast, Unit, ValueRole, check_settings
-from ...validation import check_seed
+from ...validation import valid_seed
 from ..result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence, ScoreTruth
 from .agreement import check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .lds_result import LinearDatamodelingScore
@@ -129,7 +129,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
         arXiv:2503.13751, for the truth "one run".
     """
     check_settings(linear_datamodeling_score, locals())
-    several, seed = not isinstance(results, Influence), check_seed(seed)
+    several, seed = not isinstance(results, Influence), valid_seed(seed)
     listed = [results] if isinstance(results, Influence) else list(results)
     truth = _require_common_truth(listed) if truth is None else truth
     for result in listed:
