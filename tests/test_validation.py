@@ -165,6 +165,7 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "checks.shuffle_labels": lambda s: ub.checks.shuffle_labels(Y, seed=s),
     "checks.verdict": lambda s: ub.checks.verdict(BOX, X, gradient, max_draws=2, seed=s),
     "data.digits": lambda s: ub.data.digits(seed=s),
+    "data.reviews": lambda s: torch.tensor([*"".join(ub.data.reviews(4, seed=s).first(4).x).encode()]),
     "explain": lambda s: ub.explain(BOX, X[:1], methods={"gradient": gradient}, seed=s),
     "load": lambda s: ub.load("zoo:digits-cnn", seed=s),
     "loading.model": lambda s: importlib.import_module("unboxed.loading").model("zoo:digits-cnn", seed=s),
