@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import unboxed as ub
 from unboxed.cli import app
 from unboxed.engine.linear.clusters import cluster_rows
+from unboxed.engine.linear.erasure import FeatureCovariance
 from unboxed.engine.linear.probing import probe_features
 from unboxed.engine.linear.splits import control_task_labels, cross_validation, split_from_flags
 from unboxed.errors import DataError, InputError, LayerError
@@ -106,7 +107,6 @@ def test_positions_are_averaged_in_large_layers(box: ub.Box) -> None:
 def test_erasing_means_erases_them_at_each_position() -> None:
     """The eraser of the means (N, C), applied at each position, has the means erased."""
     from unboxed.concepts._probe_ablation import LayerFeatureView
-    from unboxed.engine.linear.erasure import FeatureCovariance
     from unboxed.engine.read.features import mean_over_other_axes
 
     h = torch.randn(50, 4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -121,6 +121,7 @@ def test_erasing_means_erases_them_at_each_position() -> None:
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one value": ({"attribute": [1] * 20}, DataError, "nothing to read"),
+    "one example of a value": ({"attribute": ["a", *"bc" * 9, "b"]}, DataError, "one example alone has the value 'a'"),
     "too many values": ({"attribute": list(range(20))}, DataError, "cut numbers into classes"),
     "numbers": ({"attribute": [0.5, 1.5] * 10}, InputError, "cut numbers into classes"),
     "missing": ({"attribute": ["a", ""] * 10}, DataError, "example 1 has no value"),
@@ -141,6 +142,13 @@ def test_bad_input_is_refused(bad: str, box: ub.Box) -> None:
     x = ub.data.digits("test").first(20)[0]
     with pytest.raises(error, match=words):
         ub.concepts.probe(box, x, **settings)
+
+
+def test_erasing_nothing_changes_nothing() -> None:
+    h = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    erasers = FeatureCovariance.fit(h), torch.Generator().manual_seed(0)
+    assert torch.equal(erasers[0].random_eraser(0, erasers[1])(h), h)
+    assert torch.equal(erasers[0].eraser(torch.zeros(20, 1).double())(h), h)
 
 
 # -- the core, on plain features ---------------------------------------------------------------------------------------

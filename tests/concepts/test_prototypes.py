@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import prototypes
+from unboxed.concepts.prototypes import rbf_kernel, squared_mmd
 from unboxed.errors import DataError, InputError, LayerError
 
 
@@ -62,6 +63,14 @@ def test_where_there_is_nothing_to_choose_the_verdict_says_so() -> None:
     r = prototypes(box, (x[:40], y[:40]), n_prototypes=40)
     assert r.verdict == "not tested"
     assert all(g.as_good_random_sets_fraction > 0.05 or len(g.prototypes) == g.n_examples for g in r.groups)
+
+
+def test_the_chosen_set_in_another_order_is_as_good() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        h = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        kernel, chosen = rbf_kernel(h, 0.3), torch.randperm(6, generator=generator)[:3]
+        assert squared_mmd(kernel, chosen) == squared_mmd(kernel, chosen.flip(0))
 
 
 def test_bad_input_is_refused() -> None:

@@ -113,6 +113,11 @@ def test_bad_input_is_refused() -> None:
         error_slices(box, (x, y), layers="conv9")
     with pytest.raises(InputError, match="mapping"):
         error_slices(box, (x, y), concepts={})
+    nowhere, longer = torch.full((5,), torch.nan), torch.ones(7)
+    with pytest.raises(InputError, match="must be finite"):
+        error_slices(box, (x, y), concepts={"a": torch.ones(5), "b": nowhere}, layers="input")
+    with pytest.raises(InputError, match="has 7 values"):  # though no group has more errors
+        error_slices(box, (x, y), concepts={"a": longer}, layers="input")
     numbers = ub.Box(nn.Linear(5, 1), ub.Features(tuple("abcde")), outputs="regression")
     with pytest.raises(OutputError, match="error_slices"):
         error_slices(numbers, (x, y))

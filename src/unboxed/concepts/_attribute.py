@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from ..engine.read.class_labels import labels_are_classes
 from ..engine.read.examples import indexed_inputs, labeled_examples
 from ..errors import DataError, InputError
 from ..inputs.labels import sort_names_naturally
+
+MIN_EXAMPLES_PER_VALUE = 2  # one to fit, one to test
 
 
 class ExamplesWithAttribute(NamedTuple):
@@ -60,6 +63,11 @@ def _attribute_values_to_classes(values: Sequence[Any]) -> tuple[Tensor, tuple[s
     if 2 * len(names) > len(texts):
         raise DataError(
             f"the attribute has {len(names)} values in {len(texts)} examples: too few of each; cut numbers into classes"
+        )
+    if single := [name for name, count in Counter(texts).items() if count < MIN_EXAMPLES_PER_VALUE]:
+        raise DataError(
+            f"one example alone has the value {single[0]!r} of the attribute, so that it can't be read of others; "
+            "leave it out of the data, or put it with another value"
         )
     number = {name: k for k, name in enumerate(names)}
     return torch.tensor([number[text] for text in texts]), tuple(names)

@@ -29,16 +29,17 @@ Selector = Callable[[Any], Any]
 
 
 def read_concept_examples(
-    box: Box, concepts: Any, x: Tensor, max_examples: int | None = None
+    box: Box, concepts: Any, x: Tensor, dataset_rows: Tensor, max_examples: int | None = None
 ) -> dict[str, Tensor]:  # fmt: skip
     """Inputs (n, ...) of each concept by its name: those given, or those of x (N, ...) that are selected.
 
-    What selects is a function of the inputs, or (N,) bool. Raises InputError and DataError.
+    What selects is a function of the inputs, or a bool for each example of the data, of which x are these rows (N,).
+    Raises InputError and DataError.
     """
     selectors = {name: c for name, c in getattr(concepts, "items", dict)() if _is_selector(c)}
     given = {name: c for name, c in concepts.items() if name not in selectors} if selectors else concepts
     read = read_concepts(box, given, max_examples) if given or not selectors else {}
-    selected = {str(name): _selected(box, str(name), c, x, max_examples) for name, c in selectors.items()}
+    selected = {str(name): _selected(box, str(name), c, x, dataset_rows, max_examples) for name, c in selectors.items()}
     return {str(name): (selected | read)[str(name)] for name in concepts}
 
 
@@ -47,11 +48,15 @@ def _is_selector(concept: Any) -> bool:
     return is_mask or (callable(concept) and not hasattr(concept, "__getitem__"))
 
 
-def _selected(box: Box, name: str, concept: Any, x: Tensor, max_examples: int | None) -> Tensor:
+def _selected(
+    box: Box, name: str, concept: Any, x: Tensor, dataset_rows: Tensor, max_examples: int | None
+) -> Tensor:  # fmt: skip
     mask = concept(box.restore_structure(x.clone())) if callable(concept) else concept
     mask = torch.as_tensor(mask).detach().cpu()
-    is_cut = max_examples is not None and mask.ndim == 1 and len(mask) > len(x)
-    mask = mask[: len(x)] if is_cut else mask
+    n_rows = int(dataset_rows.max()) + 1  # of the data; more than those of x where files could not be read
+    is_longer = not callable(concept) and mask.ndim == 1 and len(mask) >= max(n_rows, len(x) + 1)
+    if is_longer and (max_examples is not None or n_rows > len(x)):
+        mask = mask[dataset_rows]
     if mask.shape != (len(x),) or mask.dtype != torch.bool:
         raise InputError(
             f"concept {name!r} must say of each of the {len(x)} examples whether it has it, (N,) bool; got "

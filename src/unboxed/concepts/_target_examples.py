@@ -10,7 +10,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.class_labels import labels_are_classes
 from ..engine.read.edits import resolve_target
-from ..engine.read.examples import examples_with_optional_labels, first_inputs
+from ..engine.read.examples import indexed_examples, indexed_inputs
 from ..errors import DataError
 from ..inputs.labels import ClassLabels
 from ..model.batching import BatchSize
@@ -24,6 +24,7 @@ class TargetExamples(NamedTuple):
     objective: Objective
     name: str  # of the score
     all_inputs: Tensor  # (A, ...) all examples of the data
+    dataset_rows: Tensor  # (A,) their indices in the data: files that cannot be read are left out
 
 
 def target_examples(
@@ -34,11 +35,10 @@ def target_examples(
     Raises DataError where the class has none, InputError for a class that the model does not have.
     """
     has_classes = labels_are_classes(box) and len(box.classes) > 1
-    x, labels = (
-        examples_with_optional_labels(box, data, max_examples)
-        if has_classes
-        else (first_inputs(box, data, max_examples), None)
-    )
+    if has_classes:
+        x, labels, dataset_rows = indexed_examples(box, data, max_examples)
+    else:
+        (x, dataset_rows), labels = indexed_inputs(box, data, max_examples), None
     selected = x
     if has_classes and target is not None and not isinstance(target, Objective):
         numbers = box.class_numbers(target)
@@ -50,7 +50,7 @@ def target_examples(
                 how = "predicted as" if labels is None else "labeled"
                 raise DataError(f"no example of {len(x)} is {how} {box.classes[k]!r}, whose score is to be explained")
     objective = resolve_target(box, target, selected, batch_size)
-    return TargetExamples(selected, objective, _name(box, target, objective), x)
+    return TargetExamples(selected, objective, _name(box, target, objective), x, dataset_rows)
 
 
 def _name(box: Box, target: ClassLabels | Objective | None, objective: Objective) -> str:

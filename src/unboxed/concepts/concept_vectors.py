@@ -16,7 +16,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.multiple_tests import holm_adjusted
-from ..engine.read.examples import first_inputs
+from ..engine.read.examples import indexed_inputs
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..objectives import Objective, direction
@@ -180,8 +180,8 @@ def concept_vectors(
     """
     check_settings(concept_vectors, locals())
     seed = valid_seed(seed)
-    x = first_inputs(box, data, max_examples)
-    examples = read_concept_examples(box, concepts, x, max_examples)
+    x, dataset_rows = indexed_inputs(box, data, max_examples)
+    examples = read_concept_examples(box, concepts, x, dataset_rows, max_examples)
     addresses = concept_layers(box, layers)
     sets = draw_sets(examples, x, n_random, set_size, seed, relative=relative)
     views = layers_as_features(box, sets.x, addresses, batch_size)

@@ -232,7 +232,8 @@ def discover(
         n_concepts: Number of concepts.
         crop_size: Size of the crops of an image; 1: no crops. They overlap by half, and are enlarged to the model's
             size. None: half of each side where the inputs are images and the layer has positions, else no crops.
-        n_masks: Masks of each of two samples for the Sobol indices. Best a power of 2.
+        n_masks: Masks of each of two samples for the Sobol indices. Best a power of 2. Fewer than 32 leave errors of
+            their own, which the intervals over examples do not hold.
         n_evaluated: Largest number of held-out examples. They are evenly spread over the held-out half.
         n_random: Sets of as many random directions. They are the control of the concepts; 0 leaves it out.
         with_twin: Compare with the model with random weights. False leaves the verdict open.

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..cards import card
-from ..engine.read.examples import examples_with_optional_labels
+from ..engine.read.examples import indexed_examples
 from ..engine.read.features import default_feature_layer, read_features, resolve_address
 from ..engine.results import ResultMixin
 from ..errors import DataError
@@ -172,7 +172,7 @@ def prototypes(
     check_settings(prototypes, locals())
     box.require_class_scores("prototypes")
     seed = valid_seed(seed)
-    x, labels = examples_with_optional_labels(box, data, max_examples)
+    x, labels, dataset_rows = indexed_examples(box, data, max_examples)
     address = default_feature_layer(box) if layer is None else resolve_address(box, layer)
     rows_by_class = example_indices_by_class(box, x, labels, classes, 2, batch_size)
     if not rows_by_class:
@@ -184,6 +184,9 @@ def prototypes(
     )
     if isinstance(box.inputs, Pixels):
         groups = tuple(replace(g, examples=x[torch.cat([g.prototypes, g.criticisms])].cpu()) for g in groups)
+    groups = tuple(
+        replace(g, prototypes=dataset_rows[g.prototypes], criticisms=dataset_rows[g.criticisms]) for g in groups
+    )
     return Prototypes(groups, address, box.classes)
 
 
@@ -260,6 +263,7 @@ def greedy_criticisms(kernel: Tensor, prototypes: Tensor, n: int) -> Tensor:
 
 def squared_mmd(kernel: Tensor, chosen: Tensor) -> float:
     """Squared maximum mean discrepancy between all examples and the chosen ones, equation 2."""
+    chosen = chosen.sort().values  # the same set gives the same number to the last bit, however it was found
     pairs = kernel[chosen][:, chosen].mean()
     return float((kernel.mean() - 2 * kernel[chosen].mean() + pairs).clamp_min(0))
 

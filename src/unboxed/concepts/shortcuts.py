@@ -20,7 +20,7 @@ from ..box import Box
 from ..cards import card, cards, find_card
 from ..engine.multiple_tests import holm_adjusted
 from ..engine.proportion import Proportion
-from ..engine.read.examples import first_inputs
+from ..engine.read.examples import indexed_inputs
 from ..engine.rectangle import Rectangle
 from ..engine.results import ResultMixin, attribution_map
 from ..engine.rows import broadcast_rows, evenly_spaced_indices
@@ -255,7 +255,7 @@ def shortcuts(
             f"shortcuts needs a model that takes images alone (Pixels); this one takes {type(box.inputs).__name__}"
         )
     seed, explain = valid_seed(seed), _attribution_method_fn(method, batch_size)
-    x = first_inputs(box, data, max_examples)
+    x, dataset_rows = indexed_inputs(box, data, max_examples)
     answered = _ExamplesWithPredictions(box, x, box.predict(x, batch_size=batch_size).cpu(), batch_size)
     rows_by_class = example_indices_by_class(box, x, answered.predicted, classes, MIN_EXPLAINED_EXAMPLES, batch_size)
     found = list[ExplanationCluster]()
@@ -264,6 +264,7 @@ def shortcuts(
         maps = _positive_maps(box, explain, x[rows], k)
         labels = spectral_clusters(_maps_to_clustering_points(maps), max_clusters, seed)
         found += _make_and_test_clusters(answered, k, rows, maps, labels, n_pastes, seed)
+    found = [replace(cluster, members=dataset_rows[cluster.members]) for cluster in found]
     border_area, corner_area = (float(mask(*x.shape[-2:]).double().mean()) for mask in (border_mask, corner_mask))
     name = method if isinstance(method, str) else getattr(method, "__name__", "map")
     return Shortcuts(_with_corrected_p_values(found, alpha), name, border_area, corner_area, box.classes)

@@ -209,6 +209,9 @@ def error_slices(
     answers = torch.stack([y, box.predict(x, batch_size=batch_size)], 1).cpu()  # (N, 2)
     is_error = answers[:, 0] != answers[:, 1]
     features = _read_sketched_features(box, x, addresses, batch_size)
+    for name, direction in given.items():
+        if direction.ndim == 1:
+            _check_direction(name, direction, features)
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "error slices", valid_seed(seed)))
     n_search = min(len(x) // 2, MAX_CLUSTERED_EXAMPLES)
     search, held_out = order[:n_search].sort().values, order[n_search:].sort().values
@@ -294,27 +297,38 @@ def _nearest_concept(
         return "", 0.0
     direction = h[in_group].double().mean(0) - h[~in_group].double().mean(0)
     cosines = {
-        name: float(torch.cosine_similarity(direction, _concept_direction(box, name, c, address, h, batch_size), dim=0))
+        name: float(torch.cosine_similarity(direction, _concept_direction(box, c, address, h, batch_size), dim=0))
         for name, c in concepts.items()
     }
     best = max(cosines, key=lambda name: cosines[name])
     return best, cosines[best]
 
 
-def _concept_direction(box: Box, name: str, concept: Tensor, address: str, h: Tensor, batch_size: BatchSize) -> Tensor:
-    """(D,) from the mean of all examples to the concept's. Raises InputError for a vector of another length."""
+def _concept_direction(box: Box, concept: Tensor, address: str, h: Tensor, batch_size: BatchSize) -> Tensor:
+    """(D,) from the mean of all examples to the concept's, or the direction that was given."""
     if concept.ndim > 1:
         return _read_sketched_features(box, concept, [address], batch_size)[address].double().mean(0) - h.double().mean(
             0
         )
-    vector = concept.detach().cpu()[None].double()
-    vector = count_sketch(vector) if vector.shape[1] > SKETCH_SIZE else vector
-    if vector.shape[1] != h.shape[1]:
-        raise InputError(
-            f"the direction of concept {name!r} has {len(concept)} values, and {address!r} has {h.shape[1]} features; "
-            "name the direction's layer as `layers`"
-        )
-    return vector[0]
+    return _sketched_direction(concept)
+
+
+def _sketched_direction(direction: Tensor) -> Tensor:
+    """(D,) as the features of a layer are sketched."""
+    vector = direction.detach().cpu()[None].double()
+    return (count_sketch(vector) if vector.shape[1] > SKETCH_SIZE else vector)[0]
+
+
+def _check_direction(name: str, direction: Tensor, features: Mapping[str, Tensor]) -> None:
+    """Raise InputError for a direction of another length than a layer's features, or that points nowhere."""
+    if not bool(direction.isfinite().all()) or not bool(direction.any()):
+        raise InputError(f"the direction of concept {name!r} must be finite, and not all zeros")
+    for address, h in features.items():
+        if len(_sketched_direction(direction)) != h.shape[1]:
+            raise InputError(
+                f"the direction of concept {name!r} has {len(direction)} values, and {address!r} has {h.shape[1]} "
+                "features; name the direction's layer as `layers`"
+            )
 
 
 def _random_card_labels(box: Box) -> Tensor:

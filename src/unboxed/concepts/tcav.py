@@ -268,7 +268,7 @@ def tcav(
     check_settings(tcav, locals())
     seed = valid_seed(seed)
     asked = target_examples(box, data, target, max_examples, batch_size)
-    examples = read_concept_examples(box, concepts, asked.all_inputs, max_examples)
+    examples = read_concept_examples(box, concepts, asked.all_inputs, asked.dataset_rows, max_examples)
     addresses = concept_layers(box, layers)
     pool = random_pool(box, random_data, asked.all_inputs)
     sets = draw_sets(examples, pool, n_random, set_size, seed, relative=relative)

@@ -99,6 +99,8 @@ class FeatureCovariance:
 
     def _eraser_of_cross_covariance(self, c: Tensor, rank: int | None = None) -> Eraser:
         """Erases the span of cross-covariances c (D, q)."""
+        if not c.shape[1]:
+            return Eraser(self.mean, c.T, c)
         solved = self.solve(c)
         strengths, vectors = torch.linalg.eigh(c.T @ solved)  # ascending
         kept = int((strengths > MIN_RELATIVE_EIGENVALUE * strengths.max().clamp_min(torch.finfo(c.dtype).tiny)).sum())
