@@ -6,6 +6,8 @@ arXiv:2404.03214, equations 4 to 8.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,10 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, target_or_predicted_classes
 from ..engine.read.attention_maps import (
+    attending_blocks,
     attribution_to_tokens,
     recording_attention,
     require_maps,
-    token_blocks,
 )
 from ..engine.read.edits import resolve_target
 from ..engine.read.sizes import require_images_or_texts
@@ -70,8 +72,9 @@ def legrad(
         attention. Besides: `layer_maps` (N, L, T), each layer's; `layer_scores` (N, L); `layers`, their addresses.
 
     Raises:
-        LayerError: for a model without attention of all tokens to all, one whose attention is not in blocks of a list,
-            one whose tokens have no grid that can be determined, or one that attends by an op that shows no weights.
+        LayerError: for a model without attention of all tokens to all, one whose attention is not in blocks that all of
+            the answer goes through, one whose tokens have no grid that can be determined, or one that attends by an op
+            that shows no weights.
         InputError: for a model of other inputs, or `extra_tokens` that leave no grid.
         OutputError: where the score does not depend on the last block.
         NaNError: where the score is NaN or infinite.
@@ -95,7 +98,8 @@ def legrad(
     x = box.validate_inputs(x)
     objective = resolve_target(box, target, x, batch_size)
     plan = box.batch_size_and_max_rows(len(x), batch_size, objective.batch_dependent)
-    parts = map_in_batches(lambda rows: _maps_of_batch(box, objective.rows(rows), x[rows]), len(x), *plan)
+    blocks = attending_blocks(box, x)
+    parts = map_in_batches(lambda rows: _maps_of_batch(box, objective.rows(rows), x[rows], blocks), len(x), *plan)
     layer_maps, layer_scores = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     check_finite_scores(layer_scores[:, -1])
     maps = layer_maps.mean(1)  # (N, T)
@@ -103,13 +107,12 @@ def legrad(
     explained = target_or_predicted_classes(objective, target)
     return attribution_to_tokens(
         box, x, maps, method="LeGrad", target=explained, score=layer_scores[:, -1], extra_tokens=extra_tokens,
-        upsample=upsample, layer_maps=layer_maps, layer_scores=layer_scores, layers=parts[0][2],
+        upsample=upsample, layer_maps=layer_maps, layer_scores=layer_scores, layers=tuple(blocks),
     )  # fmt: skip
 
 
-def _maps_of_batch(box: Box, objective: Objective, x: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Each layer's map (n, L, T), the scores of each layer's tokens (n, L), and the layers."""
-    blocks = _attending_blocks(box, x[:1] if not box.batch_dependent else x)
+def _maps_of_batch(box: Box, objective: Objective, x: Tensor, blocks: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Each layer's map (n, L, T), and the scores of each layer's tokens (n, L)."""
     leaf = x.detach().clone().requires_grad_()
     with box.isolated():
         with recording_attention(box, x, differentiable=True) as maps:
@@ -122,7 +125,7 @@ def _maps_of_batch(box: Box, objective: Objective, x: Tensor) -> tuple[Tensor, T
             scores.append(score.detach())
     sums = torch.stack(layer_maps, 1)[: len(x)].to(box.dtype)  # (n, L, T)
     n_attending = box.inputs.mask(x).sum(1) if isinstance(box.inputs, Tokens) else torch.tensor(sums.shape[2])
-    return sums / n_attending.to(sums).view(-1, 1, 1), torch.stack(scores, 1).to(box.dtype), tuple(blocks)
+    return sums / n_attending.to(sums).view(-1, 1, 1), torch.stack(scores, 1).to(box.dtype)
 
 
 def _map_of_layer(score: Tensor, weights: Tensor, what: str) -> Tensor:
@@ -138,9 +141,3 @@ def _map_of_layer(score: Tensor, weights: Tensor, what: str) -> Tensor:
 def _acts_of_tokens(box: Box, objective: Objective, x: Tensor, last_block: str, tokens: Tensor) -> Acts:
     """What the objective reads where these tokens (n, T, D) come out of the last block."""
     return box.forward(x.detach(), objective.layers, {last_block: lambda h: tokens})
-
-
-def _attending_blocks(box: Box, x: Tensor) -> list[str]:
-    with box.isolated(grad=False), recording_attention(box, x) as maps:
-        box.forward(x, {"output"})
-    return token_blocks(box, require_maps(maps))

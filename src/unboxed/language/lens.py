@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.attention_maps import recording_attention, require_maps, token_blocks
+from ..engine.read.attention_maps import attending_blocks
 from ..engine.read.sizes import require_images_or_texts
 from ..engine.results import ResultMixin
 from ..errors import InputError
@@ -76,7 +76,8 @@ def logit_lens(box: Box, x: InputBatch, *, batch_size: BatchSize = "auto") -> Le
         block; `kl` (N, L), how far the answer still is from the model's. `lens.top(k)` names the likeliest.
 
     Raises:
-        LayerError: for a model whose attention layers are not each in a block of its own.
+        LayerError: for a model whose attention layers are not each in a block of its own, or whose blocks are not all
+            that the answer goes through.
         InputError: for a model of other inputs.
 
     Example:
@@ -142,7 +143,8 @@ def tuned_lens(
         A `Lens` of x; `kl_untuned` (N, L) is what the plain lens has.
 
     Raises:
-        LayerError: for a model whose attention layers are not each in a block of its own.
+        LayerError: for a model whose attention layers are not each in a block of its own, or whose blocks are not all
+            that the answer goes through.
         InputError: for a model of other inputs, or one of regression.
 
     Example:
@@ -174,9 +176,7 @@ def tuned_lens(
 
 def _lens_layers(box: Box, x: Tensor) -> list[str]:
     """What goes into the first block, and each block. Raises LayerError."""
-    with box.isolated(grad=False), recording_attention(box, x if box.batch_dependent else x[:1]) as maps:
-        box.forward(x if box.batch_dependent else x[:1], {"output"})
-    blocks = token_blocks(box, require_maps(maps))
+    blocks = attending_blocks(box, x)
     return [f"{blocks[0]}:input", *blocks]
 
 

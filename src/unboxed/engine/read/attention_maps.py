@@ -13,11 +13,14 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, LayerError
-from ...inputs.tokens import Tokens
+from ...inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
 from ...model.attention import capturing_attention
 from ..attribution_result import Attribution, make_attribution, resolve_result_target
-from .chain import chain_addresses
+from .chain import LIST_TYPES
 from .position_grids import PositionGrid, image_size, layers_with_grids, token_grid, upsample_bilinear
+
+MAX_CHANGE_IN_EPS = 64
+"""Of the largest value of an answer: less is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,23 +53,61 @@ def require_maps(maps: list[AttentionMap]) -> list[AttentionMap]:
     return maps
 
 
-def token_blocks(box: Box, maps: Sequence[AttentionMap]) -> list[str]:
-    """The addresses of the blocks that these maps, one of each, are inside: layers of a list, of one shape.
+def attending_blocks(box: Box, x: Tensor) -> list[str]:
+    """The addresses of the blocks that attend, one for each attention map, in the order in which they run.
 
-    Raises LayerError where they are in no list, or not one in each.
+    All that the model answers goes through the last one's output: held as it is, no other input changes the answer.
+    Raises LayerError where that is not so, or where a map is in no block of its own.
     """
-    shape_by_path = {row.path: row.shape for row in box.layers if row.n_calls == 1 and len(row.shape) == 2}
-    inside = [
-        [a for a in chain_addresses(box) if f"{m.path}.".startswith(f"{a}.") and a in shape_by_path] for m in maps
-    ]
-    last_shape = shape_by_path[inside[-1][-1]] if inside[-1] else ()
-    blocks = [next((a for a in reversed(found) if shape_by_path[a] == last_shape), "") for found in inside]
-    if not all(blocks) or len({*blocks}) < len(blocks):
+    x = x if box.batch_dependent else x[:1]
+    asked = "logits" if box.predicts_tokens else "output"
+    with box.isolated(grad=False):
+        with recording_attention(box, x) as maps:
+            box.forward(x, {"output"})
+        blocks = token_blocks(box, require_maps(maps))
+        acts = box.forward(x, {blocks[-1], asked})
+        held = box.forward(_other_inputs(box, x), {asked}, {blocks[-1]: lambda h: acts[blocks[-1]]})[asked]
+    scale = acts[asked].abs().amax() * MAX_CHANGE_IN_EPS * torch.finfo(held.dtype).eps
+    if bool(((held - acts[asked]).abs() > scale).any()):
         raise LayerError(
-            "the layers that attend are not each in a block of their own with the same tokens in and out, as those of "
-            "a ModuleList"
+            f"what {blocks[-1]!r} gives is not all that the rest of the model reads: where it is held, the answer "
+            "still changes with the input, as where the residual connection is outside of the module. A model is "
+            "wanted whose blocks are modules that take the tokens and give them on, residual connections included"
         )
     return blocks
+
+
+def _other_inputs(box: Box, x: Tensor) -> Tensor:
+    """Inputs unlike x (n, ...) in every value; of texts with other embeddings of the same tokens."""
+    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+    if not isinstance(box.inputs, Tokens):
+        return drawn
+    h = x[..., :-N_TOKEN_META_COLUMNS]
+    return torch.cat([h + h.std() * (drawn[..., :-N_TOKEN_META_COLUMNS] + 0.5), x[..., -N_TOKEN_META_COLUMNS:]], -1)
+
+
+def token_blocks(box: Box, maps: Sequence[AttentionMap]) -> list[str]:
+    """The addresses of the blocks that these maps, one of each, are inside: the outermost that hold one, of one shape.
+
+    Raises LayerError where there are none.
+    """
+    shape_by_path = {
+        row.path: row.shape
+        for row in sorted(box.layers, key=lambda row: row.path.count("."))
+        if row.path and row.n_calls == 1 and len(row.shape) == 2 and row.has_input and row.has_batch_axis
+    }
+    holding = {a: [m for m in maps if f"{m.path}.".startswith(f"{a}.")] for a in shape_by_path}
+    inside = [[a for a, held in holding.items() if held == [m]] for m in maps]
+    if len(maps) == 1:  # everything around it holds one map, too
+        inside = [[a for a in inside[0] if isinstance(box.modules[a.rpartition(".")[0]], LIST_TYPES)] or inside[0]]
+    for shape in [shape_by_path[a] for a in inside[-1]]:
+        blocks = [next((a for a in found if shape_by_path[a] == shape), "") for found in inside]
+        if all(blocks):
+            return blocks
+    raise LayerError(
+        "the layers that attend are not each in a block of their own with the same tokens in and out, as those of "
+        "a ModuleList"
+    )
 
 
 # -- which tokens are read ---------------------------------------------------------------------------------------------
