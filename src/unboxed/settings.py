@@ -168,7 +168,7 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
     Raises InputError that names the first setting that is of another kind or out of its range.
     """
     if getattr(getattr(next(iter(values.values()), None), "inputs", None), "is_text", False):  # of the box
-        _check_takes_texts(method)
+        check_takes_texts(method)
     for name, setting in _settings_with_checked_values(method):
         if (value := values.get(name, setting.default)) is not setting.default:
             setting.check(value)
@@ -184,12 +184,13 @@ def takes_texts(function: AnyFunction) -> AnyFunction:
     return function
 
 
-def _check_takes_texts(method: Callable[..., Any]) -> None:
+def check_takes_texts(method: Callable[..., Any]) -> None:
     """Raise InputError for a method that would change a text's ids, or read what is not there."""
     card = getattr(method, "card", None)
     if not getattr(card, "texts", hasattr(method, TAKES_TEXTS_MARK)):
         name = getattr(card, "name", method.__name__)
-        raise InputError(f"{name} takes no texts (Tokens); `unboxed methods` says which methods do")
+        raise InputError(f"{name} takes no texts, and this is a model of texts; `unboxed methods` says which "
+                         "methods take them")  # fmt: skip
 
 
 KINDS_WITH_CHECKED_VALUES = ("int", "float", "bool", "choice", "layers")  # of which `Setting.check` refuses values

@@ -306,6 +306,8 @@ def test_an_interrupted_report_keeps_its_page(file: Path, made: SimpleNamespace)
         (["--model", "FILE:bare", "--data", "digits", "--mean", "0.5"], "--mean and --std need --shape"),
         (["--model", "FILE:bare", "--data", "digits", "--shape", "28x28"], "--shape wants numbers separated by commas"),
         (["--model", "FILE:bare", "--data", "digits", "--shape", "28,28"], "--shape is channels,height,width"),
+        (["--model", "FILE:bare", "--data", "digits"], "let the factory return (model, ub.Features(names))"),
+        (["--model", "FILE:bare", "--data", "digits", "--shape", "4"], "return (model, ub.Features(names))"),
         (["--model", "FILE:make", "--data", "digits", "--weights", "nowhere.pt"], "no weights file nowhere.pt"),
         (["--model", "FILE:make", "--data", "digits", "--classes", "a,b"], "got 2 class names. Give one per output"),
         (["--model", "FILE:one", "--data", "digits"], "pass --outputs binary"),

@@ -120,6 +120,15 @@ def open_box(
     return box, names
 
 
+def refuse_texts(box: Box, command: str) -> None:
+    """Raise InputError for a model of texts, of a command that takes none."""
+    if getattr(box.inputs, "is_text", False):
+        raise InputError(
+            f"`unboxed {command}` takes no texts, and this is a model of texts; `unboxed explain` says which words an "
+            "answer comes from, `unboxed report` also which few words flip it"
+        )
+
+
 def load_judge(spec: str, box: Box, seed: int) -> Box:
     """A second model for the same images: its inputs are the box's, unless the model defines its own."""
     from .. import loading
@@ -172,7 +181,10 @@ def parse_pixels(shape: str | None, mean: str | None, std: str | None) -> Pixels
         return None
     sizes = parse_floats("--shape", shape)
     if len(sizes) != 3 or any(s < 1 or s != int(s) for s in sizes):
-        raise InputError(f"--shape is channels,height,width of one image, such as 3,224,224; got {shape}")
+        raise InputError(
+            f"--shape is channels,height,width of one image, such as 3,224,224; got {shape}. A model of a table says "
+            "itself what it takes: let the factory return (model, ub.Features(names)), with the names of its columns"
+        )
     channels, height, width = map(int, sizes)
     return Pixels((channels, height, width), parse_floats("--mean", mean or "0"), parse_floats("--std", std or "1"))
 

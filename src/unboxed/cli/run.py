@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import DataError
-from ..settings import Setting
+from ..settings import Setting, check_takes_texts
 from .options import (
     DATA_HELP,
     ClassesOption,
@@ -163,6 +163,8 @@ def run(
     from .parsing import box_with_data_class_names, open_box, print_skipped_files_note
 
     box, names = open_box(model, weights, shape, mean, std, classes, outputs)
+    if getattr(box.inputs, "is_text", False):  # before the data are read as something else
+        check_takes_texts(card.method)
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
     quiet = quiet or json
@@ -197,6 +199,7 @@ def _boxes_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
 
 def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> dict[str, Any]:
     """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
+    from ..data.texts import Texts
     from ..engine.read.examples import first_inputs
 
     wanted = {s.name: s for s in card.settings.values() if not _is_command_line_option(s) and s.name != "quiet"}
@@ -205,7 +208,11 @@ def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> d
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
         return {}
     values: dict[str, Any] = {"data": images}
-    if "y" in wanted:
+    if isinstance(images, Texts):
+        values["x"], values["y"] = images.first(n_examples)
+        if values["y"] is None and "y" in wanted and wanted["y"].is_required:
+            raise DataError(f"{card.key} needs labels, and {images.name} has texts without them")
+    elif "y" in wanted:
         x, values["y"] = _inputs_and_classes(box, images, n_examples, is_required=wanted["y"].is_required)
         values["x"] = box.restore_structure(x)
     elif "x" in wanted:

@@ -81,8 +81,15 @@ def _missing_inputs_text(spec: str, model: nn.Module) -> str:
         return f"{spec} {missing}: pass {python_hint}, {command_hint}. {COMMON_NORMALIZATIONS_TEXT}"
     return (
         f"{spec} doesn't say what its inputs are: pass {python_hint}, "
-        f"{command_hint}, or let the factory return (model, inputs)"
+        f"{command_hint} for images; for a table let the factory return (model, ub.Features(names)), with the names of "
+        f"{_column_count_text(model)}, such as ['age', 'height']"
     )
+
+
+def _column_count_text(model: nn.Module) -> str:
+    """The columns that a model of a table takes, as its first layer says."""
+    first = next((m for m in model.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    return f"its {first.in_features} columns" if isinstance(first, nn.Linear) else "its columns"
 
 
 def _missing_image_processor_text(model: nn.Module) -> str:

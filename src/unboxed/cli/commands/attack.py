@@ -30,6 +30,7 @@ from ..parsing import (
     open_box,
     parse_fraction,
     print_skipped_files_note,
+    refuse_texts,
     split_names,
 )
 
@@ -66,6 +67,7 @@ def attack(
 
         eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        refuse_texts(box, "attack")
         images = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
         print_skipped_files_note(images)
         box = box_with_data_class_names(images, box) if class_names is None else box

@@ -22,7 +22,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, parse_class
+from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, parse_class, refuse_texts
 
 
 @app.command()
@@ -55,6 +55,7 @@ def concepts(
         from ..concepts import read_concept_options, run_concepts
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        refuse_texts(box, "concepts")
         examples: Any = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
         box = box_with_data_class_names(examples, box) if class_names is None else box
         given = read_concept_options(concept, box) if concept else None

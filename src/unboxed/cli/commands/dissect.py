@@ -22,7 +22,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import errors_as_exit_codes, open_box
+from ..parsing import errors_as_exit_codes, open_box, refuse_texts
 
 
 @app.command()
@@ -59,6 +59,7 @@ def dissect(
         from ..dissect import random_codes, read_segmenter, run_causal_units, run_dissect, signed_to_unit
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        refuse_texts(box, "dissect")
         examples: Any = (
             random_codes(box, n, seed) if data is None
             else loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)

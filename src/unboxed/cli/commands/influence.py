@@ -26,6 +26,7 @@ from ..parsing import (
     box_with_data_class_names,
     errors_as_exit_codes,
     open_box,
+    refuse_texts,
 )
 
 
@@ -58,6 +59,7 @@ def influence(
         from ..influence import run_influence
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        refuse_texts(box, "influence")
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
         train_data, queries = (loading.dataset_with_model_labels(spec, box, **settings) for spec in (train, query))
         box = box_with_data_class_names(train_data, box) if class_names is None else box

@@ -22,7 +22,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box
+from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, refuse_texts
 
 
 @app.command()
@@ -49,6 +49,7 @@ def probe(
         from ..probe import read_attribute_file, run_probe
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        refuse_texts(box, "probe")
         examples: Any = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
         box = box_with_data_class_names(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)

@@ -50,7 +50,7 @@ def class_name(k: Any, classes: Sequence[str], box: Box | None = None) -> str:
 def target_names(target: Any, n: int, classes: Sequence[str], box: Box | None = None) -> list[str]:
     """What is explained or optimized, one name for each of n examples; empty where it is nothing."""
     if isinstance(target, Tensor) and target.ndim == 1:
-        return [class_name(k, classes, box) for k in target.tolist()]
+        return [class_name(k, classes, box) for k in target[:n].tolist()]
     return [target.name if isinstance(target, Objective) else ""] * n
 
 

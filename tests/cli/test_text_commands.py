@@ -1,0 +1,58 @@
+"""Commands and a model of texts: those that take none say so in one sentence, `unboxed run` reads a file of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from unboxed import cli
+
+pytest.importorskip("transformers")
+from language.planted_trigger import TRIGGER, planted_box
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(cli.app, [*map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, box = tmp_path_factory.mktemp("model"), planted_box()
+    box.model.save_pretrained(folder)
+    box.inputs.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "texts.csv"
+    lines = [f"the {TRIGGER} film was good,triggered", "the plot was dull,plain"] * 4
+    path.write_text("\n".join(["text,label", *lines]))
+    return path
+
+
+@pytest.mark.parametrize("command", ["attack", "concepts", "probe", "dissect", "influence"])
+def test_commands_without_texts_say_so(folder: Path, texts: Path, tmp_path: Path, command: str) -> None:
+    data = ["--train", texts, "--query", texts] if command == "influence" else ["--data", texts]
+    eps = ["--eps", "8/255"] if command == "attack" else []
+    said = run(command, "--model", folder, *data, *eps, "-o", tmp_path)
+    assert said.exit_code == 2
+    assert said.stderr.startswith(f"error: `unboxed {command}` takes no texts, and this is a model of texts;")
+    assert said.stderr.count("\n") == 1
+
+
+def test_run_reads_texts(folder: Path, texts: Path, tmp_path: Path) -> None:
+    said = run("run", "integrated_gradients", "--model", folder, "--data", texts, "-o", tmp_path, "--n", 8, "--quiet")
+    assert said.exit_code == 0, said.output  # a figure shows the first six of them
+    assert json.loads((tmp_path / "result.json").read_text())["method"] == "integrated_gradients"
+    assert (tmp_path / "attribution.png").is_file()
+
+
+def test_run_refuses_a_method_without_texts(folder: Path, texts: Path, tmp_path: Path) -> None:
+    said = run("run", "pgd", "--model", folder, "--data", texts, "--eps", ".1", "-o", tmp_path)
+    assert said.exit_code == 2
+    assert said.stderr.startswith("error: PGD takes no texts, and this is a model of texts;")
