@@ -127,13 +127,27 @@ def test_a_photo_has_its_map_laid_over() -> None:
     assert attribution_sheet(None, maps).height < 2 * 120
 
 
-def test_a_map_that_is_positive_everywhere_starts_at_its_smallest_value() -> None:
-    from unboxed.plots.colors import MAGNITUDE_COLORS_RGB
+def test_a_map_that_is_positive_everywhere_still_starts_at_zero() -> None:
+    """A page says that what is pale does not count: white must not stand for a large value."""
+    from unboxed.plots.colors import SIGNED_COLORMAP
+    from unboxed.plots.draw import map_to_rgb_and_range_text
+
+    rgb, text = map_to_rgb_and_range_text(torch.linspace(0.7, 1, 64).view(1, 8, 8))
+    assert text == "0 to 1"
+    assert (rgb.astype(int).sum(-1) < SIGNED_COLORMAP[len(SIGNED_COLORMAP) * 8 // 10].astype(int).sum()).all()
+    assert map_to_rgb_and_range_text(torch.full((1, 4, 4), 0.7))[1] == "the same everywhere"
+    assert map_to_rgb_and_range_text(torch.linspace(-1, 2, 64).view(1, 8, 8))[1].startswith("±")
+
+
+def test_a_sheet_of_maps_that_are_positive_everywhere_starts_at_zero() -> None:
+    """It started at the smallest value of each, drawn like a value of zero: a map from 5 to 6 looked like 0 to 1."""
+    from unboxed.plots.colors import SIGNED_COLORMAP
     from unboxed.plots.results.attribution import attribution_sheet
 
     page = np.asarray(attribution_sheet(None, torch.linspace(5, 6, 64).view(1, 1, 8, 8)))
-    for end in (MAGNITUDE_COLORS_RGB[0], MAGNITUDE_COLORS_RGB[-1]):
-        assert (page == end).all(-1).sum() > 100
+    assert (page == SIGNED_COLORMAP[-1]).all(-1).sum() > 100
+    pale = (page == SIGNED_COLORMAP[len(SIGNED_COLORMAP) * 6 // 10]).all(-1)  # 0.2 of the largest value
+    assert pale.sum() < 100, "the scale has this color, no map has"
 
 
 # -- unknown types, and types of one's own -----------------------------------------------------------------------------

@@ -34,15 +34,14 @@ def signed_map_to_rgb(m: Any, vmax: float) -> Uint8Array:
 
 
 def map_to_rgb_and_range_text(m: Any) -> tuple[Uint8Array, str]:
-    """A map (C, H, W) colored on its own scale, and its range as text. A map that is positive everywhere starts at its
-    smallest value: what matters in it are the differences."""
+    """An attribution map (C, H, W) colored on its own scale, and that scale as text. White is zero in every map, also
+    in one that is positive everywhere: what is pale does not count."""
     summed = colors.sum_channels(m)
-    low = float(summed.min()) if summed.size and np.isfinite(summed).all() else 0.0
-    low = max(0.0, low)
-    vmax = colors.max_magnitude(summed - low, quantile=VMAX_QUANTILE)
-    if not np.abs(summed - low).any():
-        return colors.signed_to_rgb(summed - low, vmax), "the same everywhere"
-    return colors.signed_to_rgb(summed - low, vmax), f"{low:.2g} to {low + vmax:.2g}" if low else f"±{vmax:.2g}"
+    vmax = colors.max_magnitude(summed, quantile=VMAX_QUANTILE)
+    rgb = colors.signed_to_rgb(summed, vmax)
+    if not summed.size or (summed == summed.flat[0]).all():
+        return rgb, "the same everywhere"
+    return rgb, f"0 to {vmax:.2g}" if (summed > 0).all() else f"±{vmax:.2g}"
 
 
 def shared_vmax(*maps: Any) -> float:

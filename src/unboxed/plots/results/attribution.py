@@ -121,7 +121,7 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
         rows.insert(0, [*map(Tile, images, padded)])
         names.insert(0, "input")
         is_photo = max(images.shape[1:3]) > colors.MAX_PIXELATED_SIDE_PIXELS and images.shape[:3] == summed.shape
-        if is_photo and bar.kind == "signed":
+        if is_photo:
             rows.append([Tile(overlay_map(i, m, bar.vmax)) for i, m in zip(images, summed, strict=True)])
             names.append("map over input")
     side = (168 if len(maps) > 2 else 224) if max(summed.shape[1:]) > colors.MAX_PIXELATED_SIDE_PIXELS else 120
@@ -129,13 +129,7 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
 
 
 def _maps_rgb_and_color_bar(maps: colors.Array) -> tuple[colors.Uint8Array, ColorBar]:
-    """Signed maps around zero; maps that are positive everywhere from the smallest value of each."""
-    low = maps.min((1, 2), keepdims=True) if maps.size else maps  # (N, 1, 1)
-    if (low > 0).all():
-        vmax = colors.max_magnitude(maps - low)
-        return colors.map_to_band(colors.magnitude_to_rgb(maps - low, vmax)), ColorBar(
-            "magnitude", vmax, "above the map's smallest value"
-        )
+    """Maps around zero, also those that are positive everywhere: what is pale does not count."""
     vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
-    words = "red raises the score" + ", blue lowers it" * bool((low < 0).any())
+    words = "red raises the score" + ", blue lowers it" * bool((maps < 0).any())
     return colors.map_to_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)
