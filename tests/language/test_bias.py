@@ -128,6 +128,18 @@ def test_hard_debiasing_and_what_remains() -> None:
     assert "after" in str(result)
 
 
+def test_chance_is_the_mean_of_random_directions_not_one_of_them() -> None:
+    """Vectors with one strong component: a single random direction has 0.3 to 3 times the mean."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(200, 8, generator=generator) * torch.tensor([5.0, *[0.2] * 7])
+    words = ["she", "he", *(f"word{i}" for i in range(198))]
+    vectors = WordVectors(words, v)
+    found = [remaining_bias(vectors, vectors, BiasWords([("she", "he")]), seed=seed).chance.direct for seed in range(4)]
+    wide = torch.randn(8, 20_000, generator=generator)
+    expected = float((vectors.unit[2:] @ (wide / wide.norm(dim=0))).abs().mean())
+    assert all(abs(f - expected) < 0.25 * expected for f in found), (found, expected)
+
+
 def test_named_words_alone_are_neutralized() -> None:
     result = hard_debias(trained(), GENDER, neutral=CARE)
     assert torch.allclose(result.vectors["craft0"], trained().unit[trained().index("craft0")])

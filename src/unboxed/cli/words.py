@@ -35,6 +35,7 @@ from .results import print_written_paths, write_figures_and_facts
 
 RESULTS_FILE = "words.json"
 N_BIASED_ANALOGIES = 20
+MIN_SHOWN_BIAS = 5e-5  # smaller ones are due to rounding
 
 
 def run_words(
@@ -135,6 +136,15 @@ def _n_words_text(result: WEAT) -> str:
     return f"{n} of {n + n_missing}"
 
 
+def _bias_text(value: float) -> str:
+    """A measure of bias; one that is zero but for rounding is 0.
+
+    >>> _bias_text(0.1344), _bias_text(7.62e-09)
+    ('0.134', '0')
+    """
+    return f"{value:.3g}" if abs(value) >= MIN_SHOWN_BIAS else "0"
+
+
 def _print_and_return_bias_facts(
     vectors: WordVectors, words: BiasWords | None, seed: int
 ) -> tuple[dict[str, Any], Debiased]:
@@ -146,9 +156,11 @@ def _print_and_return_bias_facts(
     analogies = biased_analogies(vectors, (pair[0], pair[-1]), n=N_BIASED_ANALOGIES)
     typer.echo(str(direction))
     typer.echo(f"{pair[0]} : {pair[-1]} = " + ", ".join(f"{a.x} : {a.y}" for a in analogies))
-    table = Table("bias", "before", "after", "by chance", title=debiased.method, title_justify="left")
+    caption = "random: direct bias along random directions; the others with the words' sides shuffled"
+    names = "bias", "before", "after", "random"
+    table = Table(*names, title=debiased.method, title_justify="left", caption=caption, caption_justify="left")
     for name, *values in debiased.bias.rows():
-        table.add_row(name, *(f"{v:.3g}" for v in values))
+        table.add_row(name, *map(_bias_text, values))
     Console().print(table)
     facts = {
         "direction": str(direction),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, cast
 
 import torch
@@ -29,6 +29,7 @@ MAX_NEIGHBORS_PER_WORD, MAX_WORDS_WITH_COUNTED_NEIGHBORS = (
     1000,
 )  # neighbors of a word; words whose neighbors are counted
 MIN_NEUTRAL_WORDS = 20
+N_RANDOM_DIRECTIONS = 100  # whose direct bias is averaged
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ DESCRIPTION_BY_BIAS_MEASURE = {
 
 @dataclass(frozen=True, repr=False)
 class RemainingBias(ResultMixin):
-    """The measures before and after; and at chance: for a random direction, and with the words' biases shuffled."""
+    """The measures before and after; and at chance: for random directions, and with the words' biases shuffled."""
 
     before: BiasMeasures
     after: BiasMeasures
@@ -125,12 +126,11 @@ def remaining_bias(
     bias = old @ direction.direction.float()  # (N,) the words' bias before
     generator = rng.keyed_generator(rng.CPU, "remaining bias", seed)
     shuffled = bias[torch.randperm(len(bias), generator=generator)]
-    random_direction = torch.randn(old.shape[1], generator=generator, dtype=torch.float64)
-    chance = BiasDirection(random_direction[None] / random_direction.norm(), torch.ones(1), ())
+    by_chance = _bias_measures(new, shuffled, direction, seed)
     return RemainingBias(
         before=_bias_measures(old, bias, direction, seed),
         after=_bias_measures(new, bias, direction_after or direction, seed),
-        chance=_bias_measures(new, shuffled, chance, seed),
+        chance=replace(by_chance, direct=_direct_bias_of_random_directions(new, len(direction.basis), generator)),
         n_words=len(rows),
     )
 
@@ -141,6 +141,13 @@ def neutral_rows(vectors: WordVectors, words: BiasWords) -> Tensor:
     is_neutral = vectors.vectors.cpu().any(1)
     is_neutral[list(specific)] = False
     return is_neutral.nonzero()[:, 0]
+
+
+def _direct_bias_of_random_directions(unit: Tensor, rank: int, generator: torch.Generator) -> float:
+    """The mean component of vectors (N, D) along random subspaces of this rank: one alone differs much from others."""
+    drawn = torch.randn(N_RANDOM_DIRECTIONS, unit.shape[1], rank, generator=generator, dtype=torch.float64)
+    bases, unit = torch.linalg.qr(drawn).Q, unit.double()  # (S, D, R), (N, D)
+    return float(torch.stack([(unit @ basis).norm(dim=1).mean() for basis in bases]).mean())
 
 
 def _bias_measures(unit: Tensor, bias: Tensor, direction: BiasDirection, seed: int) -> BiasMeasures:

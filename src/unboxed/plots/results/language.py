@@ -50,13 +50,13 @@ def _remaining_bias_figures(result: RemainingBias, box: Box | None = None, *, da
 
 @figures.register(Debiased)
 def _debiased_figures(result: Debiased, box: Box | None = None, *, data: Any = None) -> Figures:
-    """The bias before and after, and what it is by chance."""
+    """The bias before and after, and what it is for random directions and sides."""
     return {"bias": _remaining_bias_chart(result.bias, f"{result.method.capitalize()}: what remains of the bias")}
 
 
 def _remaining_bias_chart(bias: RemainingBias, title: str) -> Any:
     names, before, after, chance = zip(*bias.rows(), strict=True)
-    series = {"before": before, "after": after, "by chance": chance}
+    series = {"before": before, "after": after, "random": chance}
     return bar_chart(series, names, title=title, label=f"{bias.n_words:,} neutral words; more is more bias")
 
 
