@@ -141,6 +141,15 @@ def missing_path_text(path: str | os.PathLike[str], kind: str = "file") -> str:
     return f"there is no {kind} {os.fspath(path)}{nearest_paths_text(path)}"
 
 
+def add_sentence(text: str, more: str) -> str:
+    """An error with a further part: after a question mark no semicolon.
+
+    >>> add_sentence("there is no file a", "give b"), add_sentence("did you mean 'b'?", "give c")
+    ('there is no file a; give b', "did you mean 'b'? give c")
+    """
+    return f"{text}{'' if text.endswith('?') else ';'} {more}"
+
+
 def nearest_paths_text(path: str | os.PathLike[str]) -> str:
     """The end of an error about a path that does not exist: "; did you mean 'a/b.pth'?", or nothing."""
     nearest = " or ".join(repr(str(p)) for p in _nearest_paths(Path(path)))

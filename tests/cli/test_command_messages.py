@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -113,3 +114,29 @@ def test_what_is_left_out_is_said_and_written(flat_folder: Path, tmp_path: Path)
     assert "a DICOM file: convert it" in done.output
     skipped = json.loads((tmp_path / "out" / "result.json").read_text())["skipped"]
     assert [Path(entry["file"]).name for entry in skipped] == ["scan.dcm"]
+
+
+def test_advice_names_options_not_python() -> None:
+    """`segmenter=` and `ignore_case=True` are no options of a command."""
+    from unboxed.cli.parsing import rewrite_advice_for_command_line
+    from unboxed.concepts._segmenting import Segmentation
+    from unboxed.errors import InputError
+    from unboxed.language import WordVectors
+
+    with pytest.raises(InputError) as missing:
+        Segmentation.of(None, torch.zeros(1, 3, 8, 8))
+    assert "give --segmenter file.py:factory, which makes a function from images" in rewrite_advice_for_command_line(
+        str(missing.value)
+    )
+    with pytest.raises(InputError) as unknown:
+        WordVectors(["king"], torch.ones(1, 2)).index("King")
+    said = rewrite_advice_for_command_line(str(unknown.value))
+    assert said.endswith("did you mean 'king'? --ignore-case looks words up in lower case")
+
+
+def test_a_suggestion_ends_with_its_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "cstripes").mkdir()
+    done = run("gradient", "--model", "zoo:digits-cnn", "--data", tmp_path / "cstripe")
+    assert done.exit_code == 2
+    assert "?; " not in done.output
+    assert "cstripes'? data are " in " ".join(done.output.split())

@@ -265,7 +265,7 @@ def test_a_spec_that_names_no_model(spec: str, words: str) -> None:
 
 def test_a_misspelled_folder_of_a_model_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "vit").mkdir()
-    with pytest.raises(ModelError, match=r"is no model; did you mean '.*/vit'\?; a model is"):
+    with pytest.raises(ModelError, match=r"is no model; did you mean '.*/vit'\? a model is"):
         loading.model(str(tmp_path / "vitt"))
 
 

@@ -152,7 +152,7 @@ class WordVectors:
         nearest = other_case or nearest_names(
             word, _words_of_similar_length(word, self.words[:MAX_WORDS_COMPARED_FOR_SPELLING])
         )
-        hint = "; ignore_case=True looks words up in lower case" if word.lower() in other_case else ""
+        hint = " ignore_case=True looks words up in lower case" if word.lower() in other_case else ""
         if nearest:
             return f"did you mean {' or '.join(map(repr, nearest))}?{hint}"
         return f"none of its {len(self):,} words is spelled like it"

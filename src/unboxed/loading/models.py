@@ -10,7 +10,7 @@ from .. import zoo
 from ..errors import InputError, ModelError
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
-from ..validation import nearest_paths_text, valid_seed
+from ..validation import add_sentence, nearest_paths_text, valid_seed
 from ..weight_files import ADAPTER_FILE_NAMES, ADAPTER_REFUSED_TEXT
 from .exported import load_exported
 from .factories import build_from_spec, first_names_with_ellipsis, public_names_defined_in_file
@@ -103,4 +103,4 @@ def _unknown_model_text(spec: str) -> str:
         return f"{spec} is a folder, not a model (folders are data: --data), without a config.json; {MODEL_SPEC_TEXT}"
     if spec in (*zoo.names(), *zoo.generator_names()):
         return f"{spec!r} is not a model spec; did you mean zoo:{spec}?"
-    return f"{spec!r} is no model{nearest_paths_text(spec)}; {MODEL_SPEC_TEXT}"
+    return add_sentence(f"{spec!r} is no model{nearest_paths_text(spec)}", MODEL_SPEC_TEXT)

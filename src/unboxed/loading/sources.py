@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
-from ..validation import missing_path_text, nearest_names, suggestion_text
+from ..validation import add_sentence, missing_path_text, nearest_names, suggestion_text
 from .factories import build_from_spec
 
 DATA_SPEC_ADVICE = (
@@ -155,4 +155,4 @@ def _unknown_data_text(spec: str, name: str) -> str:
     if name in DATASET_NAMES:
         return f"{spec!r}: {name} has the parts :train and :test"
     hint = f"{suggestion_text(name, DATASET_NAMES)} " if nearest_names(name, DATASET_NAMES) else ""
-    return f"{missing_path_text(spec, 'data set and no folder')}; {hint}{DATA_SPEC_ADVICE}"
+    return add_sentence(missing_path_text(spec, "data set and no folder"), f"{hint}{DATA_SPEC_ADVICE}")
