@@ -116,7 +116,7 @@ def show(finding: RankingFinding) -> list[Block]:
         blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))
     if finding.not_run:
         names = join_names_with_limit([attribution_cards()[n].name for n in finding.not_run])
-        how = "unboxed explain runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
+        how = "unboxed explain --all runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
         blocks.append(Caution(f"Not run, to keep the report short: {names}. {how}."))
     return [*blocks, *_side_by_side_map_blocks(finding)]
 

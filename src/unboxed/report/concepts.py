@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,8 +86,17 @@ def _tested_groups(result: ConceptScores, c: int) -> TestedConcept:
 def _answer(result: ConceptScores) -> str:
     if not bool(result.is_claimed.any()):
         return f"The score of {result.target} depends on none of {len(result.concepts)} simple concepts."
-    parts = [f"{word} with {', '.join(found)}" for word, found in _directions(result).items() if found]
+    parts = [f"{word} with {_concepts_text(found)}" for word, found in _directions(result).items() if found]
     return f"The score of {result.target} {' and '.join(parts)}."
+
+
+def _concepts_text(names: Sequence[str]) -> str:
+    """Concepts, quoted: their names are adjectives and nouns alike.
+
+    >>> _concepts_text(["bright"]), _concepts_text(["bright", "fine texture"])
+    ('the concept "bright"', 'the concepts "bright", "fine texture"')
+    """
+    return f"the concept{'s' * (len(names) > 1)} " + ", ".join(f'"{name}"' for name in names)
 
 
 def _directions(result: ConceptScores) -> dict[str, list[str]]:

@@ -175,7 +175,7 @@ def _label_separation_check(accuracy: dict[str, float]) -> CheckNote:
     if len(accuracy) < 2:
         return CheckNote()
     raw, last = accuracy["input"], list(accuracy.values())[-1]
-    points = f"{100 * abs(last - raw):.1f} points"
+    points = f"{100 * abs(last - raw):.1f} points of accuracy"
     if last > raw:
         return CheckNote(f"The last hidden layer separates the labels {points} better than the raw input does.", "good")
     worse = f"{points} worse than" if last < raw else "just as well as"
@@ -195,10 +195,10 @@ def _map_block(finding: MapFinding) -> MapBlock:
     ]
     is_wrong = [e.is_correct is False for e in finding.shown]
     lines = [e.title for e in finding.shown], [", ".join(e.lines()[:-1]) for e in finding.shown]
-    ringed = "Ringed dots are misclassified. " if any(is_wrong) else ""
+    ringed = "A thin dark ring: misclassified. An orange ring: the selected example, and its nearest neighbors. "
     keys = (
-        f"{ringed}Drag to move; pinch, or click the map and turn the wheel, to zoom. Keys: arrows go from example to "
-        "example, + and − zoom, 0 shows the whole map, Escape clears the selection."
+        f"{ringed * any(is_wrong)}Drag to move; pinch, or click the map and turn the wheel, to zoom. Keys: arrows go "
+        "from example to example, + and − zoom, 0 shows the whole map, Escape clears the selection."
     )
     color = "label" if finding.has_labels else "prediction"
     return MapBlock(

@@ -305,7 +305,8 @@
     made.type = "button";
     made.style.setProperty("--own", data.colors[groups[j]]);
     made.append(data.atlas ? picture(j, 44) : line("span", captions(j)[0]));
-    made.title = captions(j).join(", ");
+    if (wrong[j]) made.className = "bad";
+    made.title = (wrong[j] ? "misclassified: " : "") + captions(j).join(", ");
     made.setAttribute("aria-label", "example " + rows[j] + ", " + made.title);
     made.addEventListener("click", () => { choose(j); canvas.focus({ preventScroll: true }); });
     return made;
