@@ -15,6 +15,7 @@ from ..engine.attribution_result import Attribution
 from ..engine.gradients.score import classes_if_predicted_logit
 from ..engine.read.attention_maps import (
     attribution_to_tokens,
+    finding_head_order,
     recording_attention,
     require_maps,
     require_token_grid,
@@ -110,6 +111,7 @@ def gradient_attention(
     )  # fmt: skip
 
 
+@finding_head_order
 def _relevance_of_batch(box: Box, objective: Objective, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
     """R (n, T, T), the rows that are read (n, T), the scores, the predicted classes, and the number of layers."""
     with box.isolated(), recording_attention(box, x, differentiable=True) as maps:

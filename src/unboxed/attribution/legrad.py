@@ -17,6 +17,7 @@ from ..engine.attribution_result import Attribution, target_or_predicted_classes
 from ..engine.read.attention_maps import (
     attending_blocks,
     attribution_to_tokens,
+    finding_head_order,
     recording_attention,
     require_maps,
 )
@@ -111,6 +112,7 @@ def legrad(
     )  # fmt: skip
 
 
+@finding_head_order
 def _maps_of_batch(box: Box, objective: Objective, x: Tensor, blocks: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Each layer's map (n, L, T), and the scores of each layer's tokens (n, L)."""
     leaf = x.detach().clone().requires_grad_()

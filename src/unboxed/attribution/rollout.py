@@ -16,6 +16,8 @@ from ..cards import card
 from ..engine.attribution_result import Attribution
 from ..engine.read.attention_maps import (
     attribution_to_tokens,
+    capturing_attention_of,
+    finding_head_order,
     require_token_grid,
     rows_read_by_output,
 )
@@ -23,7 +25,6 @@ from ..engine.read.sizes import require_images_or_texts
 from ..engine.results import warn_not_finite
 from ..errors import LayerError
 from ..inputs.tokens import Tokens
-from ..model.attention import capturing_attention
 from ..model.batching import map_in_batches
 from ..parameters import BatchSize, ExtraTokens, InputBatch, Upsample
 from ..settings import check_settings
@@ -110,6 +111,7 @@ def rollout(
     )  # fmt: skip
 
 
+@finding_head_order
 def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
     """The rollout (n, T, T), and the number of layers; one matrix is held at a time."""
     total: list[Tensor] = []
@@ -125,12 +127,7 @@ def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor
         total[:] = [a @ total[0]] if total else [a]
         count += 1
 
-    size = max(len(x), box.min_rows)
-    n_tokens = x.shape[1] if isinstance(box.inputs, Tokens) else None
-    with (
-        box.isolated(grad=False),
-        capturing_attention(box.modules, size, multiply_attention_into_rollout, n_tokens=n_tokens),
-    ):
+    with box.isolated(grad=False), capturing_attention_of(box, x, multiply_attention_into_rollout):
         box.forward(x, {"output"})
     if not total:
         raise LayerError("no layer of this model attends from all tokens to all, so there is nothing to roll out")

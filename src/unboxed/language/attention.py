@@ -11,13 +11,17 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.attention_maps import recording_attention, require_maps
+from ..engine.read.attention_maps import (
+    capturing_attention_of,
+    finding_head_order,
+    recording_attention,
+    require_maps,
+)
 from ..engine.read.edits import resolve_target
 from ..engine.read.sizes import require_images_or_texts
 from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..inputs.tokens import Tokens
-from ..model.attention import capturing_attention
 from ..model.batching import map_in_batches
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
@@ -115,6 +119,7 @@ def attention(
     return AttentionByHead(weights, tuple(map(tuple, box.inputs.token_texts(x))), box.inputs.is_special(x))
 
 
+@finding_head_order
 def _attention_of_batch(box: Box, x: Tensor, names: Sequence[str] | None) -> dict[str, Tensor]:
     with box.isolated(grad=False), recording_attention(box, x) as maps:
         box.forward(x, {"output"})
@@ -213,6 +218,7 @@ def head_ablation(
     return HeadAblation(torch.stack(padded, 1), scores[:, 0], tuple(names))
 
 
+@finding_head_order
 def _score(box: Box, objective: Objective, x: Tensor, off: tuple[int, int] | None) -> Tensor:
     """The score (n,) without one head: the k-th attention that runs, and the number of its head."""
     n_calls = 0
@@ -226,11 +232,6 @@ def _score(box: Box, objective: Objective, x: Tensor, off: tuple[int, int] | Non
         keep[off[1]] = 0
         return weights * keep[:, None, None]
 
-    n_tokens = x.shape[1] if isinstance(box.inputs, Tokens) else None
-    size = max(len(x), box.min_rows)
-    with (
-        box.isolated(grad=False),
-        capturing_attention(box.modules, size, without_head, n_tokens=n_tokens, differentiable=True),
-    ):
+    with box.isolated(grad=False), capturing_attention_of(box, x, without_head, differentiable=True):
         acts = box.forward(x, objective.layers)
         return objective(acts).to(box.dtype)

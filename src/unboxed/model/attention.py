@@ -128,6 +128,10 @@ OnAttentionFn = Callable[[str, Tensor], Tensor | None]
 """Called with the path of the module that attends, and its attention (n, heads, T, T); may return another one."""
 
 
+class HeadOrderUnknownError(LayerError):
+    """Maps of several examples and heads are in axes of which either may be the examples'."""
+
+
 @contextmanager
 def capturing_attention(
     modules: Mapping[str, nn.Module],
@@ -136,26 +140,42 @@ def capturing_attention(
     *,
     n_tokens: int | None = None,
     differentiable: bool = False,
+    heads_first: Mapping[str, bool] | None = None,
 ) -> Iterator[None]:
     """While open, call `on_attention` with each layer's attention of n examples, (n, heads, T, T), rows summing to one.
 
     Captured are nn.MultiheadAttention and F.multi_head_attention_forward, F.scaled_dot_product_attention, and a softmax
     over the last axis of (..., T, T), T being `n_tokens` where that is known. The model goes on with its own, fused
     ops; `differentiable`: with the same in plain ops, so that its output depends on the maps, or on what is returned in
-    their place. Raises LayerError for
-    attention inside windows of an example, and for fused ops of other kinds, whose maps would be missing.
+    their place. `heads_first` says of paths whether heads come before examples (`finding_head_orders`). Raises
+    LayerError for attention inside windows of an example, and for fused ops of other kinds, whose maps would be
+    missing; HeadOrderUnknownError for maps whose order `heads_first` should say.
     """
+
+    def report(path: str, weights: Tensor) -> Tensor:
+        """Report weights; gives those that the model goes on with, which depend on what was reported."""
+        if not _is_map_of_tokens(weights, n_tokens) or not _is_map_of_examples(weights, n, path):
+            return weights
+        size = weights.shape[-1]
+        is_heads_first = _is_in_either_order(weights, n) and _order_of(path, heads_first or {})
+        maps = weights.view(-1, n, size, size).transpose(0, 1) if is_heads_first else weights.reshape(n, -1, size, size)
+        changed = on_attention(path, maps if differentiable else maps.detach())
+        maps = maps if changed is None else changed
+        return (maps.transpose(0, 1) if is_heads_first else maps).reshape(weights.shape)
+
+    with _intercepting_attention(modules, report, differentiable):
+        yield
+
+
+@contextmanager
+def _intercepting_attention(
+    modules: Mapping[str, nn.Module], report_at: Callable[[str, Tensor], Tensor], differentiable: bool = False
+) -> Iterator[None]:
+    """While open, call `report_at` with the path and the weights of each op that attends, as the op has them."""
     with tracking_modules(modules) as running:
 
         def report(weights: Tensor) -> Tensor:
-            """Report weights; gives those that the model goes on with, which depend on what was reported."""
-            path = running[-1] if running else ""
-            size, is_square = weights.shape[-1], weights.shape[-1] == weights.shape[-2]
-            is_wanted = is_square and (size > 1 if n_tokens is None else size == n_tokens)
-            if not is_wanted or (maps := _maps_of_examples(weights, n, path)) is None:
-                return weights
-            changed = on_attention(path, maps if differentiable else maps.detach())
-            return (maps if changed is None else changed).reshape(weights.shape)
+            return report_at(running[-1] if running else "", weights)
 
         def report_attention_of_op(
             name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -212,14 +232,59 @@ def _is_softmax_over_last_axis(args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return isinstance(z, Tensor) and z.ndim >= 3 and isinstance(dim, int) and dim in (-1, z.ndim - 1)
 
 
-def _maps_of_examples(weights: Tensor, n_examples: int, path: str) -> Tensor | None:
-    """Square maps as (n, heads, T, T), also where examples and heads share an axis; None where that cannot be."""
-    tokens = weights.shape[-1]
-    if weights.ndim > 3 and len(weights) != n_examples:
+def _is_map_of_tokens(weights: Tensor, n_tokens: int | None) -> bool:
+    size, is_square = weights.shape[-1], weights.shape[-1] == weights.shape[-2]
+    return is_square and (size > 1 if n_tokens is None else size == n_tokens)
+
+
+def _is_map_of_examples(weights: Tensor, n: int, path: str) -> bool:
+    """Whether maps (..., T, T) can be those of n examples. Raises LayerError for windows of them."""
+    if weights.ndim > 3 and len(weights) != n:
         raise LayerError(
-            f"{path!r} attends in {len(weights)} windows of {tokens} tokens for {n_examples} examples; wanted "
+            f"{path!r} attends in {len(weights)} windows of {weights.shape[-1]} tokens for {n} examples; wanted "
             "attention of all tokens to all"
         )
-    if weights.ndim == 3 and len(weights) % n_examples:
-        return None
-    return weights.reshape(n_examples, -1, tokens, tokens)
+    return len(weights) % n == 0
+
+
+# -- the order of examples and heads -----------------------------------------------------------------------------------
+
+
+def _is_in_either_order(weights: Tensor, n: int) -> bool:
+    """Whether maps (n * heads, T, T), or (n, heads, T, T) of as many heads, may as well have the heads first."""
+    return n > 1 and (len(weights) > n if weights.ndim == 3 else weights.ndim == 4 and weights.shape[1] == n)
+
+
+def _order_of(path: str, heads_first: Mapping[str, bool]) -> bool:
+    if path not in heads_first:
+        raise HeadOrderUnknownError(f"{path!r} attends for examples and heads in an order that can't be told")
+    return heads_first[path]
+
+
+@contextmanager
+def finding_head_orders(modules: Mapping[str, nn.Module], n: int, n_tokens: int | None) -> Iterator[dict[str, bool]]:
+    """While open, and the model runs for n copies of one example, find whether heads come before examples, by path.
+
+    Copies attend alike, so that of (n * heads, T, T) either each n-th map is the same or each block of them.
+    """
+    heads_first: dict[str, bool] = {}
+
+    def compare(path: str, weights: Tensor) -> Tensor:
+        if _is_map_of_tokens(weights, n_tokens) and weights.ndim in (3, 4):
+            flat = weights.detach().flatten(0, -3)  # (n * heads, T, T)
+            if len(flat) % n == 0 and len(flat) > n:
+                heads_first[path] = _has_heads_first(flat, n, path)
+        return weights
+
+    with _intercepting_attention(modules, compare):
+        yield heads_first
+
+
+def _has_heads_first(maps: Tensor, n: int, path: str) -> bool:
+    """Whether maps (n * heads, T, T) of n copies of an example have the heads first. Raises LayerError if neither."""
+    size = maps.shape[-1]
+    by_example, by_head = maps.reshape(n, -1, size, size), maps.reshape(-1, n, size, size)
+    off_by_example, off_by_head = (by_example - by_example[:1]).abs().max(), (by_head - by_head[:, :1]).abs().max()
+    if float(torch.minimum(off_by_example, off_by_head)) > math.sqrt(torch.finfo(maps.dtype).eps):
+        raise LayerError(f"{path!r} attends differently for copies of an example, so that its maps can't be told apart")
+    return bool(off_by_head < off_by_example)

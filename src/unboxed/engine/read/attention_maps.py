@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...box import Box
 from ...errors import InputError, LayerError
 from ...inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
-from ...model.attention import capturing_attention
+from ...model.attention import HeadOrderUnknownError, OnAttentionFn, capturing_attention, finding_head_orders
 from ..attribution_result import Attribution, make_attribution, resolve_result_target
 from .chain import LIST_TYPES
 from .position_grids import PositionGrid, image_size, layers_with_grids, token_grid, upsample_bilinear
 
+P = ParamSpec("P")
+R = TypeVar("R")
 MAX_CHANGE_IN_EPS = 64
 """Of the largest value of an answer: less is rounding."""
 
@@ -32,15 +36,55 @@ class AttentionMap:
 
 
 @contextmanager
-def recording_attention(box: Box, x: Tensor, *, differentiable: bool = False) -> Iterator[list[AttentionMap]]:
-    """While open, collect the attention of each layer for inputs x (n, ...), inside `box.isolated`."""
-    maps: list[AttentionMap] = []
+def capturing_attention_of(
+    box: Box, x: Tensor, on_attention: OnAttentionFn, *, differentiable: bool = False
+) -> Iterator[None]:
+    """As `capturing_attention`, of inputs x (n, ...), inside `box.isolated` and `finding_head_order`."""
     n_tokens = x.shape[1] if isinstance(box.inputs, Tokens) else None
     with capturing_attention(
-        box.modules, max(len(x), box.min_rows), lambda path, w: maps.append(AttentionMap(path, w)), n_tokens=n_tokens,
-        differentiable=differentiable,
+        box.modules, max(len(x), box.min_rows), on_attention, n_tokens=n_tokens, differentiable=differentiable,
+        heads_first=_HEADS_FIRST.get(box.model),
     ):  # fmt: skip
+        yield
+
+
+@contextmanager
+def recording_attention(box: Box, x: Tensor, *, differentiable: bool = False) -> Iterator[list[AttentionMap]]:
+    """While open, collect the attention of each layer for inputs x, as `capturing_attention_of`."""
+    maps: list[AttentionMap] = []
+    with capturing_attention_of(
+        box, x, lambda path, w: maps.append(AttentionMap(path, w)), differentiable=differentiable
+    ):
         yield maps
+
+
+_HEADS_FIRST: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+"""By model and path: whether heads come before examples. Found where it is asked for, once."""
+N_COPIES = 3  # of an example, by which the order is found
+
+
+def finding_head_order(run: Callable[Concatenate[Box, P], R]) -> Callable[Concatenate[Box, P], R]:
+    """`run`, which captures attention, made to run again where the order of heads and examples had to be found."""
+
+    @wraps(run)
+    def run_knowing_it(box: Box, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return run(box, *args, **kwargs)
+        except HeadOrderUnknownError:
+            _find_head_orders(box)
+            return run(box, *args, **kwargs)
+
+    return run_knowing_it
+
+
+def _find_head_orders(box: Box) -> None:
+    n = max(box.min_rows, min(N_COPIES, box.max_rows or N_COPIES))
+    one = box.noise(1)
+    x = one.expand(n, *one.shape[1:]).clone()
+    n_tokens = x.shape[1] if isinstance(box.inputs, Tokens) else None
+    with box.isolated(grad=False), finding_head_orders(box.modules, n, n_tokens) as heads_first:
+        box.forward(x, {"output"})
+    _HEADS_FIRST[box.model] = heads_first
 
 
 def require_maps(maps: list[AttentionMap]) -> list[AttentionMap]:
@@ -53,6 +97,7 @@ def require_maps(maps: list[AttentionMap]) -> list[AttentionMap]:
     return maps
 
 
+@finding_head_order
 def attending_blocks(box: Box, x: Tensor) -> list[str]:
     """The addresses of the blocks that attend, one for each attention map, in the order in which they run.
 
@@ -124,6 +169,7 @@ def rows_read(gradient: Tensor) -> Tensor:
     return is_read / is_read.sum(1, keepdim=True)
 
 
+@finding_head_order
 def rows_read_by_output(box: Box, x: Tensor) -> Tensor:
     """`rows_read` of all that the model gives for x (n, ...), by one backward pass."""
     with box.isolated(), recording_attention(box, x, differentiable=True) as maps:
