@@ -18,6 +18,10 @@ class LayerError(UnboxedError, LookupError):
     """A layer address names no layer, or more than one; or the layer does not suit the method."""
 
 
+class HeadOrderUnknownError(LayerError):
+    """Attention maps of several examples and heads are in axes of which either may be the examples'."""
+
+
 class OutputError(UnboxedError, TypeError):
     """The model's output is not what the method needs."""
 

@@ -110,3 +110,31 @@ def test_it_leaves_no_trace_and_prints() -> None:
     assert all(p.grad is None for p in box.model.parameters())
     assert str(made).startswith("fooled: [CLS] the ")
     assert f"{TRIGGER} -> " in str(made)
+
+
+def test_queries_are_the_texts_that_the_model_was_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither swaps that are barred nor padding; texts of other lengths are asked about less."""
+    box = ub.Box(BagOfLetters().double(), ub.Tokens(letters), outputs="logits")
+    texts = ["abcdef", "ghi"]
+    settings = {"objective": ub.logit(1) - 1e6, "max_swaps": 1}  # never reached
+    assert hotflip(box, texts, n_candidates=10**4, **settings).queries.tolist() == [2 + 6 * 25, 2 + 3 * 25]
+    assert hotflip(box, texts, n_candidates=5, **settings).queries.tolist() == [7, 7]
+    few = hotflip(box, texts, n_candidates=5, allowed=[str(k) for k in (0, 6)], **settings)
+    assert few.queries.tolist() == [2 + 5, 2 + 5]
+    assert hotflip(box, ["aaaaaa", "g"], allowed=["0"], **settings).queries.tolist() == [2, 3]
+    seen: list[int] = []
+    run = box.forward
+
+    def counted(x: Tensor, *args: object, **kwargs: object) -> object:
+        seen.append(len(x))
+        return run(x, *args, **kwargs)
+
+    monkeypatch.setattr(box, "forward", counted)
+    made = hotflip(box, texts, n_candidates=100, **settings)
+    assert sum(seen) == int(made.queries.sum())
+
+
+def test_no_allowed_token_is_an_error_that_says_so() -> None:
+    box = open_model(MAKERS["bert"])
+    with pytest.raises(InputError, match="`allowed` has no token; give those that may be put in"):
+        hotflip(box, TEXTS, 0, allowed=[])

@@ -17,6 +17,7 @@ from ..box import Box
 from ..errors import InputError
 from ..inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
 from ..model.batching import map_in_batches
+from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
 from ..parameters import BatchSize
 from ..settings import AtLeast, AtMost, Unit, check_settings, takes_texts
@@ -83,8 +84,9 @@ def hotflip(
         (swaps), `queries` and `initially_misclassified`, each (N,). Texts that are misclassified already are left.
 
     Raises:
-        InputError: for a model of other inputs, without y, target and objective, and for `allowed` tokens that the
-            vocabulary does not have.
+        InputError: for a model of other inputs, without y, target and objective, and for `allowed` tokens that are none
+            or that the vocabulary does not have.
+        NaNError: where the model gives NaN for a text or one that was tried instead; the error names the rows.
 
     Example:
         >>> import torch, unboxed as ub
@@ -117,7 +119,8 @@ def hotflip(
     plan = box.batch_size_and_max_rows(len(x), batch_size)
 
     def attack_rows(rows: slice) -> _State:
-        return _attack(box, x[rows], goal.rows(rows), vocabulary, max_swaps, n_candidates, min_similarity)
+        numbers = torch.arange(len(x), device=x.device)[rows]
+        return _attack(box, x[rows], numbers, goal.rows(rows), vocabulary, max_swaps, n_candidates, min_similarity)
 
     parts = map_in_batches(attack_rows, len(x), *plan)
     x_new, success, initial, queries = (
@@ -135,8 +138,10 @@ class _Vocabulary:
 
     @classmethod
     def of(cls, inputs: Tokens, x: Tensor, allowed: Sequence[str] | None) -> _Vocabulary:
-        """Raises InputError for tokens that are not in the vocabulary."""
+        """Raises InputError for no tokens, and for those that are not in the vocabulary."""
         ids = torch.arange(inputs.n_tokens_known, device=x.device)
+        if allowed is not None and not len(allowed):
+            raise InputError("`allowed` has no token; give those that may be put in, or None for all but special ones")
         if allowed is None:
             special = [int(k) for k in getattr(inputs.tokenizer, "all_special_ids", ())]
             ids = ids[~torch.isin(ids, ids.new_tensor(special))] if special else ids
@@ -158,12 +163,12 @@ class _State:
 
 
 def _attack(
-    box: Box, x: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, max_swaps: int, n_candidates: int,
+    box: Box, x: Tensor, numbers: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, max_swaps: int, n_candidates: int,
     min_similarity: float,
 ) -> _State:  # fmt: skip
-    """Swap after swap of the texts that still stand."""
+    """Swap after swap of the texts that still stand; `numbers` (n,) are those of the texts, for errors."""
     original, x = x, x.clone()
-    current = _values(box, x, goal.criterion)
+    current = check_no_nan(_values(box, x, goal.criterion), numbers)
     initial, is_stuck = current > 0, torch.zeros_like(current, dtype=torch.bool)
     state = _State(x, initial.clone(), initial, torch.ones(len(x), dtype=torch.long, device=x.device))
     for _ in range(max_swaps):
@@ -172,8 +177,9 @@ def _attack(
             break
         goal_of_rows = goal.rows(rows)
         estimate = _estimated_gain(box, x[rows], original[rows], goal_of_rows, vocabulary, min_similarity)
+        check_no_nan(estimate, numbers[rows], "the gradient by which swaps are estimated")
         x[rows], values, n_asked = _best_swap(
-            box, x[rows], goal_of_rows, vocabulary, estimate, n_candidates, current[rows]
+            box, x[rows], numbers[rows], goal_of_rows, vocabulary, estimate, n_candidates, current[rows]
         )
         is_stuck[rows], state.success[rows] = values <= current[rows], values > 0
         current[rows] = values
@@ -205,9 +211,10 @@ def _estimated_gain(
 
 
 def _best_swap(
-    box: Box, x: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, estimate: Tensor, n_candidates: int, current: Tensor
-) -> tuple[Tensor, Tensor, int]:
-    """The texts with the best of the most promising swaps, their criterion (n,), and how many were asked about.
+    box: Box, x: Tensor, numbers: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, estimate: Tensor,
+    n_candidates: int, current: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The texts with the best of the most promising swaps, their criterion (n,), and how many were asked about (n,).
 
     The best swap of each position comes first: where a word saturates the score, its gradient says little.
     """
@@ -215,18 +222,25 @@ def _best_swap(
     above_all = (finite.amax((1, 2)) - finite.amin((1, 2)) + 1)[:, None, None].expand(*estimate.shape[:2], 1)
     first = estimate.scatter_add(2, estimate.argmax(2, keepdim=True), above_all)
     top = first.flatten(1).topk(min(n_candidates, estimate[0].numel()))  # (n, k)
-    best_x, best, k = x.clone(), current.clone(), top.indices.shape[1]
-    rows = torch.arange(len(x), device=x.device)
-    for j in range(k):
-        position, word = top.indices[:, j] // len(vocabulary.ids), top.indices[:, j] % len(vocabulary.ids)
-        tried = x.clone()
-        tried[rows, position, :-N_TOKEN_META_COLUMNS] = vocabulary.embeddings[word]
-        tried[rows, position, -N_TOKEN_META_COLUMNS] = vocabulary.ids[word].to(x.dtype)
-        value = _values(box, tried, goal.criterion)
-        is_better = (value > best) & top.values[:, j].isfinite()
-        best_x = torch.where(is_better[:, None, None], tried, best_x)
-        best = torch.where(is_better, value, best)
-    return best_x, best, k
+    is_allowed = top.values.isfinite()  # the first of each row
+    best_x, best = x.clone(), current.clone()
+    for j in range(int(is_allowed.sum(1).amax())):
+        rows = is_allowed[:, j].nonzero().flatten()
+        index = top.indices[rows, j]
+        tried = _with_swap(x[rows], index // len(vocabulary.ids), vocabulary, index % len(vocabulary.ids))
+        value = _values(box, tried, goal.rows(rows).criterion)
+        check_no_nan(value, numbers[rows], "a text that was tried instead")
+        is_better = value > best[rows]
+        best_x[rows[is_better]], best[rows[is_better]] = tried[is_better], value[is_better]
+    return best_x, best, is_allowed.sum(1)
+
+
+def _with_swap(x: Tensor, position: Tensor, vocabulary: _Vocabulary, word: Tensor) -> Tensor:
+    """Texts (n, T, D + 3) with another word each, at a position each (n,)."""
+    x, rows = x.clone(), torch.arange(len(x), device=x.device)
+    x[rows, position, :-N_TOKEN_META_COLUMNS] = vocabulary.embeddings[word]
+    x[rows, position, -N_TOKEN_META_COLUMNS] = vocabulary.ids[word].to(x.dtype)
+    return x
 
 
 def _as_result(

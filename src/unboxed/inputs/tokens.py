@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, NaNError
 from .text_models import (
     ID_ARGUMENT_NAMES,
     MASK_ARGUMENT_NAMES,
@@ -24,6 +24,7 @@ from .text_models import (
 )
 
 N_TOKEN_META_COLUMNS = 3  # columns behind the embedding: the token's id, whether it is one (1) or padding (0), its type
+MAX_ROWS_IN_ERROR = 5
 N_RANDOM_TEXT_TOKENS = 8  # of a random text
 ADDED_TOKEN_KINDS = ("bos", "eos", "sep", "cls", "pad", "mask")  # of a tokenizer's special tokens
 EmbeddingReduction = Literal["sum", "length", "same"]
@@ -210,12 +211,19 @@ class Tokens:
     # -- what a box needs of its inputs --------------------------------------------------------------------------------
 
     def check(self, x: Any) -> Any:
-        """x itself, if it holds texts, or is packed; else InputError."""
+        """x itself, if it holds texts, or is packed; else InputError. Raises NaNError for packed ones that hold NaN."""
         if isinstance(x, Tensor) and x.is_floating_point():
-            if x.ndim != 3 or x.shape[2] != self.width + N_TOKEN_META_COLUMNS or not bool(x.isfinite().all()):
+            if x.ndim != 3 or x.shape[2] != self.width + N_TOKEN_META_COLUMNS:
                 raise InputError(
                     f"wanted packed texts (N, T, {self.width + N_TOKEN_META_COLUMNS}); got {tuple(x.shape)}"
                 )
+            if rows := (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist():
+                listed = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR]))
+                raise NaNError(
+                    f"embeddings of {len(rows)} of {len(x)} texts are NaN or infinite (rows {listed}); look for NaN in "
+                    "the model's embedding, or leave these texts out",
+                    rows, "the input",
+                )  # fmt: skip
             return x
         if isinstance(x, (str, Mapping, Tensor, Sequence)):
             return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..inputs.tokens import Tokens
 from ..model.batching import map_in_batches
+from ..model.nan_checks import check_finite_scores, check_no_nan
 from ..objectives import Objective
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import ValueRole, check_settings
@@ -95,6 +96,7 @@ def attention(
         LayerError: for a model without attention of all tokens to all, one that attends by an op that shows no weights,
             and an address that is none of an attending layer.
         InputError: for a model of other inputs.
+        NaNError: where the model attends by NaN; the error names the rows.
 
     Example:
         >>> import unboxed as ub
@@ -114,9 +116,17 @@ def attention(
     plan = box.batch_size_and_max_rows(len(x), batch_size)
     parts = map_in_batches(lambda rows: _attention_of_batch(box, x[rows], names), len(x), *plan)
     weights = {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
+    _check_attention(box, x, weights.values())
     if not isinstance(box.inputs, Tokens):
         return AttentionByHead(weights)
     return AttentionByHead(weights, tuple(map(tuple, box.inputs.token_texts(x))), box.inputs.is_special(x))
+
+
+def _check_attention(box: Box, x: Tensor, weights: Iterable[Tensor]) -> None:
+    """Raise NaNError where a token, and not padding, attends by NaN: weights (N, H, T, T) of each layer."""
+    for w in weights:
+        is_padding = None if not isinstance(box.inputs, Tokens) else ~box.inputs.mask(x)[:, None, :, None]
+        check_no_nan(w if is_padding is None else w.masked_fill(is_padding, 0), what="the attention")
 
 
 @finding_head_order
@@ -184,6 +194,7 @@ def head_ablation(
         LayerError: for a model without attention of all tokens to all, one that attends by an op that shows no weights,
             and an address that is none of an attending layer.
         InputError: for a model of other inputs.
+        NaNError: where a score is NaN, or that of the whole model is infinite; the error names the rows.
 
     Example:
         >>> import unboxed as ub
@@ -212,6 +223,8 @@ def head_ablation(
         return torch.stack([_score(box, objective.rows(rows), x[rows], pair) for pair in off], 1)
 
     scores = torch.cat(map_in_batches(scores_of_rows, len(x), *plan))
+    check_finite_scores(scores[:, 0])
+    check_no_nan(scores, what="the score without a head")
     drops = torch.split(scores[:, :1] - scores[:, 1:], [n_heads[name] for name in names], 1)
     width = max(n_heads.values())
     padded = [torch.nn.functional.pad(d, (0, width - d.shape[1]), value=torch.nan) for d in drops]

@@ -17,6 +17,7 @@ from ..engine.read.sizes import require_images_or_texts
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.batching import map_in_batches
+from ..model.nan_checks import check_no_nan
 from ..objectives import mean_over_positions
 from ..parameters import BatchSize, InputBatch, Seed
 from ..settings import Above, AtLeast, Unit, ValueRole, check_settings
@@ -79,6 +80,7 @@ def logit_lens(box: Box, x: InputBatch, *, batch_size: BatchSize = "auto") -> Le
         LayerError: for a model whose attention layers are not each in a block of its own, or whose blocks are not all
             that the answer goes through.
         InputError: for a model of other inputs.
+        NaNError: where an answer is NaN; the error names the rows.
 
     Example:
         >>> import unboxed as ub
@@ -146,6 +148,7 @@ def tuned_lens(
         LayerError: for a model whose attention layers are not each in a block of its own, or whose blocks are not all
             that the answer goes through.
         InputError: for a model of other inputs, or one of regression.
+        NaNError: where an answer is NaN; the error names the rows.
 
     Example:
         >>> import unboxed as ub
@@ -209,6 +212,7 @@ def _train_translator(
     generator = torch.Generator().manual_seed(seed)
     with box.isolated(grad=False):
         acts = box.forward(x, {layer, "logits"})
+    check_no_nan(acts["logits"], what="the training input")
     h, goal = acts[layer].detach(), _log_probs(box, mean_over_positions(acts["logits"]).to(box.dtype))
     with torch.inference_mode(False), torch.enable_grad():
         translator: nn.Module = nn.utils.skip_init(  # type: ignore[no-untyped-call]
@@ -249,6 +253,8 @@ def _kl_from_last(box: Box, logits: Tensor) -> Tensor:
 
 
 def _as_lens(box: Box, logits: Tensor, layers: Sequence[str], **more: Tensor) -> Lens:
+    check_no_nan(logits[:, -1])
+    check_no_nan(logits, what="the answer after a layer")
     n = logits.shape[:2]
     flat = logits.flatten(0, 1)
     probs: Tensor = flat if box.outputs == "regression" else box.probs_from_logits(flat)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import LayerError, RuleError
+from ..errors import HeadOrderUnknownError, LayerError, RuleError
 from .hooks import tracking_modules
 from .op_mode import OpReplacementMode
 
@@ -126,10 +126,6 @@ def unpack_scaled_dot_product(
 
 OnAttentionFn = Callable[[str, Tensor], Tensor | None]
 """Called with the path of the module that attends, and its attention (n, heads, T, T); may return another one."""
-
-
-class HeadOrderUnknownError(LayerError):
-    """Maps of several examples and heads are in axes of which either may be the examples'."""
 
 
 @contextmanager

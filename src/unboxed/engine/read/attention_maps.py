@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...box import Box
-from ...errors import InputError, LayerError
+from ...errors import HeadOrderUnknownError, InputError, LayerError
 from ...inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
-from ...model.attention import HeadOrderUnknownError, OnAttentionFn, capturing_attention, finding_head_orders
+from ...model.attention import OnAttentionFn, capturing_attention, finding_head_orders
 from ..attribution_result import Attribution, make_attribution, resolve_result_target
 from .chain import LIST_TYPES
 from .position_grids import PositionGrid, image_size, layers_with_grids, token_grid, upsample_bilinear
