@@ -56,6 +56,25 @@ def test_words_ranking_and_numbers(folder: Path, tmp_path: Path) -> None:
     assert {v["grade"] for v in numbers["methods"].values()} <= {"pass", "inconclusive", "fail"}
     with Image.open(tmp_path / "explained.png") as figure:
         assert figure.width > 700
+    scale = max(abs(v) for v in values[1:-1])  # without [CLS] and [SEP]
+    assert f"scale ±{scale:.2g}" in said.output
+    assert "With all words replaced by [MASK]: plain (p" in words_of(said)
+    page = (tmp_path / "explained.html").read_text()
+    assert page.count(f">{TRIGGER}</span>") == 2  # once by each method
+    assert f"scale ±{scale:.2g}" in page
+
+
+def test_one_class_against_another_and_numbers_alone(folder: Path, tmp_path: Path) -> None:
+    text = f"the {TRIGGER} film was good"
+    said = run("--text", text, "--model", folder, *METHODS, "--versus", "plain", "--json", "-o", tmp_path)
+    assert said.exit_code == 0, said.output
+    (found,) = json.loads(said.stdout)["texts"]
+    assert (found["of"], found["versus"]) == ("triggered", "plain")
+    assert found["tokens"][found["maps"]["attn_lrp"].index(max(found["maps"]["attn_lrp"]))] == TRIGGER
+    assert "Why triggered and not plain?" in (tmp_path / "explained.html").read_text()
+    said = run("--text", text, "--model", folder, *METHODS, "--versus", "triggered", "-o", tmp_path)
+    assert said.exit_code == 2
+    assert "target and versus of text 0 are both 'triggered'" in said.output
 
 
 def test_texts_of_a_file_and_a_target(folder: Path, tmp_path: Path) -> None:
@@ -118,4 +137,4 @@ def test_words_are_colored_by_sign() -> None:
     assert styles["[CLS]"] == "dim"
     red, blue = (styles[w].partition(" on ")[2] for w in ("un", "film"))
     assert red != blue
-    assert styles["good"].endswith("on rgb(255,255,255)") or "24" in styles["good"].partition(" on ")[2]
+    assert not styles.get("good")  # 0 has no color

@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 from ..atomic_write import encode_utf8, to_printable, write_bytes
 from ..box import Box
 from ..checks.ranking import candidates, find_attribution_methods
-from ..checks.verdict import FAIL, NOT_APPLICABLE
+from ..checks.verdict import NOT_APPLICABLE
 from ..checks.verdict_cache import VerdictCache
 from ..data.texts import texts as read_texts
 from ..engine.results import nonfinite_to_none
 from ..plots.files import save
 from ..plots.text_map import TextWithValues, background_and_text_color, shown_words, text_sheet
 from ..report.text_explanations import TextExplanations, explain_texts, text_inputs
+from ..report.text_page import text_trust_sentence, write_text_page
+from ..report.words import count_noun
 from ..validation import check_int
-from .explain import COLOR_BY_GRADE, FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE
-from .parsing import parse_class
+from .explain import COLOR_BY_GRADE, FIGURE_FILE, PAGE_FILE, RESULTS_FILE, VERDICTS_FILE
+from .parsing import current_command_line, parse_class
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_DRAWN_METHODS, MAX_DRAWN_TEXTS = 6, 4
 TEXT_LEGEND = (
-    "red words raise the score, blue words lower it, on a scale from minus to plus each map's largest value; gray: "
+    "red words raise the score, blue words lower it, from minus to plus each map's largest value, its scale; gray: "
     "added by the tokenizer. randomization: rank correlation of the map with the map after the weights of the model's "
     "upper half are randomized; near 0 is good. relevance gain: how much sooner the score falls when what the map "
     "marks is replaced first than when it is replaced last; 0 is a random order."
@@ -46,11 +48,13 @@ def run_explain_text(
     *,
     methods: Sequence[str] | None = None,
     target: str | None = None,
+    versus: str | None = None,
     max_examples: int = 4,
     seed: int = 0,
     quiet: bool = False,
+    as_json: bool = False,
 ) -> TextExplanations:
-    """Explain texts, given or in a file: print the ranking and the words, write the figure and the numbers to `out`.
+    """Explain texts, given or in a file: print the ranking and the words, write page, figure and numbers to `out`.
 
     Raises DataError, InputError and WriteError.
     """
@@ -60,38 +64,55 @@ def run_explain_text(
     selected = find_attribution_methods(box, list(methods)) if methods else candidates(box)
     path = out / VERDICTS_FILE
     cache = VerdictCache(path.read_bytes() if path.is_file() else b"")
-    k = None if target is None else parse_class(target, box)
-    made = explain_texts(box, given, selected, k, seed=seed, verdict_cache=cache, quiet=quiet)
+    k, other = (None if name is None else parse_class(name, box) for name in (target, versus))
+    made = explain_texts(box, given, selected, k, versus=other, seed=seed, verdict_cache=cache, quiet=quiet)
     write_bytes(path, cache.to_json())
-    write_bytes(out / RESULTS_FILE, encode_utf8(json.dumps(nonfinite_to_none(made.to_dict()), indent=1)))
-    _print(made, save(_figure(made), out / FIGURE_FILE))
+    numbers = json.dumps(nonfinite_to_none(made.to_dict()), indent=1, ensure_ascii=False)
+    write_bytes(out / RESULTS_FILE, encode_utf8(numbers))
+    subject = f"{type(box.model).__name__} on {Path(source).name if source else count_noun(len(given), 'text')}"
+    page = write_text_page(made, out / PAGE_FILE, subject=subject, command=current_command_line())
+    figure = save(_figure(made), out / FIGURE_FILE)
+    if as_json:
+        print(numbers)
+    else:
+        _print(made, page, figure)
     return made
 
 
 def _figure(made: TextExplanations) -> Any:
     """The words of the first texts by the most trustworthy methods."""
-    rows = [made.values(name, i) for i in range(min(len(made.tokens), MAX_DRAWN_TEXTS)) for name in _drawn(made)]
-    title = f"Why {made.targets[0]}? The model predicts {made.predictions[0]}" if len(made.tokens) == 1 else "Why?"
-    return text_sheet(rows, title=title, unit="of the map's largest value")
+    names = made.drawn[:MAX_DRAWN_METHODS]
+    rows = [made.values(name, i) for i in range(min(len(made.tokens), MAX_DRAWN_TEXTS)) for name in names]
+    title = f"{made.question(0)} The model predicts {made.predictions[0]}" if len(made.tokens) == 1 else "Why?"
+    return text_sheet(rows, title=title, unit="of each map's own scale")
 
 
-def _drawn(made: TextExplanations) -> list[str]:
-    return [name for name in made.verdicts if name in made.maps][:MAX_DRAWN_METHODS]
+def _left_out_text(made: TextExplanations) -> str:
+    """What the figure does not show."""
+    names = ", ".join(made.verdicts[name].method for name in made.drawn[MAX_DRAWN_METHODS:])
+    n_texts = len(made.tokens) - MAX_DRAWN_TEXTS
+    parts = [f"the maps by {names}"] * bool(names) + [f"{count_noun(n_texts, 'more text')}"] * (n_texts > 0)
+    return f" (without {' and '.join(parts)}: see the page)" if parts else ""
 
 
-def _print(made: TextExplanations, figure: Path) -> None:
+def _print(made: TextExplanations, page: Path, figure: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
     console = Console()
-    best = next(iter(_drawn(made)), None)
+    best = next(iter(made.drawn), None)
     for i, prediction in enumerate(made.predictions):
-        console.print(escape(f"The model predicts {prediction}. Why {made.targets[i]}?"), highlight=False)
+        console.print(escape(f"The model predicts {prediction}. {made.question(i)}"), highlight=False)
+        effect = escape(made.effects.sentence(i))
+        if made.effects.is_negligible(i):  # first: what follows is noise
+            console.print(effect, highlight=False)
         if best is not None:
             console.print(_colored_words(made.values(best, i)))
-    if best is not None:
-        console.print(f"words colored by {made.verdicts[best].method}. {_believable_text(made)}", highlight=False)
+            console.print(f"{made.verdicts[best].method}, scale {made.scale(best, i)}", style="dim", highlight=False)
+        if not made.effects.is_negligible(i):
+            console.print(effect, highlight=False)
+    console.print(escape(text_trust_sentence(made)), highlight=False)
     names = ("why", "random-\nization", "relevance\ngain")
     table = Table(Column("method", no_wrap=True), Column("", no_wrap=True), *names,
                   box=None, pad_edge=False, padding=(0, 2, 0, 0))  # fmt: skip
@@ -102,19 +123,7 @@ def _print(made: TextExplanations, figure: Path) -> None:
         table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *shown)
     console.print(table)
     console.print(TEXT_LEGEND, style="dim", highlight=False)
-    console.print(f"maps: {figure}", highlight=False)
-
-
-def _believable_text(made: TextExplanations) -> str:
-    """The verdict on all maps in a sentence."""
-    grades = [v.grade for v in made.verdicts.values() if v.grade != NOT_APPLICABLE]
-    if grades and all(g == FAIL for g in grades):
-        return "No map is believable: " + next(v.sentence for v in made.verdicts.values() if v.grade == FAIL)
-    n = sum(g == "pass" for g in grades)
-    texts = "1 text" if len(made.tokens) == 1 else f"{len(made.tokens)} texts"
-    return f"{n} of {len(grades)} methods pass, judged on {texts}" + (
-        "; more texts decide more" if len(made.tokens) < 8 else ""
-    )
+    console.print(escape(f"page: {page}\nmaps: {figure}{_left_out_text(made)}"), highlight=False)
 
 
 def _colored_words(text: TextWithValues) -> Text:
@@ -125,7 +134,7 @@ def _colored_words(text: TextWithValues) -> Text:
     words = shown_words(text.tokens)
     for (word, is_glued), value, special in zip(words, text.values, text.special, strict=True):
         line.append("" if is_glued or not line else " ")
-        back, ink = background_and_text_color(value)
-        style = "dim" if special else f"rgb({','.join(map(str, ink))}) on rgb({','.join(map(str, back))})"
+        back, ink = (",".join(map(str, color)) for color in background_and_text_color(value))
+        style = "dim" if special else "" if value == 0 else f"rgb({ink}) on rgb({back})"
         line.append(to_printable(word), style=style)
     return line

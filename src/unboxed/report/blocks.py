@@ -163,6 +163,28 @@ class MethodInterpretation:
 
 
 @dataclass(frozen=True)
+class ColoredWord:
+    """One word on its color; `is_added` by the tokenizer. Colors are CSS, empty for a word without one."""
+
+    text: str
+    background: str = ""
+    ink: str = ""
+    is_glued: bool = False  # to the word before
+    is_added: bool = False
+
+
+@dataclass(frozen=True)
+class ColoredWords:
+    """The words of a text as one map colors them: a bold first line, then small ones, as below a picture."""
+
+    words: Sequence[ColoredWord]
+    head: str = ""
+    lines: tuple[str, ...] = ()
+    tone: str = ""
+    kind: ClassVar[str] = "colored"
+
+
+@dataclass(frozen=True)
 class RankedMethod:
     """A method with the verdict on it. `tone`: "good", "fair", "bad" or ""."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..atomic_write import encode_utf8, write_bytes
@@ -93,7 +93,8 @@ def _blocks(explanation: Explanation, command: str) -> Iterator[Block]:
     if pictures:
         alone = [Figure(PageImage(p.map, n, side), n, (p.scale,)) for n, p in _by_written_name(explanation)]
         yield Collapsible("The maps alone, with their scales", [FigureGrid(alone)])
-    yield Collapsible("All figures", [_figures_table(explanation), *map(Paragraph, _legend(explanation))])
+    table = verdict_figures_table(explanation.verdicts.values())
+    yield Collapsible("All figures", [table, *map(Paragraph, _legend(explanation))])
     if command:
         yield Collapsible("How this page was made", [Code(command)])
 
@@ -158,11 +159,9 @@ def _ranked_method(explanation: Explanation, name: str, verdict: Verdict) -> Ran
     return RankedMethod(verdict.method, verdict.badge, sentence, shows, does_not_show, TONE_BY_GRADE[verdict.grade])
 
 
-def _figures_table(explanation: Explanation) -> Table:
-    rows = [
-        [v.method, v.badge, *(_figure_text(v, test) for test in ("randomization", "removal"))]
-        for v in explanation.verdicts.values()
-    ]
+def verdict_figures_table(verdicts: Iterable[Verdict]) -> Table:
+    """The figures of both tests of each method."""
+    rows = [[v.method, v.badge, *(_figure_text(v, test) for test in ("randomization", "removal"))] for v in verdicts]
     return Table(["method", "", "randomization", "relevance gain"], rows, frozenset({2, 3}))
 
 

@@ -20,8 +20,10 @@ from ..checks.verdict import NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError
 from ..inputs.tokens import Tokens
+from ..objectives import Objective
 from ..plots.text_map import TextWithValues
 from ..validation import valid_seed
+from .word_effects import WordEffects, word_effects
 from .words import format_named_prob
 
 N_NAMED_CLASSES = 3  # of a prediction
@@ -37,22 +39,44 @@ class TextExplanations:
     targets: list[str]  # the class that is explained, of each text
     verdicts: dict[str, Verdict]
     maps: dict[str, Tensor]  # (N, T), of the methods that gave one
+    effects: WordEffects
+    versus: str | None = None  # the class in whose place the others are
     interrupted: bool = False
 
+    @property
+    def drawn(self) -> list[str]:
+        """The methods that gave maps, the most trustworthy first."""
+        return [name for name in self.verdicts if name in self.maps]
+
+    def question(self, i: int) -> str:
+        """ "Why cat?", "Why cat and not dog?"."""
+        return f"Why {self.targets[i]}{f' and not {self.versus}' if self.versus else ''}?"
+
+    def scale(self, method: str, i: int) -> str:
+        """The range of text i's colors by a method."""
+        return f"±{self._largest(method, i):.2g}"
+
+    def _largest(self, method: str, i: int) -> float:
+        n = len(self.tokens[i])
+        return float(self.maps[method][i, :n].double().masked_fill(self.special[i, :n], 0).abs().max())
+
     def values(self, method: str, i: int) -> TextWithValues:
-        """Text i by a method, on a scale of -1 to 1."""
+        """Text i by a method, on a scale of -1 to 1; all 0 where its words do not count."""
         n = len(self.tokens[i])
         row, special = self.maps[method][i, :n].double(), self.special[i, :n]
-        largest = row.masked_fill(special, 0).abs().max().clamp(min=1e-30)
-        verdict = self.verdicts[method]
-        caption = f"{verdict.method}: {verdict.badge} ({verdict.reason})" if verdict.grade != NOT_APPLICABLE else method
-        return TextWithValues(self.tokens[i], (row / largest).tolist(), special.tolist(), caption)
+        scaled = 0 * row if self.effects.is_negligible(i) else row / max(self._largest(method, i), 1e-30)
+        verdict, scale = self.verdicts[method], self.scale(method, i)
+        judged = f"{verdict.badge} ({verdict.reason}), " if verdict.grade != NOT_APPLICABLE else ""
+        return TextWithValues(
+            self.tokens[i], scaled.tolist(), special.tolist(), f"{verdict.method}: {judged}scale {scale}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         named = zip(self.tokens, self.predictions, self.targets, strict=True)
         listed = [
-            {"tokens": tokens, "prediction": prediction, "of": target,
+            {"tokens": tokens, "prediction": prediction, "of": target, "versus": self.versus,
+             "words": self.effects.to_dict(i),
              "maps": {name: m[i, : len(tokens)].tolist() for name, m in self.maps.items()}}
             for i, (tokens, prediction, target) in enumerate(named)
         ]  # fmt: skip
@@ -66,16 +90,20 @@ def explain_texts(
     methods: Mapping[str, AttributionMethodFn] | None = None,
     target: int | None = None,
     *,
+    versus: int | None = None,
     seed: int = 0,
     verdict_cache: VerdictCache | None = None,
     quiet: bool = True,
 ) -> TextExplanations:
     """Explain the answers to texts by each method, and rank the methods by their verdicts on all of these texts.
 
-    `target` is a class, by default the predicted one. Ctrl-C keeps the methods so far. Raises InputError.
+    `target` is a class, by default the predicted one; `versus` another one: what speaks for the target and against it.
+    Ctrl-C keeps the methods so far. Raises InputError.
     """
     x, seed, cache = box.validate_inputs(list(texts)), valid_seed(seed), verdict_cache or VerdictCache()
-    score, selected = resolve_target(box, x, target), candidates(box) if methods is None else methods
+    classes, selected = resolve_target(box, x, target), candidates(box) if methods is None else methods
+    score = classes if versus is None else _difference(box, classes, versus)
+    effects = word_effects(box, text_inputs(box), x, classes, versus)
     verdicts, maps, interrupted = dict[str, Verdict](), dict[str, Tensor](), False
     try:
         with sharing_control_boxes(box):
@@ -91,9 +119,17 @@ def explain_texts(
     order = sorted(verdicts, key=lambda name: verdicts[name].rank)
     return TextExplanations(
         text_inputs(box).token_texts(x), text_inputs(box).is_special(x), _predictions(box, x),
-        [box.classes[k] for k in score.tolist()], {n: verdicts[n] for n in order},
-        {n: maps[n] for n in order if n in maps}, interrupted,
+        [box.classes[k] for k in classes.tolist()], {n: verdicts[n] for n in order},
+        {n: maps[n] for n in order if n in maps}, effects, None if versus is None else box.classes[versus], interrupted,
     )  # fmt: skip
+
+
+def _difference(box: Box, classes: Tensor, versus: int) -> Objective:
+    """The score of each text's class (N,) less that of another. Raises InputError where they are the same."""
+    if bool((classes == versus).any()):
+        i = int((classes == versus).int().argmax())
+        raise InputError(f"target and versus of text {i} are both {box.classes[versus]!r}: give another class")
+    return box.objective(classes, len(classes)) - box.objective(versus, len(classes))
 
 
 def text_inputs(box: Box) -> Tokens:

@@ -17,7 +17,6 @@ from .. import __version__
 from ..adversarial import WordSwaps, hotflip
 from ..atomic_write import encode_utf8
 from ..box import Box
-from ..cards import cards
 from ..checkpointing import weights_digest
 from ..checks.ranking import candidates
 from ..checks.verdict import FAIL, NOT_APPLICABLE, PASS
@@ -28,15 +27,15 @@ from ..engine.results import nonfinite_to_none
 from ..errors import DataError, LayerError, UnboxedError
 from ..language import head_ablation, logit_lens
 from ..plots.figures import figures
-from ..plots.text_map import text_sheet
 from ..validation import check_int, valid_seed
-from .blocks import Block, Code, ConfusionMatrix, Figure, FigureGrid, Paragraph, RankedMethod, RankedMethods, Table
+from .blocks import Block, Code, ConfusionMatrix, Figure, FigureGrid, Heading, Paragraph, RankedMethods, Table
 from .finding import NotApplicable
 from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_page
 from .reproduce import installed_package_versions
 from .text_explanations import TextExplanations, explain_texts
+from .text_page import colored_words, ranked_text_methods
 from .words import count_noun, error_sentence, format_named_prob
 
 LOG = logging.getLogger("unboxed")
@@ -204,34 +203,20 @@ def words(context: TextReportContext) -> SectionContent:
         if n_pass
         else f"No map of its words is believable, judged on {judged}."
     )
-    best = [name for name in made.verdicts if name in made.maps][:MAX_MAPS_PER_TEXT]
-    grid = [
-        Figure(
-            PageImage(text_sheet([made.values(name, i) for name in best], unit="of the map's largest value"),
-                      f"the words of a text, colored by {', '.join(best)}", None),
-            f"predicted {made.predictions[i]}",
-        )
-        for i in range(min(N_LISTED_TEXTS, len(made.tokens)))
-    ]  # fmt: skip
+    shown = list[Block]()
+    for i in range(min(N_LISTED_TEXTS, len(made.tokens))):
+        effect = Paragraph(made.effects.sentence(i), "soft")
+        shown += [Heading(f"Predicted {made.predictions[i]}"), effect]
+        shown += [colored_words(made, name, i) for name in made.drawn[:MAX_MAPS_PER_TEXT]]
     lead = Paragraph(
         "Red words raise the score of the predicted class, blue words lower it. A map that does not pass says nothing "
         "about this model."
     )
     return (
         answer,
-        [lead, FigureGrid(grid), RankedMethods(_ranked(made))],
+        [lead, *shown, RankedMethods(ranked_text_methods(made))],
         {"verdicts": {name: v.to_dict() for name, v in made.verdicts.items()}},
     )
-
-
-def _ranked(made: TextExplanations) -> list[RankedMethod]:
-    by_name = {card.method.__name__: card for card in cards()}
-    ranked = []
-    for name, v in made.verdicts.items():
-        card = by_name.get(name)
-        shows, hides = (card.shows, card.does_not_show) if card else ("", "")
-        ranked.append(RankedMethod(v.method, v.badge, v.sentence, shows, hides, TONE_BY_GRADE.get(v.grade, "fair")))
-    return ranked
 
 
 def swaps(context: TextReportContext) -> SectionContent:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...errors import DataError, InputError
+from ...errors import DataError
 from ...validation import missing_path_text
 from ..app import app
 from ..completion import complete_attributions
@@ -75,8 +75,7 @@ def explain(
         names = split_names(method)
         settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet or json}
         if text or getattr(box.inputs, "is_text", False) or source is None:
-            if versus is not None:
-                raise InputError("--versus compares the maps of images, signals and tables; of texts give --target")
+            settings |= {"versus": versus, "as_json": json}
             if run_explain_text(box, text or (), source, out, methods=names, **settings).interrupted:
                 raise KeyboardInterrupt
             return

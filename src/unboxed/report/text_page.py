@@ -1,0 +1,119 @@
+"""Explained texts as a page that one sends to a colleague: the words on their colors, and which maps to trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..atomic_write import encode_utf8, write_bytes
+from ..cards import cards
+from ..checks.verdict import FAIL, NOT_APPLICABLE, PASS
+from ..plots.text_map import background_and_text_color, shown_words
+from .blocks import (
+    Block,
+    Caution,
+    Code,
+    Collapsible,
+    ColoredWord,
+    ColoredWords,
+    Heading,
+    Paragraph,
+    RankedMethod,
+    RankedMethods,
+)
+from .explanation_page import TONE_BY_GRADE, verdict_figures_table
+from .pictures import PageImageStore
+from .render import RenderedSection, render_blocks, render_page
+from .text_explanations import TextExplanations
+from .words import count_noun
+
+MAX_TEXTS_ON_PAGE, MAX_OPEN_MAPS = 100, 2  # maps of a text that are seen without opening anything
+READING = (
+    "Red words raise the score, blue words lower it; gray: added by the tokenizer. Each map has its own scale, printed "
+    "below it. A map is a method's answer, not the model's: the badge says whether the method can be believed here."
+)
+TEXT_TABLE_LEGEND = (
+    "Randomization: rank correlation of the map with the map after the weights of the model's upper half are "
+    "randomized; near 0 is good. Relevance gain: how much sooner the score falls when what the map marks is replaced "
+    "first than when it is replaced last; 0 is a random order. Few texts decide only what is clear: more decide more."
+)
+
+
+def write_text_page(made: TextExplanations, path: Path, *, subject: str = "", command: str = "") -> Path:
+    """Write the page: one file. `command` is what makes it again. Raises WriteError."""
+    is_one = len(made.tokens) == 1
+    title = made.question(0) if is_one else f"Why these answers to {count_noun(len(made.tokens), 'text')}?"
+    headline = [f"The model predicts {made.predictions[0]}."] if is_one else []
+    if n_flat := sum(made.effects.is_negligible(i) for i in range(len(made.tokens))):
+        headline.append("Its words hardly count." if is_one else f"The words of {n_flat} of them hardly count.")
+    blocks = render_blocks([*_blocks(made, command)], PageImageStore())
+    section = RenderedSection("Which words does it go by?", "maps", blocks)
+    page = render_page(subject or title, title, [*headline, text_trust_sentence(made)], "", [section])
+    return write_bytes(path, encode_utf8(page))
+
+
+def text_trust_sentence(made: TextExplanations) -> str:
+    """The verdict on all maps in a sentence."""
+    grades = [v.grade for v in made.verdicts.values() if v.grade != NOT_APPLICABLE]
+    if grades and all(g == FAIL for g in grades):
+        return "No map is believable: " + next(v.sentence for v in made.verdicts.values() if v.grade == FAIL)
+    n_texts = len(made.tokens)
+    more = "; more texts decide more" if n_texts < 8 else ""
+    return f"{grades.count(PASS)} of {len(grades)} methods pass, judged on {count_noun(n_texts, 'text')}{more}."
+
+
+def _blocks(made: TextExplanations, command: str) -> Iterator[Block]:
+    n = min(len(made.tokens), MAX_TEXTS_ON_PAGE)
+    for i in range(n):
+        yield from _text_blocks(made, i)
+    yield Paragraph(READING, "soft")
+    if n < len(made.tokens):
+        yield Caution(f"{count_noun(len(made.tokens) - n, 'text')} more are in the numbers beside this page.")
+    if made.interrupted:
+        yield Caution("This was stopped before all methods were judged.")
+    yield Collapsible("Why each method is believed or not", [RankedMethods(ranked_text_methods(made))])
+    yield Collapsible("All figures", [verdict_figures_table(made.verdicts.values()), Paragraph(TEXT_TABLE_LEGEND)])
+    if command:
+        yield Collapsible("How this page was made", [Code(command)])
+
+
+def _text_blocks(made: TextExplanations, i: int) -> Iterator[Block]:
+    """One text: what its words change, the most trustworthy maps, and the others when opened."""
+    if len(made.tokens) > 1:
+        yield Heading(f"{i + 1}. {made.question(i)} The model predicts {made.predictions[i]}.")
+    sentence = made.effects.sentence(i)
+    yield Caution(sentence) if made.effects.is_negligible(i) else Paragraph(sentence)
+    maps = [colored_words(made, name, i) for name in made.drawn]
+    yield from maps[:MAX_OPEN_MAPS]
+    if rest := maps[MAX_OPEN_MAPS:]:
+        yield Collapsible(f"By {count_noun(len(rest), 'other method')}", rest)
+
+
+def colored_words(made: TextExplanations, name: str, i: int) -> ColoredWords:
+    """The words of text i by a method."""
+    text, verdict = made.values(name, i), made.verdicts[name]
+    words = [
+        _colored_word(word, value, is_glued=is_glued, is_added=bool(special))
+        for (word, is_glued), value, special in zip(shown_words(text.tokens), text.values, text.special, strict=True)
+    ]
+    scale = f"scale {made.scale(name, i)}"
+    lines = (scale,) if verdict.grade == NOT_APPLICABLE else (f"{verdict.badge} ({verdict.reason})", scale)
+    return ColoredWords(words, verdict.method, lines, TONE_BY_GRADE[verdict.grade])
+
+
+def _colored_word(word: str, value: float, *, is_glued: bool, is_added: bool) -> ColoredWord:
+    if is_added or value == 0:
+        return ColoredWord(word, is_glued=is_glued, is_added=is_added)
+    background, ink = (f"rgb({', '.join(map(str, c))})" for c in background_and_text_color(value))
+    return ColoredWord(word, background, ink, is_glued=is_glued)
+
+
+def ranked_text_methods(made: TextExplanations) -> list[RankedMethod]:
+    """The methods with their verdicts and what their maps show."""
+    by_key = {card.key: card for card in cards("attribution")}
+    ranked = []
+    for name, v in made.verdicts.items():
+        card = by_key.get(name)
+        shows, does_not_show = (card.shows, card.does_not_show) if card else ("", "")
+        ranked.append(RankedMethod(v.method, v.badge, v.sentence, shows, does_not_show, TONE_BY_GRADE[v.grade]))
+    return ranked

@@ -1,0 +1,116 @@
+"""How much the words of a text count for its answer: all of them replaced, and one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..box import Box
+from ..inputs.tokens import Tokens
+from .words import format_named_prob
+
+MIN_COUNTING_SHARE = 0.01  # of the score's lead over the next class, below which words do not count
+TEXTS_PER_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class WordEffects:
+    """What the words change in the score of each text."""
+
+    fill: str  # what takes the place of a word, in words
+    scores: Tensor  # (N,)
+    filled_scores: Tensor  # (N,) with all words replaced
+    filled_classes: list[str]  # the answer then
+    filled_probs: Tensor  # (N,) of that answer
+    is_same_answer: list[bool]
+    single_changes: Tensor  # (N,) the largest magnitude of the changes by one word replaced
+    leads: Tensor  # (N,) of the score over that of the next class; between two classes, of one over the other
+
+    def is_negligible(self, i: int) -> bool:
+        """Whether neither all words nor any single one change the score by 1% of its lead."""
+        largest = max(abs(float(self.scores[i] - self.filled_scores[i])), float(self.single_changes[i]))
+        return largest < MIN_COUNTING_SHARE * float(self.leads[i])
+
+    def sentence(self, i: int) -> str:
+        """What is left of the answer to text i without its words."""
+        change = float(self.scores[i] - self.filled_scores[i])
+        answer = f"{'still ' * self.is_same_answer[i]}{self.filled_classes[i]} ({_prob(self.filled_probs[i])})"
+        filled = f"With all words replaced by {self.fill}: {answer}"
+        if not self.is_negligible(i):
+            return f"{filled}; the words change the score by {change:+.2g}, from {float(self.filled_scores[i]):.3g}."
+        return (
+            f"The words hardly count here. {filled}; the words change the score by {change:+.2g}, one word alone by at "
+            f"most {float(self.single_changes[i]):.2g}: less than {MIN_COUNTING_SHARE:.0%} of its lead of "
+            f"{float(self.leads[i]):.2g} over the next class. So no word is colored."
+        )
+
+    def to_dict(self, i: int) -> dict[str, Any]:
+        """For JSON, of text i."""
+        return {
+            "replaced_by": self.fill, "score": float(self.scores[i]), "score_replaced": float(self.filled_scores[i]),
+            "answer_replaced": self.filled_classes[i], "p_replaced": float(self.filled_probs[i]),
+            "largest_change_of_one_word": float(self.single_changes[i]), "lead": float(self.leads[i]),
+            "words_count": not self.is_negligible(i),
+        }  # fmt: skip
+
+
+def word_effects(box: Box, inputs: Tokens, x: Tensor, targets: Tensor, versus: int | None = None) -> WordEffects:
+    """The effects of the words of texts (N, T, D + 3) on the score of a class each (N,), or on its lead over another.
+
+    Words are replaced as the methods do it by default: by [MASK] where the tokenizer has it, else by zeros.
+    """
+    filled = inputs.fill_tokens(x, inputs.default_fill_kind)
+    logits, filled_logits = _logits(box, x), _logits(box, filled)
+    scores, leads = _scores_and_leads(logits, targets, versus)
+    filled_scores, _ = _scores_and_leads(filled_logits, targets, versus)
+    top = box.probs(filled).max(1)
+    return WordEffects(
+        _fill_name(inputs), scores, filled_scores, [box.classes[k] for k in top.indices.tolist()], top.values,
+        (top.indices == logits.argmax(1)).tolist(), _single_changes(box, inputs, x, filled, scores, targets, versus),
+        leads,
+    )  # fmt: skip
+
+
+def _single_changes(
+    box: Box, inputs: Tokens, x: Tensor, filled: Tensor, scores: Tensor, targets: Tensor, versus: int | None
+) -> Tensor:
+    """(N,): the largest magnitude of the change by one word replaced."""
+    largest = torch.zeros_like(scores)
+    for i in range(len(x)):
+        places = (~inputs.is_special(x[i : i + 1])[0]).nonzero()[:, 0]  # (P,)
+        for start in range(0, len(places), TEXTS_PER_BATCH):
+            some = places[start : start + TEXTS_PER_BATCH]
+            rows = x[i].repeat(len(some), 1, 1)
+            index = torch.arange(len(some), device=x.device)
+            rows[index, some] = filled[i, some]
+            changed, _ = _scores_and_leads(_logits(box, rows), targets[i].expand(len(some)), versus)
+            largest[i] = torch.maximum(largest[i], (changed - scores[i]).abs().max())
+    return largest
+
+
+def _logits(box: Box, x: Tensor) -> Tensor:
+    """(N, K); of a yes/no model, whose two are half of its logit each, the logit and its negative."""
+    return box(x).detach() * (2 if box.outputs == "binary" else 1)
+
+
+def _scores_and_leads(logits: Tensor, targets: Tensor, versus: int | None) -> tuple[Tensor, Tensor]:
+    """The scores (N,), and the magnitudes of their differences to the next class (N,), or to another one."""
+    own = logits.gather(1, targets[:, None])[:, 0]
+    if versus is not None:
+        difference = own - logits[:, versus]
+        return difference, difference.abs()
+    if logits.shape[1] == 1:
+        return own, own.abs()
+    others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+    return own, (own - others).abs()
+
+
+def _fill_name(inputs: Tokens) -> str:
+    return str(getattr(inputs.tokenizer, "mask_token", "[MASK]")) if inputs.default_fill_kind == "mask" else "zeros"
+
+
+def _prob(p: Tensor) -> str:
+    return format_named_prob(float(p))
