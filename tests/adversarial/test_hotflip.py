@@ -94,6 +94,12 @@ def test_a_target_an_objective_and_batches() -> None:
         hotflip(box, TEXTS)
 
 
+def test_the_vocabulary_may_be_larger_than_a_text() -> None:
+    box = ub.Box(BagOfLetters().double(), ub.Tokens(letters, max_length=6), outputs="logits")
+    made = hotflip(box, ["abcdef"], box.predict(["abcdef"]))
+    assert int(made.distance) <= 3
+
+
 def test_it_needs_texts() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x, y = ub.data.digits("test").first(2)

@@ -150,8 +150,8 @@ class _Vocabulary:
             if unknown := [word for word in allowed if word not in names]:
                 raise InputError(f"the vocabulary has no token {unknown[0]!r}, which `allowed` has")
             ids = ids.new_tensor(sorted({names[word] for word in allowed}))
-        packed = inputs.pack({"input_ids": ids[None].cpu()}).to(x)[0]
-        return cls(ids, packed[:, :-N_TOKEN_META_COLUMNS])
+        packed = inputs.pack({"input_ids": ids[:, None].cpu()}).to(x)  # texts of one token: (V, 1, D + 3)
+        return cls(ids, packed[:, 0, :-N_TOKEN_META_COLUMNS])
 
 
 @dataclass(eq=False)

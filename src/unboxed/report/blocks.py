@@ -164,7 +164,7 @@ class MethodInterpretation:
 
 @dataclass(frozen=True)
 class ColoredWord:
-    """One word on its color; `is_added` by the tokenizer. Colors are CSS, empty for a word without one."""
+    """One word on its color; `is_added` by the tokenizer. Colors are CSS, empty for none and for the page's ink."""
 
     text: str
     background: str = ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..atomic_write import encode_utf8, write_bytes
 from ..cards import cards
 from ..checks.verdict import FAIL, NOT_APPLICABLE, PASS
-from ..plots.text_map import background_and_text_color, shown_words
+from ..plots.text_map import shown_words
 from .blocks import (
     Block,
     Caution,
@@ -27,6 +27,11 @@ from .render import RenderedSection, render_blocks, render_page
 from .text_explanations import TextExplanations
 from .words import count_noun
 
+RAISES_COLOR, LOWERS_COLOR = (
+    (178, 24, 43),
+    (33, 102, 172),
+)  # the strongest; others are transparent
+MIN_LUMINANCE_OF_DARK_INK = 120  # of 255, of the color on white
 MAX_TEXTS_ON_PAGE, MAX_OPEN_MAPS = 100, 2  # maps of a text that are seen without opening anything
 READING = (
     "Red words raise the score, blue words lower it; gray: added by the tokenizer. Each map has its own scale, printed "
@@ -102,10 +107,12 @@ def colored_words(made: TextExplanations, name: str, i: int) -> ColoredWords:
 
 
 def _colored_word(word: str, value: float, *, is_glued: bool, is_added: bool) -> ColoredWord:
-    if is_added or value == 0:
+    if is_added or not abs(value) > 0:  # also NaN
         return ColoredWord(word, is_glued=is_glued, is_added=is_added)
-    background, ink = (f"rgb({', '.join(map(str, c))})" for c in background_and_text_color(value))
-    return ColoredWord(word, background, ink, is_glued=is_glued)
+    color, alpha = RAISES_COLOR if value > 0 else LOWERS_COLOR, min(abs(value), 1.0)
+    luminance = sum(w * (255 + alpha * (c - 255)) for w, c in zip((0.299, 0.587, 0.114), color, strict=True))
+    ink = "#fff" if luminance < MIN_LUMINANCE_OF_DARK_INK else ""  # else the page's, in light and in dark
+    return ColoredWord(word, f"rgba({', '.join(map(str, color))}, {alpha:.2f})", ink, is_glued=is_glued)
 
 
 def ranked_text_methods(made: TextExplanations) -> list[RankedMethod]:
