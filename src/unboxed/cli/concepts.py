@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from ..engine.read.examples import first_inputs
 from ..errors import InputError
 from ..plots.figures import figures
 from .results import print_written_paths, write_figures_and_facts
+from .tables import ShortenedName, figures_table
 
 RESULTS_FILE = "concepts.json"
 
@@ -96,17 +96,14 @@ def _layer_facts(result: ConceptScores, c: int, k: int) -> dict[str, Any]:
 def _table(result: ConceptScores) -> Table:
     notes = "cosine: of gradient and concept; random: of random sets; p: corrected; p twin: with random weights"
     caption = f"{result.target}, {result.n_examples} examples; {notes}"
-    table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD)  # narrow
-    table.add_column("concept", no_wrap=True)
-    table.add_column("layer", no_wrap=True, min_width=max(map(len, result.layers)))
-    for name, width in (("TCAV", 4), ("cosine", 6), ("random", 6), ("p", 7), ("p twin", 7)):
-        table.add_column(name, no_wrap=True, min_width=width)
+    table = figures_table(("concept", "layer"), ("TCAV", "cosine", "random", "p", "p twin"), caption)
     for c, concept in enumerate(result.concepts):
         for k, layer in enumerate(result.layers):
             spread = float(result.random_alignment[c, k].double().square().mean().sqrt())
             twin = "" if result.twin_p_values is None else f"{float(result.twin_p_values[c, k]):.2g}"
             table.add_row(
-                concept if k == 0 else "", layer, f"{float(result.scores[c, k].mean()):.2f}",
-                f"{float(result.alignment[c, k]):+.3f}", f"{spread:.3f}", f"{float(result.p_values[c, k]):.2g}", twin,
+                concept if k == 0 else "", ShortenedName(layer, result.layers),
+                f"{float(result.scores[c, k].mean()):.2f}", f"{float(result.alignment[c, k]):+.3f}", f"{spread:.3f}", f"{float(result.p_values[c, k]):.2g}",
+                twin,
             )  # fmt: skip
     return table

@@ -20,6 +20,7 @@ from ..inputs.pixels import Pixels
 from ..loading.factories import build_from_spec
 from ..plots.figures import figures
 from .results import print_written_paths, write_figures_and_facts
+from .tables import ShortenedName, figures_table
 
 RESULTS_FILE = "dissect.json"
 N_CODES = 400  # that are drawn for a generator without data
@@ -116,14 +117,13 @@ def causal_facts(result: CausalUnits) -> dict[str, Any]:
 
 
 def _table(result: Dissection) -> Table:
-    table = Table(
-        caption="found: detectors, random and rotated: in twins (mean), beyond: chance", caption_justify="left"
-    )
-    for name in ("layer", "units", "found", "concepts", "random", "rotated", "beyond", "verdict"):
-        table.add_column(name, no_wrap=True)
+    caption = "found: detectors, random and rotated: in twins (mean), beyond: chance"
+    columns = "units", "found", "concepts", "random", "rotated", "beyond", "verdict"
+    table = figures_table(("layer",), columns, caption)
+    layers = [p.layer for p in result.layers]
     for p in result.layers:
         twins = [f"{float(t.n_detectors.double().mean()):.1f}" if len(t.n_detectors) else ""
                  for t in (p.random, p.rotated)]  # fmt: skip
         counts = str(len(p.iou)), str(len(p.detectors)), str(len(p.concepts_detected))
-        table.add_row(p.layer, *counts, *twins, str(len(p.beyond_chance)), p.verdict)
+        table.add_row(ShortenedName(p.layer, layers), *counts, *twins, str(len(p.beyond_chance)), p.verdict)
     return table

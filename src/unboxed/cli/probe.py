@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..plots.figures import figures
 from ..validation import suggestion_text
 from .results import print_written_paths, write_figures_and_facts
+from .tables import ShortenedName, figures_table
 
 RESULTS_FILE = "probe.json"
 
@@ -107,12 +108,19 @@ def _interval_to_list(interval: Interval) -> list[float]:
 def _probing_table(result: Probing) -> Table:
     majority = result.layers[0].probe.majority
     caption = f"control: {result.types}; most frequent class {majority:.1%}; erased, random: {result.unit}"
-    table = Table(caption=caption, caption_justify="left")
-    for name in ("layer", "accuracy", "control", "code", "erased", "random", "verdict"):
-        table.add_column(name, no_wrap=True)
+    columns = "accuracy", "control", "code", "erased", "random", "verdict"
+    table = figures_table(("layer",), columns, caption)
+    layers = [p.layer for p in result.layers]
     for p in result.layers:
         read, e = p.probe, p.erasure
         code = "" if read.description is None else f"1/{read.description.ratio.mean:.2f}"
         changes = ("", "") if e is None else (f"{float(h.double().mean()):.2g}" for h in (e.change, e.random_change))
-        table.add_row(p.layer, f"{read.accuracy.mean:.1%}", f"{read.control.mean:.1%}", code, *changes, p.verdict)
+        table.add_row(
+            ShortenedName(p.layer, layers),
+            f"{read.accuracy.mean:.1%}",
+            f"{read.control.mean:.1%}",
+            code,
+            *changes,
+            p.verdict,
+        )
     return table
