@@ -38,6 +38,7 @@ from .common import (
     images_or_none,
     labels_of_data_pair,
     numbered_names,
+    shown_of_text,
 )
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
     ]
     grid = [tiles[i : i + HISTOGRAMS_PER_ROW] for i in range(0, len(tiles), HISTOGRAMS_PER_ROW)]
     counted = {"positions": "every position", "max": "largest value per example", "mean": "mean value per example"}
-    title = f"Values of the units of {result.path}: {counted[result.histogram_of]}"
+    shown = shown_of_text(len(units), len(result.mean), "unit")
+    title = f"Values of the units of {result.path}{shown}: {counted[result.histogram_of]}"
     return {"histograms": contact_sheet(grid, title=title, side=150)}
 
 
@@ -215,7 +217,8 @@ def _make_plotted_unit(
 @figures.register(TopExamples)
 def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: Any = None) -> Figures:
     """The examples with the largest activations of the first units; without data, the histograms of the values."""
-    units = [k for k in range(len(result.value)) if not bool(result.dead[k])][:MAX_UNITS_PER_FIGURE]
+    alive = [k for k in range(len(result.value)) if not bool(result.dead[k])]
+    units = alive[:MAX_UNITS_PER_FIGURE]
     if (data is None and not result.inputs) or not units:
         return figures(result.statistics, box)
     examples = result.fetch_examples(data, units, None if box is None else box.inputs)  # (U, k, ...)
@@ -227,7 +230,8 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
         _make_plotted_unit(result.statistics, k, colors.to_float64_array(p), result.value[k].tolist())
         for k, p in zip(units, patches, strict=True)
     ]
-    return {"top examples": units_sheet(shown, title=f"Top examples of {result.path}", patch_name="top examples")}
+    title = f"Top examples of {result.path}{shown_of_text(len(units), len(alive), 'unit')}"
+    return {"top examples": units_sheet(shown, title=title, patch_name="top examples")}
 
 
 @figures.register(TsneMaps)

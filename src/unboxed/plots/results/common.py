@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 MAX_EXAMPLES_PER_FIGURE = 6  # examples that a figure shows
 
 
+def shown_of_text(n_shown: int, n: int, noun: str) -> str:
+    """The end of a title of a figure that does not show all.
+
+    >>> shown_of_text(12, 16, "unit"), shown_of_text(16, 16, "unit")
+    (' (12 of 16 units)', '')
+    """
+    return f" ({n_shown:,} of {n:,} {noun}s)" if n_shown < n else ""
+
+
 def images_or_none(x: Any) -> Tensor | None:
     """Inputs or maps as images (N, C, H, W), else None: signals as one row, volumes as their slices."""
     if not isinstance(x, Tensor) or x.ndim not in (3, 4, 5):

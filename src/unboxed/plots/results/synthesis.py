@@ -22,6 +22,7 @@ from .common import (
     image_tiles,
     images_or_none,
     row_column_changes,
+    shown_of_text,
 )
 
 if TYPE_CHECKING:
@@ -114,11 +115,13 @@ def _image_sheet_and_frame_figures(result: GeneratedImages, captions: list[str],
     if images is None:
         return {}
     title = f"{result.method}{f' of layer {result.layer}' if result.layer else ''}"
+    n_shown = min(len(images), MAX_IMAGES_PER_FIGURE if x is None else MAX_EXAMPLES_PER_FIGURE)
+    sheet_title = title + shown_of_text(n_shown, len(images), "image")
     if x is None:
-        sheet = image_sheet(result, captions=captions, title=title, max_images=MAX_IMAGES_PER_FIGURE)
+        sheet = image_sheet(result, captions=captions, title=sheet_title, max_images=MAX_IMAGES_PER_FIGURE)
     else:
         rows = [image_tiles(x[:MAX_EXAMPLES_PER_FIGURE]), image_tiles(images[:MAX_EXAMPLES_PER_FIGURE], captions)]
-        sheet = contact_sheet(rows, title=title, names=["input", "image"], side=112)
+        sheet = contact_sheet(rows, title=sheet_title, names=["input", "image"], side=112)
     if result.frames is None or images_or_none(result.frames[0]) is None:
         return {"images": sheet}
     strip = frame_strip(
