@@ -66,7 +66,7 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
     assert made.failures == {}
     said = words(made.path).replace("These sections need a model that takes images; this one takes a table", "")
     assert {m.group() for m in OF_IMAGES.finditer(said)} == set()
-    assert "Measured on 12 examples." in said
+    assert "Measured on 12 examples" in said
 
 
 def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unboxed.report import concepts, map
+import pytest
+import torch
+from PIL import Image
+
+from unboxed.report import concepts, map, overview
+from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word, phone_columns
+from unboxed.report.pictures import PageImage, PageImageStore
+from unboxed.report.render import render_blocks
+from unboxed.report.survey import Survey
 
 TEMPLATES = Path(map.__file__).parent / "templates"
 
@@ -22,3 +30,24 @@ def test_points_are_of_accuracy() -> None:
 def test_neighbors_that_are_misclassified_bear_the_mark() -> None:
     assert 'if (wrong[j]) made.className = "bad"' in (TEMPLATES / "map.js").read_text()
     assert ".map-near button.bad::after" in (TEMPLATES / "page.css").read_text()
+
+
+@pytest.mark.parametrize(("n", "text"), [(60, "; 95% interval 88.5% to 99.6%"), (999, "; 95% interval"), (1000, "")])
+def test_an_accuracy_on_few_examples_has_its_interval(n: int, text: str) -> None:
+    outputs = torch.tensor([[0.9, 0.1]]).repeat(n, 1)
+    labels = torch.zeros(n, dtype=torch.long)
+    labels[:2] = 1
+    survey = Survey(tuple(range(n)), n, outputs, labels, ("a", "b"), True)
+    found = overview._accuracy_interval_text(survey)
+    assert found.startswith(text)
+    assert bool(found) == bool(text)
+
+
+def test_pairs_stay_together_and_words_whole() -> None:
+    picture = PageImage(Image.new("RGB", (112, 112)), "a picture", None)
+    figures = [Figure(picture, head) for head in ("predicted 5", "gradient of 5")] * 3
+    html = render_blocks([FigureGrid(figures, n_together=2)], PageImageStore())
+    assert html.count('class="together"') == 3
+    assert longest_caption_word(figures) == len("predicted")
+    assert phone_columns(7, 112, longest_caption_word(figures)) == 3
+    assert phone_columns(4, 112, longest_caption_word(figures)) == 2

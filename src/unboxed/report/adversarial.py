@@ -229,9 +229,8 @@ def best(finding: RobustnessFinding) -> list[Block]:
         lines = (class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
         figures.append(captioned_figure(colors.image_to_rgb(c.original), "input", lines))
         figures += adversarial_and_change_figures("this model", c, finding.classes, factor)
-    return [
-        FigureGrid(figures, f"The smallest change that fools it, beside the input, and the change times {factor:g}:")
-    ]
+    title = f"The smallest change that fools it, beside the input, and the change times {factor:g}:"
+    return [FigureGrid(figures, title, n_together=3 if len(figures) == 3 * len(changes) else 1)]
 
 
 def _adversarial_lead_text(finding: RobustnessFinding) -> str:

@@ -239,7 +239,7 @@ def best(finding: AttributionFinding) -> list[Block]:
         figure = _map_figure(column, i, COVER_SIDE_PIXELS)
         figures += [example.figure(COVER_SIDE_PIXELS), replace(figure, head=figure.lines[0], lines=figure.lines[1:])]
     text = "Beside each example: where a brighter pixel makes that prediction likelier (red) or less likely (blue)."
-    return [FigureGrid(figures, text)]
+    return [FigureGrid(figures, text, n_together=2)]
 
 
 def _example_group_blocks(finding: AttributionFinding) -> Iterator[Block]:

@@ -12,6 +12,7 @@ from .pictures import PageFile, PageImage
 
 PAGE_WIDTH_PIXELS, FIGURE_GAP_PIXELS = 1000, 14  # pixels: the page's width, and the gap between two figures
 PHONE_WIDTH_PIXELS = 350  # of a page that is 390 pixels wide, without its margins
+MAX_PHONE_WORD_CHARACTERS = 8  # of a caption's words that four columns on a phone hold, with the mark before them
 
 
 class Block(Protocol):
@@ -41,15 +42,27 @@ def figures_per_row(figures: Sequence[Figure]) -> int:
     return -(-n // max(1, rows))
 
 
-def phone_columns(n: int, column_width_pixels: int) -> int:
-    """How many columns n figures have on a phone, so that none stands alone in the last row.
+def phone_columns(n: int, column_width_pixels: int, longest_word: int = 0) -> int:
+    """How many columns n figures have on a phone, so that none stands alone in the last row, and that no word of
+    `longest_word` characters is broken.
 
-    >>> [phone_columns(n, 112) for n in (1, 3, 6, 7, 10)], phone_columns(5, 900)
-    ([1, 3, 3, 4, 4], 1)
+    >>> [phone_columns(n, 112) for n in (1, 3, 4, 6, 7, 10)], phone_columns(5, 900)
+    ([1, 3, 2, 3, 4, 4], 1)
+    >>> phone_columns(7, 112, len("predicted"))
+    3
     """
     fitting = max(1, int((PHONE_WIDTH_PIXELS + 12) / (max(100, 0.7 * column_width_pixels) + 12)))
-    choices = [fitting, fitting + 1, fitting + 2, fitting - 1] if fitting > 2 else [fitting, 1]
+    choices = [fitting] if fitting > 2 else [fitting, 1]
+    if fitting > 2 and n == fitting + 1:
+        choices += [fitting - 1]
+    elif fitting > 2 and longest_word <= MAX_PHONE_WORD_CHARACTERS:
+        choices += [fitting + 1]
     return min(n, next((c for c in choices if c == 1 or n % c != 1), fitting))
+
+
+def longest_caption_word(figures: Sequence[Figure]) -> int:
+    """The characters of the longest word in the captions."""
+    return max((len(word) for f in figures for text in (f.head, *f.lines) for word in text.split()), default=0)
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ class FigureGrid:
     figures: Sequence[Figure]
     name: str = ""
     two_per_row: bool = False  # however wide they are
+    n_together: int = 1  # figures in a row that belong together, as an image and its map: they stay on one line
     kind: ClassVar[str] = "figures"
 
 
