@@ -54,8 +54,15 @@ def test_a_wide_terminal_shows_whole_names() -> None:
 
 
 def test_names_that_would_be_alike_are_written_whole() -> None:
-    layers = [f"vit.layers.{i}.layernorm_before:input" for i in range(3)]
+    layers = [f"vit.encoder.layers.block.{i}.attention.projection.output:input" for i in range(3)]
     lines = printed(48, ("layer",), ("accuracy", "control", "verdict"), ("1", "2", "not tested"), layers)
     column = "".join(line[: lines[0].index("accuracy")].strip() for line in lines[2:-3])
     assert all(layer in column for layer in layers)
     assert "…" not in column
+
+
+def test_the_cut_leaves_names_different() -> None:
+    layers = [f"vit.layers.{i}.layernorm_before:input" for i in range(3)]
+    text = "\n".join(printed(48, ("layer",), ("accuracy", "verdict"), ("1", "not tested"), layers))
+    assert all(f"layers.{i}" in text for i in range(3))
+    assert text.count("…") == 3

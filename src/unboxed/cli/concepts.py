@@ -101,9 +101,8 @@ def _table(result: ConceptScores) -> Table:
         for k, layer in enumerate(result.layers):
             spread = float(result.random_alignment[c, k].double().square().mean().sqrt())
             twin = "" if result.twin_p_values is None else f"{float(result.twin_p_values[c, k]):.2g}"
-            table.add_row(
-                concept if k == 0 else "", ShortenedName(layer, result.layers),
-                f"{float(result.scores[c, k].mean()):.2f}", f"{float(result.alignment[c, k]):+.3f}", f"{spread:.3f}", f"{float(result.p_values[c, k]):.2g}",
-                twin,
-            )  # fmt: skip
+            score, cosine = f"{float(result.scores[c, k].mean()):.2f}", f"{float(result.alignment[c, k]):+.3f}"
+            p = f"{float(result.p_values[c, k]):.2g}"
+            name = concept if k == 0 else ""
+            table.add_row(name, ShortenedName(layer, result.layers), score, cosine, f"{spread:.3f}", p, twin)
     return table

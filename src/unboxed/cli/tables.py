@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions
@@ -13,18 +13,21 @@ from rich.text import Text
 MIN_NAME_CHARACTERS = 9  # that a shortened name keeps
 
 
-def shorten_in_middle(name: str, width: int) -> str:
-    """A name of at most `width` characters: both ends tell layers apart, the middle seldom does.
+def shorten_names(names: Iterable[str], width: int) -> dict[str, str]:
+    """{name: the same in at most `width` characters, without its middle}. The cut leaves them different; where none
+    does, all are whole.
 
-    >>> shorten_in_middle("vit.layers.2.attention.q_proj:input", 20)
-    'vit.layers…oj:input'
-    >>> shorten_in_middle("fc:input", 20)
-    'fc:input'
+    >>> shorten_names(["vit.layers.2.attention.q_proj:input", "fc:input"], 20)
+    {'vit.layers.2.attention.q_proj:input': 'vit.layers…roj:input', 'fc:input': 'fc:input'}
+    >>> list(shorten_names([f"vit.layers.{i}.layernorm_before:input" for i in (0, 1)], 20).values())
+    ['vit.layers.0…e:input', 'vit.layers.1…e:input']
     """
-    if len(name) <= width:
-        return name
-    n_tail = max(0, width - 1) // 2
-    return f"{name[: max(0, width - 1 - n_tail)]}…{name[len(name) - n_tail :]}"
+    names, kept = list(dict.fromkeys(names)), max(0, width - 1)
+    for n_tail in sorted(range(kept + 1), key=lambda n: abs(n - kept // 2)):
+        shortened = {n: n if len(n) <= width else f"{n[: kept - n_tail]}…{n[len(n) - n_tail :]}" for n in names}
+        if len(set(shortened.values())) == len(names):
+            return shortened
+    return {name: name for name in names}
 
 
 class ShortenedName:
@@ -32,15 +35,13 @@ class ShortenedName:
     names are written over several lines."""
 
     def __init__(self, name: str, names: Sequence[str]) -> None:
-        self.name, self.names = name, set(names)
+        self.name, self.names = name, names
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(len(self.name), MIN_NAME_CHARACTERS), len(self.name))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        shortened = {shorten_in_middle(name, options.max_width) for name in self.names}
-        is_distinct = len(shortened) == len(self.names)
-        yield Text(shorten_in_middle(self.name, options.max_width) if is_distinct else self.name, overflow="fold")
+        yield Text(shorten_names(self.names, options.max_width)[self.name], overflow="fold")
 
 
 def figures_table(names: Sequence[str], figures: Sequence[str], caption: str) -> Table:
