@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 
 from unboxed.report import concepts, map, overview
 from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word, phone_columns
+from unboxed.report.finding import Example
 from unboxed.report.pictures import PageImage, PageImageStore
 from unboxed.report.render import render_blocks
 from unboxed.report.survey import Survey
@@ -30,6 +32,11 @@ def test_points_are_of_accuracy() -> None:
 def test_neighbors_that_are_misclassified_bear_the_mark() -> None:
     assert 'if (wrong[j]) made.className = "bad"' in (TEMPLATES / "map.js").read_text()
     assert ".map-near button.bad::after" in (TEMPLATES / "page.css").read_text()
+    right, wrong = (
+        Example(0, torch.zeros(1, 8, 8), "a", "p 0.9", label, is_correct=label == "a") for label in ("a", "b")
+    )
+    finding = SimpleNamespace(shown=[right, wrong, right], followed=0, neighbors={"fc": torch.tensor([[1, 2]])})
+    assert [map._neighbor_figure(finding, rank).tone for rank in (0, 1)] == ["bad", "good"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("n", "text"), [(60, "; 95% interval 88.5% to 99.6%"), (999, "; 95% interval"), (1000, "")])

@@ -141,7 +141,7 @@ def best(finding: MapFinding) -> list[Block]:
 def _neighbor_figure(finding: MapFinding, rank: int) -> Figure:
     """The example that is `rank`-th nearest to the followed one in the last hidden layer."""
     neighbors = list(finding.neighbors.values())[-1]  # (N, k)
-    return replace(finding.shown[int(neighbors[finding.followed, rank])].figure(), tone="")
+    return finding.shown[int(neighbors[finding.followed, rank])].figure()
 
 
 def _label_agreement_text(finding: MapFinding) -> str:
@@ -195,7 +195,7 @@ def _map_block(finding: MapFinding) -> MapBlock:
     ]
     is_wrong = [e.is_correct is False for e in finding.shown]
     lines = [e.title for e in finding.shown], [", ".join(e.lines()[:-1]) for e in finding.shown]
-    ringed = "A thin dark ring: misclassified. An orange ring: the selected example, and its nearest neighbors. "
+    ringed = "A thin ring on a dot: misclassified. An orange ring: the selected example, and its neighbors. "
     keys = (
         f"{ringed * any(is_wrong)}Drag to move; pinch, or click the map and turn the wheel, to zoom. Keys: arrows go "
         "from example to example, + and − zoom, 0 shows the whole map, Escape clears the selection."
