@@ -80,6 +80,7 @@ refuse(("deep_lift",), ("lstm", "checkpointed", "checkpointed_reentrant", *SCRIP
 refuse(("deep_lift",), ("batch_maximum", "batch_gate"), RuleError)  # no rule for the largest of a batch
 NEED_ATTENTION = tuple(n for n, c in CARDS.items() if "attention" in c.needs)
 refuse(NEED_ATTENTION, tuple(n for n in MODELS if n not in ("transformer", "attention")), LayerError)  # no attention
+refuse(("legrad", "logit_lens", "tuned_lens"), ("attention",), LayerError)  # its residual is added outside of a block
 
 refuse(
     ("attn_lrp", "lrp"), ("scripted_part", "scripted_and_optimized", "checkpointed_reentrant"), RuleError

@@ -80,7 +80,7 @@ def with_numpy_ints(method: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_whole_numbers_of_numpy_are_taken(name: str) -> None:
     card = CARDS[name]
-    c = make_case("attention" if "attention" in card.needs else "plain")
+    c = make_case("transformer" if "attention" in card.needs else "plain")
     assert card.example(with_numpy_ints(card.method), c.box, c.x, c.y) is not None
 
 

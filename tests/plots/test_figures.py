@@ -41,7 +41,7 @@ def assert_sane(images: Any) -> None:
 @pytest.mark.parametrize("name", CARDS)
 def test_every_method_has_a_figure(name: str) -> None:
     refused = {model for method, model in REFUSED if method == name}
-    case = make_case(next(model for model in ("plain", "attention") if model not in refused))
+    case = make_case(next(model for model in ("plain", "attention", "transformer") if model not in refused))
     result = call_example(CARDS[name], case)
     assert_sane(figures(result))  # what it carries is enough
     assert_sane(figures(result, case.box))
