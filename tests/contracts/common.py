@@ -133,5 +133,5 @@ refuse(
 refuse(("self_influence",), ("checkpointed_reentrant",), UnboxedError)  # torch refuses autograd.grad there
 refuse(("probe",), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("shortcuts",), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
-refuse(("dissect",), ("parameterless", "exported_flat"), LayerError)  # no module runs
+refuse(("dissect",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
 refuse(("causal_units",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions

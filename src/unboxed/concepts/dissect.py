@@ -43,6 +43,9 @@ N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 6, 4
     example=lambda method, box, x, y: method(
         box, random_card_examples(box, 6), segmenter=bright_and_left, n_random=0, n_rotations=1
     ),
+    exempt={
+        "awkward": "its rotations are drawn by the address of the layer, which differs between spellings of a model"
+    },
     runs=lambda s: 2 * (1 + s["n_random"] + s["n_rotations"]),
     order=41,
 )
