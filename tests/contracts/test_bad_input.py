@@ -72,7 +72,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("frame_every", 0), ("frame_every", -2), ("frame_every", 1.5),
     ("eps", -0.1), ("eps", 0), ("eps", NAN), ("eps", float("inf")), ("eps", "8/255"),
     ("step", -0.1), ("step", NAN), ("step", "small"),
-    ("norm", "l7"), ("norm", 2), ("norm", None),
+    ("norm", "l7"), ("norm", 3), ("norm", None),
     ("confidence", 0), ("confidence", 1.5), ("confidence", NAN), ("confidence", "sure"),
     ("recipe", "pretty"), ("recipe", None),
     ("seed", 1.5), ("seed", "lucky"), ("seed", None),

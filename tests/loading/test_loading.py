@@ -323,8 +323,9 @@ def test_data_by_name(spec: str, n: int) -> None:
 
 
 @needs_mnist
-def test_mnist_is_its_test_images_by_default() -> None:
-    assert len(loading.data("mnist", root=MNIST)) == 10_000
+def test_mnist_is_asked_for_by_split() -> None:
+    assert len(loading.data("mnist", root=MNIST)) == 70_000
+    assert len(loading.data("mnist:test", root=MNIST)) == 10_000
     assert len(loading.data("mnist:train", root=MNIST)) == 60_000
 
 

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_fooled_examples_are_not_attacked_at_a_larger_eps() -> None:
 
 
 def test_resumes_from_a_checkpoint(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.__globals__, "MAX_EXAMPLES_PER_ATTACK_TASK", 10)
+    monkeypatch.setitem(unwrap(evaluate).__globals__, "MAX_EXAMPLES_PER_ATTACK_TASK", 10)
     box = box_of(Linear())
     data, calls = labeled(box), list[int]()
 
@@ -726,7 +727,7 @@ def test_an_attack_that_cannot_be_compared_is_refused(tmp_path) -> None:
 
 @pytest.fixture
 def _no_alarms(monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.__globals__, "check_gradient_masking", lambda *args, **more: ())
+    monkeypatch.setitem(unwrap(evaluate).__globals__, "check_gradient_masking", lambda *args, **more: ())
 
 
 @pytest.mark.usefixtures("_no_alarms")
@@ -744,7 +745,7 @@ def test_the_command_starts_over_with_corrected_labels(tmp_path) -> None:
 def test_an_attack_with_a_checkpoint_resumes_within_a_task(tmp_path, monkeypatch) -> None:
     """Killed in the middle of AutoAttack's Square: the same figures bit for bit, and nothing is done twice."""
     monkeypatch.setitem(
-        adversarial.auto_attack.__globals__, "FLOPS_BETWEEN_CHECKPOINTS", 1.0
+        unwrap(adversarial.auto_attack).__globals__, "FLOPS_BETWEEN_CHECKPOINTS", 1.0
     )  # parts of as few rows as can be
     attacks = {"auto_attack": partial(adversarial.auto_attack, steps=3, queries=20)}
     box, calls = box_of(Linear()), []
