@@ -203,7 +203,7 @@ def test_parts_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, archetypa
     box, x = positions()
     settings: dict[str, Any] = {"n_features": 10, "k": 2, "n_steps": 5, "n_seeds": 2, "archetypal": archetypal}
     full = dictionary(box, x, "1", **settings)
-    monkeypatch.setattr(rows, "MAX_VALUES", 100)
+    monkeypatch.setattr(rows, "MAX_VALUES", 2000)
     parts = dictionary(box, x, "1", **settings)
     for name in ("strength", "frequency", "example_amount"):
         torch.testing.assert_close(getattr(parts, name), getattr(full, name), rtol=1e-9, atol=1e-12)
