@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .box import Box
-from .cards import Card, card_of
+from .cards import Card, card_of, cards
 from .checks.control_boxes import sharing_control_boxes
 from .checks.methods import AttributionMethodFn, compute_map, resolve_target
-from .checks.ranking import candidates, estimated_forwards_per_input, find_attribution_methods, first_choices
-from .checks.verdict import MAX_DRAWS_PER_TEST, Verdict, method_display_name
+from .checks.ranking import candidates, find_attribution_methods, first_choices, max_draws_of
+from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
@@ -26,9 +26,7 @@ from .objectives import Objective, mean_over_positions
 from .validation import valid_seed
 
 N_TOP_OUTPUTS = 3  # that are shown
-EXPENSIVE_METHOD_MIN_FORWARDS = 100  # model runs from which a method is compared with few randomized models
-LARGE_MODEL_MIN_FLOPS = 1e8  # of a forward pass, from which all methods are
-EXPENSIVE_METHOD_MAX_DRAWS, LARGE_MODEL_MAX_DRAWS = 2, 1
+LARGE_MODEL_MIN_FLOPS, LARGE_MODEL_MAX_DRAWS = 1e8, 1  # of a forward pass, from which methods are compared with few
 MethodChoice = Mapping[str, AttributionMethodFn] | Sequence[str] | Literal["all"] | None
 
 
@@ -164,7 +162,7 @@ class _Run:
             self.classes.append(int(resolve_target(box, x, versus)[0]))
             if self.classes[0] == self.classes[1]:
                 raise InputError(f"target and versus are both {box.classes[self.classes[0]]!r}: give another class")
-        self.score = self._score()
+        self.score, self.top_outputs = self._score(), _top_outputs(box, x)
         self.names = {name: _written_name(method) for name, method in methods.items()}
         self.maps: dict[str, Tensor] = {}
         self.side_maps: dict[str, dict[str, Tensor]] = {box.classes[k]: {} for k in self.classes[1:] and self.classes}
@@ -201,7 +199,7 @@ class _Run:
         order = [*judged, *(name for name in self.methods if name not in self.verdicts)]
         target, *rest = (_output_name(self.box, k) for k in self.classes)
         return Explanation(
-            target=target, versus=rest[0] if rest else None, top_outputs=_top_outputs(self.box, self.x),
+            target=target, versus=rest[0] if rest else None, top_outputs=self.top_outputs,
             is_regression=self.box.outputs == "regression", names={n: self.names[n] for n in order},
             maps={n: self.maps[n] for n in order if n in self.maps}, verdicts={n: self.verdicts[n] for n in judged},
             input=self.box.restore_structure(self.x), side_maps={c: dict(m) for c, m in self.side_maps.items()},
@@ -212,16 +210,11 @@ class _Run:
 
 def max_draws_of_method(box: Box, method: AttributionMethodFn) -> int:
     """How many randomized models a method's map of one input is compared with: few where that takes long."""
-    if box.flops_per_example >= LARGE_MODEL_MIN_FLOPS:
-        return LARGE_MODEL_MAX_DRAWS
-    is_cheap = estimated_forwards_per_input(method) < EXPENSIVE_METHOD_MIN_FORWARDS
-    return MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_METHOD_MAX_DRAWS
+    return LARGE_MODEL_MAX_DRAWS if box.flops_per_example >= LARGE_MODEL_MIN_FLOPS else max_draws_of(method)
 
 
 def card_of_method(explanation: Explanation, name: str) -> Card | None:
     """The card of one of its methods, where that has one."""
-    from .cards import cards
-
     return next((card for card in cards("attribution") if card.name == explanation.names[name]), None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ N, BROKEN = 60, (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """60 files, odd ones brighter; the first three are no images."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     paths = [folder / f"{i:03d}.png" for i in range(N)]
@@ -26,7 +25,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
             path.write_bytes(b"not an image")
         else:
             Image.fromarray((rng.integers(0, 120, (8, 8)) + 120 * (i % 2)).astype(np.uint8)).save(path)
-    return paths  # type: ignore[return-value]
+    return paths
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import astuple, is_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -38,6 +39,13 @@ class VerdictCache:
         self._verdicts = dict(_read_verdicts(text))
         self._fingerprint: tuple[Box, bytes] | None = None
         self.requested: dict[str, Verdict] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> VerdictCache:
+        """The verdicts that an earlier run saved in a file; none where it can't be read."""
+        with suppress(OSError):
+            return cls(path.read_bytes())
+        return cls()
 
     def verdict(
         self,

@@ -5,27 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checks.fill_agreement import fill_dependence_sentence
-from ..checks.verdict import GRADES, NOT_APPLICABLE
+from ..checks.verdict import GRADES, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.results import nonfinite_to_none
-from ..explaining import (
-    EXPENSIVE_METHOD_MAX_DRAWS as EXPENSIVE_METHOD_MAX_DRAWS,
-)
-from ..explaining import (
-    EXPENSIVE_METHOD_MIN_FORWARDS as EXPENSIVE_METHOD_MIN_FORWARDS,
-)
-from ..explaining import (
-    Explanation,
-    MethodChoice,
-    explain,
-    resolve_methods,
-)
+from ..explaining import Explanation, MethodChoice, explain, resolve_methods
 from ..loading.input_files import read_inputs
 from ..plots.explanation_sheet import explanation_pictures
 from ..plots.figures import figures
@@ -33,6 +23,9 @@ from ..plots.files import save
 from ..report.explanation_page import TABLE_LEGEND, outputs_text, write_explanation_page
 from ..validation import check_int
 from .parsing import current_command_line, parse_class
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DEFAULT_MAX_EXAMPLES = 4  # of a file or folder of several
 FIGURE_FILE, RESULTS_FILE, VERDICTS_FILE = "explained.png", "explained.json", "verdicts.json"
@@ -63,7 +56,7 @@ def run_explain(
     selected = resolve_methods(box, choice)
     classes = [None if text is None else parse_class(text, box) for text in (target, versus)]
     verdicts_path = out / VERDICTS_FILE
-    verdict_cache = VerdictCache(verdicts_path.read_bytes() if verdicts_path.is_file() else b"")
+    verdict_cache = VerdictCache.read(verdicts_path)
     explanations = list[Explanation]()
     for i, name in enumerate(names):
         writer = _Writer(out / name if len(names) > 1 else out, str(Path(source).name) if len(names) == 1 else name)
@@ -117,24 +110,31 @@ class _Writer:
 COLOR_BY_GRADE = dict(zip(GRADES, ("green", "yellow", "red", "dim"), strict=True))
 
 
+def verdict_table(verdicts: Mapping[str, Verdict], settings: Mapping[str, str] = {}) -> Table:
+    """The verdicts on methods by their names, with why and the figures of both tests."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
+    columns = ("why", "random-\nization", "relevance\ngain")
+    table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, v in verdicts.items():
+        values = [v.figures.get(test, math.nan) for test in ("randomization", "removal")]
+        texts = ["" if math.isnan(value) else f"{value:.2f}" for value in values]
+        why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + settings.get(name, "")
+        table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
+    return table
+
+
 def _print_explanation(explanation: Explanation, folder: Path, name: str, *, has_legend: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Column, Table
 
     console = Console()
     prediction = f"The model predicts {outputs_text(explanation)}"
     lead = f"{f'{name}: ' * bool(name)}{prediction}. {explanation.question} The most trustworthy map first:"
     console.print(escape(lead), highlight=False)
-    method, badge = Column("method", no_wrap=True), Column("", no_wrap=True)
-    columns = ("why", "random-\nization", "relevance\ngain")
-    table = Table(method, badge, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, v in explanation.verdicts.items():
-        figures = [v.figures.get(name, math.nan) for name in ("randomization", "removal")]
-        texts = ["" if math.isnan(value) else f"{value:.2f}" for value in figures]
-        why = (v.reason if v.grade != NOT_APPLICABLE else v.sentence) + explanation.settings.get(name, "")
-        table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *texts)
-    console.print(table)
+    console.print(verdict_table(explanation.verdicts, explanation.settings))
     if sentence := fill_dependence_sentence(explanation.verdicts):
         console.print(sentence, highlight=False)
     if has_legend:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ..atomic_write import encode_utf8, to_printable, write_bytes
 from ..box import Box
 from ..checks.ranking import candidates, find_attribution_methods
-from ..checks.verdict import NOT_APPLICABLE
 from ..checks.verdict_cache import VerdictCache
 from ..data.texts import texts as read_texts
 from ..engine.results import nonfinite_to_none
@@ -22,7 +20,7 @@ from ..report.text_explanations import TextExplanations, explain_texts, text_inp
 from ..report.text_page import text_trust_sentence, write_text_page
 from ..report.words import count_noun
 from ..validation import check_int
-from .explain import COLOR_BY_GRADE, FIGURE_FILE, PAGE_FILE, RESULTS_FILE, VERDICTS_FILE
+from .explain import FIGURE_FILE, PAGE_FILE, RESULTS_FILE, VERDICTS_FILE, verdict_table
 from .parsing import current_command_line, parse_class
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ def run_explain_text(
     given = [*texts, *([] if source is None else read_texts(source).texts[:max_examples])]
     selected = find_attribution_methods(box, list(methods)) if methods else candidates(box)
     path = out / VERDICTS_FILE
-    cache = VerdictCache(path.read_bytes() if path.is_file() else b"")
+    cache = VerdictCache.read(path)
     k, other = (None if name is None else parse_class(name, box) for name in (target, versus))
     made = explain_texts(box, given, selected, k, versus=other, seed=seed, verdict_cache=cache, quiet=quiet)
     write_bytes(path, cache.to_json())
@@ -98,7 +96,6 @@ def _left_out_text(made: TextExplanations) -> str:
 def _print(made: TextExplanations, page: Path, figure: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Column, Table
 
     console = Console()
     best = next(iter(made.drawn), None)
@@ -113,15 +110,7 @@ def _print(made: TextExplanations, page: Path, figure: Path) -> None:
         if not made.effects.is_negligible(i):
             console.print(effect, highlight=False)
     console.print(escape(text_trust_sentence(made)), highlight=False)
-    names = ("why", "random-\nization", "relevance\ngain")
-    table = Table(Column("method", no_wrap=True), Column("", no_wrap=True), *names,
-                  box=None, pad_edge=False, padding=(0, 2, 0, 0))  # fmt: skip
-    for v in made.verdicts.values():
-        figures = [v.figures.get(name, math.nan) for name in ("randomization", "removal")]
-        why = v.sentence if v.grade == NOT_APPLICABLE else v.reason
-        shown = ["" if math.isnan(value) else f"{value:.2f}" for value in figures]
-        table.add_row(escape(v.method), f"[{COLOR_BY_GRADE[v.grade]}]{v.badge}[/]", escape(why), *shown)
-    console.print(table)
+    console.print(verdict_table(made.verdicts))
     console.print(TEXT_LEGEND, style="dim", highlight=False)
     console.print(escape(f"page: {page}\nmaps: {figure}{_left_out_text(made)}"), highlight=False)
 

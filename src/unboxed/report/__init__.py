@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,7 +193,7 @@ def report(
         ) as bar:
             survey = collect_outputs_and_labels(box, source, max_examples, _check_example(example, source))
             bar.update()
-            verdicts = _load_verdict_cache(folder)
+            verdicts = VerdictCache.read(folder.out / VERDICTS_FILE)
             context = ReportContext(box, source, survey, judge, seed, command, training, verdicts, example)
             work = _ReportInProgress(context, PageImageStore(folder))
             for section in selected:
@@ -292,13 +292,6 @@ def _find_and_show_with_warnings(context: ReportContext, section: Section[Any]) 
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     notes = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnboxedWarning))
     return finding, [*(Caution(f"Note: {note}.") for note in notes), *blocks]
-
-
-def _load_verdict_cache(folder: ReportFolder) -> VerdictCache:
-    """The verdicts of an earlier report in this folder."""
-    with suppress(OSError):
-        return VerdictCache((folder.out / VERDICTS_FILE).read_bytes())
-    return VerdictCache()
 
 
 def _page_html(work: _ReportInProgress, progress: str = "") -> str:

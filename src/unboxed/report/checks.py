@@ -19,7 +19,7 @@ from .blocks import Block, Caution, Collapsible, Figure, FigureGrid, Heading, Pa
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
-from .verdict_notes import TONE_BY_GRADE
+from .verdict_notes import TONE_BY_GRADE, ranked_method
 from .words import count_noun, join_names_with_limit
 
 N_EXPLAINED_EXAMPLES_PER_METHOD = 3  # that every method explains
@@ -151,10 +151,7 @@ def _ranking_lead_text(finding: RankingFinding) -> str:
 
 
 def _make_ranked_method(name: str, verdict: Verdict) -> RankedMethod:
-    card = attribution_cards()[name]
-    return RankedMethod(
-        card.name, verdict.badge, verdict.sentence, card.shows, card.does_not_show, TONE_BY_GRADE[verdict.grade]
-    )
+    return ranked_method(verdict, attribution_cards()[name])
 
 
 def _side_by_side_map_blocks(finding: RankingFinding) -> list[Block]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..checks.fill_agreement import fill_dependence_sentence
-from ..checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict
+from ..checks.verdict import INCONCLUSIVE, PASS, Verdict
 from ..explaining import Explanation, card_of_method
 from ..plots.explanation_sheet import MapPicture, explanation_pictures, input_picture
 from ..plots.figures import figures
@@ -28,10 +28,10 @@ from .blocks import (
 )
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
+from .verdict_notes import TONE_BY_GRADE, ranked_method
 from .words import format_named_prob
 
 COVER_SIDE_PIXELS, MIN_SIDE_PIXELS = 224, 163  # of a picture beside the headline, and in a row of six
-TONE_BY_GRADE = {PASS: "good", INCONCLUSIVE: "fair", FAIL: "bad", NOT_APPLICABLE: ""}
 READING = (
     "Red raises the score, blue lowers it; what is pale does not count. Each map has its own scale. "
     "A map is a method's answer, not the model's: the badge below it says whether the method can be believed here."
@@ -46,10 +46,11 @@ TABLE_LEGEND = (
 
 def write_explanation_page(explanation: Explanation, path: Path, *, subject: str = "", command: str = "") -> Path:
     """Write the page: one file, with its pictures in it. `command` is what makes it again. Raises WriteError."""
-    pictures, title = PageImageStore(), explanation.question
-    section = RenderedSection("What does it go by?", "maps", render_blocks([*_blocks(explanation, command)], pictures))
+    store, title, pictures = PageImageStore(), explanation.question, explanation_pictures(explanation)
+    blocks = render_blocks([*_blocks(explanation, pictures, command)], store)
+    section = RenderedSection("What does it go by?", "maps", blocks)
     headline = [prediction_sentence(explanation), _trust_sentence(explanation)]
-    cover = render_figures(_cover_figures(explanation), pictures)
+    cover = render_figures(_cover_figures(explanation, pictures), store)
     page = render_page(subject or title, title, headline, cover, [section])
     return write_bytes(path, encode_utf8(page))
 
@@ -78,8 +79,8 @@ def _trust_sentence(explanation: Explanation) -> str:
     return "None of these maps can be believed for this input."
 
 
-def _blocks(explanation: Explanation, command: str) -> Iterator[Block]:
-    if pictures := explanation_pictures(explanation):
+def _blocks(explanation: Explanation, pictures: Mapping[str, MapPicture], command: str) -> Iterator[Block]:
+    if pictures:
         side = _side_in_one_row(1 + len(pictures))
         maps = [_map_figure(explanation, *p, side=side) for p in pictures.items()]
         yield FigureGrid([_input_figure(explanation, side), *maps])
@@ -91,7 +92,8 @@ def _blocks(explanation: Explanation, command: str) -> Iterator[Block]:
         yield Caution("This was stopped before all methods were judged.")
     yield Collapsible("Why each method is believed or not", [RankedMethods(_ranked_methods(explanation))])
     if pictures:
-        alone = [Figure(PageImage(p.map, n, side), n, (p.scale,)) for n, p in _by_written_name(explanation)]
+        named = [(explanation.names[name], p) for name, p in pictures.items()]
+        alone = [Figure(PageImage(p.map, n, side), n, (p.scale,)) for n, p in named]
         yield Collapsible("The maps alone, with their scales", [FigureGrid(alone)])
     table = verdict_figures_table(explanation.verdicts.values())
     yield Collapsible("All figures", [table, *map(Paragraph, _legend(explanation))])
@@ -103,14 +105,8 @@ def _legend(explanation: Explanation) -> list[str]:
     return [TABLE_LEGEND, *filter(None, [fill_dependence_sentence(explanation.verdicts)])]
 
 
-def _by_written_name(explanation: Explanation) -> Iterator[tuple[str, MapPicture]]:
-    for name, picture in explanation_pictures(explanation).items():
-        yield explanation.names[name], picture
-
-
-def _cover_figures(explanation: Explanation) -> list[Figure]:
+def _cover_figures(explanation: Explanation, pictures: Mapping[str, MapPicture]) -> list[Figure]:
     """The input and the most trustworthy map; nothing where it is no image."""
-    pictures = explanation_pictures(explanation)
     if not pictures:
         return []
     name, picture = next(iter(pictures.items()))
@@ -149,14 +145,10 @@ def _side_blocks(explanation: Explanation) -> Iterator[Block]:
 
 
 def _ranked_methods(explanation: Explanation) -> list[RankedMethod]:
-    return [_ranked_method(explanation, name, v) for name, v in explanation.verdicts.items()]
-
-
-def _ranked_method(explanation: Explanation, name: str, verdict: Verdict) -> RankedMethod:
-    card = card_of_method(explanation, name)
-    shows, does_not_show = (card.shows, card.does_not_show) if card else ("", "")
-    sentence = verdict.sentence + explanation.settings.get(name, "")
-    return RankedMethod(verdict.method, verdict.badge, sentence, shows, does_not_show, TONE_BY_GRADE[verdict.grade])
+    return [
+        ranked_method(v, card_of_method(explanation, name), explanation.settings.get(name, ""))
+        for name, v in explanation.verdicts.items()
+    ]
 
 
 def verdict_figures_table(verdicts: Iterable[Verdict]) -> Table:

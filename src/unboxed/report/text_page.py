@@ -21,10 +21,11 @@ from .blocks import (
     RankedMethod,
     RankedMethods,
 )
-from .explanation_page import TONE_BY_GRADE, verdict_figures_table
+from .explanation_page import verdict_figures_table
 from .pictures import PageImageStore
 from .render import RenderedSection, render_blocks, render_page
 from .text_explanations import TextExplanations
+from .verdict_notes import TONE_BY_GRADE, ranked_method
 from .words import count_noun
 
 RAISES_COLOR, LOWERS_COLOR = (
@@ -118,9 +119,4 @@ def _colored_word(word: str, value: float, *, is_glued: bool, is_added: bool) ->
 def ranked_text_methods(made: TextExplanations) -> list[RankedMethod]:
     """The methods with their verdicts and what their maps show."""
     by_key = {card.key: card for card in cards("attribution")}
-    ranked = []
-    for name, v in made.verdicts.items():
-        card = by_key.get(name)
-        shows, does_not_show = (card.shows, card.does_not_show) if card else ("", "")
-        ranked.append(RankedMethod(v.method, v.badge, v.sentence, shows, does_not_show, TONE_BY_GRADE[v.grade]))
-    return ranked
+    return [ranked_method(v, by_key.get(name)) for name, v in made.verdicts.items()]

@@ -19,7 +19,7 @@ from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checkpointing import weights_digest
 from ..checks.ranking import candidates
-from ..checks.verdict import FAIL, NOT_APPLICABLE, PASS
+from ..checks.verdict import NOT_APPLICABLE, PASS
 from ..checks.verdict_cache import VerdictCache
 from ..data.texts import Texts
 from ..engine.read.edits import resolve_target
@@ -42,7 +42,6 @@ LOG = logging.getLogger("unboxed")
 MAX_TEXTS, N_JUDGED_TEXTS, N_SWAPPED_TEXTS, N_LISTED_TEXTS, MAX_MAPS_PER_TEXT = 10_000, 12, 100, 6, 2
 MAX_SWAPS, MAX_CONFUSION_CLASSES = 3, 12
 VERDICTS_FILE = "verdicts.json"
-TONE_BY_GRADE = {PASS: "good", FAIL: "bad", NOT_APPLICABLE: ""}
 
 SectionContent = tuple[str, list[Block], dict[str, Any]]
 """What a section says in one sentence, its blocks, and its numbers for report.json."""
@@ -100,8 +99,7 @@ def write_text_report(
     limit = MAX_TEXTS if max_examples is None else check_int("max_examples", max_examples, minimum=1)
     texts = _as_texts(data, limit)
     with ReportFolder(out) as folder:
-        cache_path = folder.out / VERDICTS_FILE
-        cache = VerdictCache(cache_path.read_bytes() if cache_path.is_file() else b"")
+        cache = VerdictCache.read(folder.out / VERDICTS_FILE)
         context = TextReportContext(box, texts, valid_seed(seed), command, cache)
         pictures, facts = PageImageStore(folder), dict[str, Any]()
         sections = [_render(context, pictures, facts, *section) for section in SECTIONS]
