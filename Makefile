@@ -56,10 +56,10 @@ bench: .venv/dev.stamp
 	$(PIP) --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-# README's pictures are the demo's own.
 methods-page: .venv/user.stamp
 	$(BIN)/python docs/build_methods.py --figures
 
+# README's pictures are the demo's own.
 pictures: .venv/user.stamp
 	$(BIN)/unboxed demo -o $(OUT) --quiet
 	mkdir -p docs/pictures

@@ -66,7 +66,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class ValueRole:
-    """What a setting holds, where its type does not say: Holds("layer") of a str that is a layer's address."""
+    """What a setting holds, where its type does not say: ValueRole("layer") of a str that is a layer's address."""
 
     kind: SettingKind
 

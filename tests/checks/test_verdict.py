@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from unboxed.attribution import grad_cam_plus_plus, gradient, gradient_x_input, 
 from unboxed.checks.fill_agreement import fill_agreement, fill_dependence_sentence
 from unboxed.checks.ranking import MethodRanking, attribution_cards, candidates, rank_methods
 from unboxed.checks.verdict import GRADES, Verdict, method_display_name, verdict
-from unboxed.checks.verdict_cache import VerdictCache, box_fingerprint
+from unboxed.checks.verdict_cache import VerdictCache, box_fingerprint, package_code_digest
 from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, RuleError
 
@@ -386,6 +388,21 @@ def test_a_method_whose_code_changed_is_judged_again(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(edges, "__code__", (lambda box, x, target=None: x).__code__)
     kept.verdict(c.box, c.x, edges)
     assert counted.asked == 2
+
+
+def test_the_code_of_a_package_counts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method of a package that is installed is known by its name: another version of it is another method."""
+    package = tmp_path / "a_plugin_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .helper import SCALE\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digests = []
+    for scale in (1, 1, 2):
+        (package / "helper.py").write_text(f"SCALE = {scale}\n")
+        importlib.import_module(package.name)
+        digests.append(package_code_digest.__wrapped__(package.name))
+    assert digests[0] == digests[1] != digests[2]
+    assert package_code_digest("unboxed") == package_code_digest()
 
 
 def test_lambdas_are_always_judged(monkeypatch: pytest.MonkeyPatch) -> None:

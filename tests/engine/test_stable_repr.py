@@ -52,6 +52,28 @@ def closure(n: Any) -> Any:
     return lambda x: x + n
 
 
+def decorated_by_a_package(n: int) -> Any:
+    """Two functions of one name, of which a package's decorator hides the code."""
+    if n == 1:
+
+        @torch.no_grad()
+        def method(x: Any) -> Any:
+            return x + 1
+
+    else:
+
+        @torch.no_grad()
+        def method(x: Any) -> Any:
+            return x * 2
+
+    return method
+
+
+def test_the_code_under_a_packages_decorator_counts() -> None:
+    one, again, two = (stable_repr(decorated_by_a_package(n)) for n in (1, 1, 2))
+    assert one == again != two
+
+
 def nested(n: int) -> Any:
     return lambda x: lambda: closure(n)
 

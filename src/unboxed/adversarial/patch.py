@@ -140,7 +140,7 @@ def patch(
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:
-        A `Patch`: `image` (C, h, w) in [0, 1], its `mask` (h, w), and `fooling_rates` (T,) over the steps.
+        A `Patch`: `pixels` (C, h, w) in [0, 1], its `mask` (h, w), and `fooling_rates` (T,) over the steps.
 
     Raises:
         InputError: for settings out of their range, a patch that does not fit, or a box of other inputs than images.

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import astuple, is_dataclass
@@ -32,7 +33,7 @@ class VerdictCache:
     """Verdicts by their keys, as JSON text that is saved with a report. What cannot be read is ignored.
 
     A key is a digest of the model's weights and structure, the kind of inputs, the images and the model's outputs, the
-    target, the method with its settings, the seed and the code of Unboxed.
+    target, the method with its settings and its package's code, the seed and the code of Unboxed.
     """
 
     def __init__(self, text: str | bytes = b"") -> None:
@@ -106,11 +107,12 @@ class VerdictCache:
 
 
 @cache
-def package_code_digest() -> str:
+def package_code_digest(name: str = "unboxed") -> str:
     """A digest of the package's code: a verdict of other code, of the method or of its tests, is not reused."""
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
+        digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
 
 
@@ -137,7 +139,8 @@ def _method_code_and_settings_or_none(method: AttributionMethodFn) -> str | None
     if any(not isinstance(v, (str, int, float, bool, type(None))) for v in settings.values()):
         return None
     try:
-        return f"{stable_repr(function)}({sorted(settings.items())})"
+        code = package_code_digest(function.__module__.partition(".")[0])
+        return f"{stable_repr(function)}({sorted(settings.items())}) {code}"
     except InputError:
         return None
 

@@ -129,11 +129,10 @@ class _StableReprBuilder:
             k: c.cell_contents for k, c in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         }
         if _is_installed(function):
-            return (
-                _qualified_name(function)
-                if not closure or hasattr(function, "__wrapped__")
-                else f"{_qualified_name(function)}({self._repr_named_values(closure)})"
-            )
+            wrapped = getattr(function, "__wrapped__", None)
+            if isinstance(wrapped, FunctionType):  # a decorator of a package around a function that may be a user's
+                return self._repr_function(wrapped)
+            return _qualified_name(function) + (f"({self._repr_named_values(closure)})" if closure else "")
         closure |= {
             k: function.__globals__[k] for k in _referenced_names(function.__code__) if k in function.__globals__
         }

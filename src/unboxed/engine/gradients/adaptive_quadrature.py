@@ -86,7 +86,7 @@ def n_initial_points_for_tolerance(tol: float) -> int:
 
 
 def integrate_adaptively(problem: IntegrationProblem, max_points: int) -> LineIntegralResult:
-    """The mean gradient along each line: its error is within the bound, or `max_steps` is reached."""
+    """The mean gradient along each line: its error is within the bound, or `max_points` is reached."""
     n, x = len(problem.x), problem.x
     n_points = torch.zeros(n, dtype=torch.long, device=x.device)
     out = LineIntegralResult(torch.zeros_like(x), n_points, torch.zeros_like(problem.start_score))
@@ -141,7 +141,7 @@ class _Evaluations:
 def _refine_and_write_results(
     problem: IntegrationProblem, rows: Tensor, max_points: int, out: LineIntegralResult
 ) -> None:
-    """Add points where gradients and scores disagree, until they agree or `max_steps` points were evaluated."""
+    """Add points where gradients and scores disagree, until they agree or `max_points` points were evaluated."""
     t = midpoints(min(problem.n_initial_points, max_points))[0].to(problem.x).expand(len(rows), -1)
     pending = [(rows, _evaluate_points(problem.rows(rows), t))]
     while pending:
