@@ -56,8 +56,9 @@ def legrad(
 ) -> Attribution:
     """The gradient of the score in each layer's attention, the score being what the layer's own tokens give.
 
-    For images and texts. Each layer's tokens go straight to the end of the model, which scores them; the gradient in
-    that layer's attention says which tokens' attention would raise it. Takes a forward pass for each layer.
+    For images and texts. The tokens that leave a layer skip the layers after it: the model's last norm and classifier
+    score them, and the gradient of that score in the layer's attention says attention to which tokens would raise it.
+    Takes a forward pass for each layer.
 
     Args:
         box: The opened model; its inputs must be images or texts, and its attention must be in blocks of a list.

@@ -212,7 +212,7 @@ def causal_units(
 
     Returns:
         A `CausalUnits`: the `units` with what they `removed` and what was `restored` on codes that they were not chosen
-        on, the same of random sets, the `side_effects` on concepts apart, images before and after; and a `verdict` with
+        on, the same of random sets, the `side_effects` on the other concepts, images before and after; and a `verdict` with
         its `reason`. "pass" where a quarter of the concept or more is gone, and hardly a random set removes as much.
 
     Raises:

@@ -144,7 +144,7 @@ def concept_vectors(
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. Random sets are drawn from them.
         concepts: Examples of each concept by its name: {name: examples in any form}. 50 or more each. Or what selects
             them in `data`: {name: function of the inputs that returns (N,) bool} or {name: (N,) bool}.
-        layers: Addresses of the layers, as `box.layers` lists them. None: what up to four layers with weights receive.
+        layers: Addresses of the layers, as `box.layers` lists them. None: the inputs of up to four layers with weights.
             Of a layer with more than 65,536 values, vectors are the same at all positions.
         relative: Tell each concept apart from the other concepts, in place of random examples.
         n_random: Number of random sets. A concept's vector is the mean of those against each set.

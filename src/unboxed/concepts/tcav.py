@@ -220,7 +220,7 @@ def tcav(
         concepts: Examples of each concept by its name: {name: examples in any form}. 50 or more each. Or what selects
             them in `data`: {name: function of the inputs that returns (N,) bool} or {name: (N,) bool}.
         target: The score: a class, one per example (N,), or an objective. None is each example's predicted class.
-        layers: Addresses of the layers, as `box.layers` lists them. None: what up to four layers with weights receive.
+        layers: Addresses of the layers, as `box.layers` lists them. None: the inputs of up to four layers with weights.
             Of a layer with more than 65,536 values, vectors are the same at all positions.
         random_data: Examples that the random sets are drawn from. None: `data`. 1,000 or more are best.
         relative: Tell each concept apart from the other concepts, in place of random examples.

@@ -113,7 +113,7 @@ def evaluate(
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
         checkpoint: File from which a call that was stopped goes on. An attack of your own is compared by its code and
             all that it refers to.
-        quiet: Show no progress bar.
+        quiet: No progress bar.
 
     Returns:
         A `Robustness`: `clean_accuracy`, `robust_accuracy(eps, attack)`, `min_distance` (N,), `masking_findings`.
