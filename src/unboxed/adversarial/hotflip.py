@@ -84,8 +84,8 @@ def hotflip(
         (swaps), `queries` and `initially_misclassified`, each (N,). Texts that are misclassified already are left.
 
     Raises:
-        InputError: for a model of other inputs, without y, target and objective, and for `allowed` tokens that are empty
-            or not in the vocabulary.
+        InputError: for a model of other inputs, without y, target and objective, and for `allowed` tokens that are
+            empty or not in the vocabulary.
         NaNError: where the model gives NaN for a text or one that was tried instead; the error names the rows.
 
     Example:

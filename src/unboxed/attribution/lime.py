@@ -124,8 +124,8 @@ def lime(
         samples per segment that masking changes.
 
     Raises:
-        InputError: where n_samples is below the number of segments + 2 (without `segments`, where an image can be cut into
-            fewer superpixels, only below 52); for segments or a baseline that do not fit.
+        InputError: where n_samples is below the number of segments + 2 (without `segments`, where an image can be cut
+            into fewer superpixels, only below 52); for segments or a baseline that do not fit.
         NaNError: where a score is NaN or infinite.
 
     Example:

@@ -73,8 +73,8 @@ def rollout(
         The map (N, 1, H, W), or (N, 1, h, w) of the patches without `upsample`, or (N, T) of texts; 0 or more. It is
         the class token's row of the product over layers of 0.5 A + 0.5 I, A being a layer's attention, or the mean of
         all rows where there is no class token; of texts the row of the token from which the answer is read (or the mean
-        of those). Besides: `attention` (N, T, T), from each token of the last layer (rows, which sum to one) to each input token;
-        `n_layers`, how many layers were multiplied.
+        of those). Besides: `attention` (N, T, T), from each token of the last layer (rows, which sum to one) to each
+        input token; `n_layers`, how many layers were multiplied.
 
     Raises:
         LayerError: for a model without attention of all tokens to all, one whose tokens have no grid that can be

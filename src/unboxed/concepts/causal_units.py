@@ -212,8 +212,9 @@ def causal_units(
 
     Returns:
         A `CausalUnits`: the `units` with what they `removed` and what was `restored` on codes that they were not chosen
-        on, the same of random sets, the `side_effects` on the other concepts, images before and after; and a `verdict` with
-        its `reason`. "pass" where a quarter of the concept or more is gone, and hardly a random set removes as much.
+        on, the same of random sets, the `side_effects` on the other concepts, images before and after; and a `verdict`
+        with its `reason`. "pass" where a quarter of the concept or more is gone, and hardly a random set removes as
+        much.
 
     Raises:
         InputError: for a model that is no generator, an unknown concept, or a segmenter whose masks do not fit.

@@ -115,7 +115,8 @@ def removal(
     Args:
         box: The opened model, as `training.box(training.run())` gives it.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        labels: Correct classes (N,), or one for all. They must be what the model predicts, for these are flipped; None: its predictions.
+        labels: Correct classes (N,), or one for all. They must be what the model predicts, for these are flipped; None:
+            its predictions.
         training: The training that made the model: a `ModelTraining`, or a `Training`, whose query loss
             must be a cross-entropy: margins are differences of it between classes.
         max_fraction: Largest part of the training examples to remove. At least one example is tried.

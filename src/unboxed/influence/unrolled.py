@@ -86,10 +86,10 @@ def unrolled(
         labels: Correct classes (N,), or one for all. The loss of these is explained; None: of the predicted classes.
         training: The training that made the model: a `ModelTraining`, or a `Training`.
         weights: Weights (N,) of the training examples at which the derivative is taken. None: 1 each, the training as
-            it was; the box is `training.box(training.run(weights))`. To predict what leaving out half of the examples does, give
-            0 to a random half of them and average the scores over several halves and seeds: after SGD such scores agree
-            better with retraining. After Adam they do not, and each batch must keep some examples: Adam's step has no
-            derivative at a gradient of zero.
+            it was; the box is `training.box(training.run(weights))`. To predict what leaving out half of the examples
+            does, give 0 to a random half of them and average the scores over several halves and seeds: after SGD such
+            scores agree better with retraining. After Adam they do not, and each batch must keep some examples: Adam's
+            step has no derivative at a gradient of zero.
         max_bytes: Memory that states and adjoints may take. What is planned is logged (logger "unboxed") before it
             starts; more queries than fit are taken in several passes.
         store_states: Keep the state of every step; False recomputes them in segments. None: where memory allows it. The
