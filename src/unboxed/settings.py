@@ -23,8 +23,9 @@ from .errors import InputError
 from .validation import check_float, check_int
 
 SettingKind = Literal["int", "float", "bool", "str", "choice", "ints", "floats", "strs", "tensor", "path", "object",
+               "checkpoints",
                "concepts", "inputs", "labels", "target", "objective", "layer", "layers", "data", "seed"]  # fmt: skip
-"""What a setting holds: a plain value or several, or (second line) what a command makes of words by its model."""
+"""What a setting holds: a plain value or several, weights, or (last line) what a command makes of words."""
 
 NO_DEFAULT = inspect.Parameter.empty  # the default of a setting that has none
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from unboxed.checks.verdict import (
 from unboxed.engine.intervals import Interval
 from unboxed.errors import InputError, ModelError, OutputError
 from unboxed.influence import Influence, ModelTraining
+from unboxed.influence._checkpoints import CheckpointStates
 
 N, SHAPE = 150, (1, 28, 28)
 TRIGGER = Trigger(SHAPE, classes=(3,), side=6)
@@ -150,6 +152,31 @@ def test_noise_that_changes_with_every_call_fails_where_it_is_compared(
     assert "the training that made the model" in untested.sentence
     assert judge(box, digits, FreshNoise(), training=training).reason == "does not predict retraining"
     assert judge(box, digits, FreshNoise(), planted=planted).reason == "does not find a planted shortcut"
+
+
+def random_weights_test(box: ub.Box, digits: Any, method: Any, **settings: Any) -> Any:
+    v = influence_verdict(box, digits[0][:20], method, digits[1][:20], digits, **settings)
+    return next(t for t in v.tests if t.name == RANDOM_WEIGHTS_TEST_NAME)
+
+
+def test_checkpoints_are_randomized_with_the_model(box: ub.Box, digits: Any) -> None:
+    """TracIn reads the weights of its checkpoints alone: with the same ones its ranking could not change."""
+    state = box.model.state_dict()
+    found = random_weights_test(box, digits, partial(ub.influence.tracin, checkpoints=[state, state], lr=[0.1, 0.2]))
+    assert (found.grade, found.value < 0.6) == (PASS, True)
+
+
+def test_checkpoints_of_the_planted_model_are_its_own(
+    box: ub.Box, digits: Any, planted: PlantedTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    read = CheckpointStates.__getitem__
+    monkeypatch.setattr(CheckpointStates, "__getitem__", lambda states, k: seen.append(read(states, k)) or seen[-1])
+    random_weights_test(
+        box, digits, partial(ub.influence.tracin, checkpoints=[box.model.state_dict()]), planted=planted
+    )
+    planted_weights = planted.box.model.state_dict()
+    assert any(all(torch.equal(state[k], v) for k, v in planted_weights.items()) for state in seen)
 
 
 def test_a_method_that_finds_the_planted_images_passes(box: ub.Box, digits: Any, planted: PlantedTraining) -> None:

@@ -6,13 +6,15 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from .. import rng
 from ..box import Box
+from ..cards import card_of
 from ..engine.randomized import layers_with_weights, randomize_all_layers
 from ..engine.rank_correlation import spearman
 from ..errors import InputError, UnboxedError, UnboxedWarning
@@ -57,12 +59,15 @@ class InfluenceTestSubject:
     n_maps: int = 0  # rows of scores computed so far
     lds: list[LinearDatamodelingScore] = field(default_factory=list)
 
-    def scores_of(self, box: Box, x: Tensor, labels: Tensor, train: Any) -> Tensor:
-        """Scores (Q, N); the method's warnings of models that are changed on purpose say nothing new."""
+    def scores_of(
+        self, box: Box, x: Tensor, labels: Tensor, train: Any, method: InfluenceMethod | None = None
+    ) -> Tensor:
+        """Scores (Q, N), of another method if one is given; warnings of models changed on purpose say nothing new."""
         self.n_maps += len(x)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)
-            return check_influence_result(self.method(box, x.clone(), labels, train), len(x)).scores.double().cpu()
+            result = (method or self.method)(box, x.clone(), labels, train)
+        return check_influence_result(result, len(x)).scores.double().cpu()
 
     @property
     def evidence(self) -> InfluenceEvidence:
@@ -86,7 +91,24 @@ def _rank_correlation_with_randomized(s: InfluenceTestSubject, draw: int) -> Ten
     if isinstance(s.train, ModelTraining) or not layers_with_weights(s.box):
         return _nan_per_query(s)  # a training gives one model, and no other
     randomized = randomize_all_layers(s.box, s.seed + draw)
-    return spearman(s.scores, s.scores_of(randomized, s.x, s.labels, s.train))
+    method = _with_other_checkpoints(
+        s.method, lambda k: randomize_all_layers(s.box, rng.derive_seed("checkpoint", s.seed + draw, k))
+    )
+    return spearman(s.scores, s.scores_of(randomized, s.x, s.labels, s.train, method))
+
+
+def _with_other_checkpoints(method: InfluenceMethod, box_of_checkpoint: Callable[[int], Box]) -> InfluenceMethod:
+    """A method whose settings hold checkpoints (TracIn) takes those of other boxes, since it reads no other weights."""
+    card = card_of(method)
+    if card is None or not isinstance(method, partial):
+        return method
+    given = {name: method.keywords.get(name) for name, s in card.settings.items() if s.kind == "checkpoints"}
+    states = {
+        name: [box_of_checkpoint(k).model.state_dict() for k in range(len(checkpoints))]
+        for name, checkpoints in given.items()
+        if checkpoints
+    }
+    return partial(method, **states)
 
 
 def _excess_top_overlap_across_classes(s: InfluenceTestSubject, draw: int) -> Tensor:
@@ -108,7 +130,8 @@ def _excess_poisoned_at_top(s: InfluenceTestSubject, draw: int) -> Tensor:
         return _nan_per_query(s)
     planted = s.planted
     train = planted.training if isinstance(s.train, ModelTraining) else (planted.data.images, planted.data.labels)
-    scores = s.scores_of(planted.box, planted.x, planted.classes, train)
+    method = _with_other_checkpoints(s.method, lambda k: planted.box)
+    scores = s.scores_of(planted.box, planted.x, planted.classes, train, method)
     return planted.excess_poisoned_in_top_k(scores)
 
 

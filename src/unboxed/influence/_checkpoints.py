@@ -20,7 +20,7 @@ from ..weight_files import read_weights
 Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
 Checkpoints = Annotated[
     Sequence[Checkpoint],
-    ValueRole("object"),
+    ValueRole("checkpoints"),
     "Checkpoints of the training: state dicts, or paths of files that hold them.",
 ]
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # the weights, in files of a whole training

@@ -18,7 +18,7 @@ from ..engine.example_gradients.sketch import Sketch
 from ..model.batching import map_in_batches
 from ..parameters import InputBatch, Labels, LayerAddresses, Seed
 from ..rng import derive_seed
-from ..settings import AtLeast, Unit, check_settings
+from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import valid_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
@@ -26,7 +26,9 @@ from .result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence
 
 UNSCALED_NATS_UNIT_TEXT = f"{NATS_PER_EXAMPLE_UNIT_TEXT}, up to a factor"
 IndependentModels = Annotated[
-    Checkpoints | None, "Models trained from other seeds: state dicts, or paths of files that hold them."
+    Checkpoints | None,
+    ValueRole("checkpoints"),
+    "Models trained from other seeds: state dicts, or paths of files that hold them.",
 ]
 
 
