@@ -123,20 +123,7 @@ def explain(
     if len(x) != 1:
         raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
     run = _Run(box, x, target, versus, resolve_methods(box, methods), seed, verdict_cache or VerdictCache())
-    try:
-        with (
-            sharing_control_boxes(box),
-            tqdm(total=2 * len(run.methods), disable=quiet, file=sys.stderr, leave=False) as bar,
-        ):
-            for step in (run.add_map, run.add_verdict):  # all maps first: they are seen at once
-                for name in run.methods:
-                    bar.set_description(f"{run.names[name]}: {step.__doc__}")
-                    step(name)
-                    bar.update()
-                    if on_progress is not None:
-                        on_progress(run.explanation())
-    except KeyboardInterrupt:
-        run.interrupted = True
+    run.run(None if on_progress is None else lambda: on_progress(run.explanation()), quiet=quiet)
     return run.explanation()
 
 
@@ -149,25 +136,71 @@ def resolve_methods(box: Box, methods: MethodChoice) -> Mapping[str, Attribution
     return methods if isinstance(methods, Mapping) else find_attribution_methods(box, list(methods))
 
 
-class _Run:
+class MethodRun:
+    """The maps of several methods for inputs (N, ...) and the verdicts on them, in the making."""
+
+    def __init__(
+        self, box: Box, x: Tensor, score: Any, methods: Mapping[str, AttributionMethodFn], seed: int,
+        verdict_cache: VerdictCache,
+    ) -> None:  # fmt: skip
+        self.box, self.x, self.score, self.methods = box, x, score, methods
+        self.seed, self.verdict_cache = seed, verdict_cache
+        self.names = {name: _written_name(method) for name, method in methods.items()}
+        self.maps: dict[str, Tensor] = {}
+        self.verdicts: dict[str, Verdict] = {}
+        self.interrupted = False
+
+    def run(self, on_progress: Callable[[], None] | None = None, *, quiet: bool) -> None:
+        """All maps, then all verdicts. Ctrl-C keeps what there is."""
+        try:
+            with (
+                sharing_control_boxes(self.box),
+                tqdm(total=2 * len(self.methods), disable=quiet, file=sys.stderr, leave=False) as bar,
+            ):
+                for step in (self.add_map, self.add_verdict):  # all maps first: they are seen at once
+                    for name in self.methods:
+                        bar.set_description(f"{self.names[name]}: {step.__doc__}")
+                        step(name)
+                        bar.update()
+                        if on_progress is not None:
+                            on_progress()
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    @property
+    def judged(self) -> list[str]:
+        """The methods that are judged, the most trustworthy first."""
+        return sorted(self.verdicts, key=lambda name: self.verdicts[name].rank)
+
+    def add_map(self, name: str) -> None:
+        """its map"""
+        with suppress(UnboxedError):  # its verdict says why
+            self.maps[name] = compute_map(self.box, self.methods[name], self.x, self.score)
+
+    def add_verdict(self, name: str) -> None:
+        """can it be trusted?"""
+        method = self.methods[name]
+        self.verdicts[name] = self.verdict_cache.verdict(
+            self.box, self.x, method, self.score, max_draws=max_draws_of_method(self.box, method),
+            map_=self.maps.get(name), seed=self.seed,
+        )  # fmt: skip
+
+
+class _Run(MethodRun):
     """An explanation in the making."""
 
     def __init__(
         self, box: Box, x: Tensor, target: Any, versus: Any, methods: Mapping[str, AttributionMethodFn], seed: int,
         verdict_cache: VerdictCache,
     ) -> None:  # fmt: skip
-        self.box, self.x, self.methods, self.seed, self.verdict_cache = box, x, methods, seed, verdict_cache
+        super().__init__(box, x, None, methods, seed, verdict_cache)
         self.classes = [int(resolve_target(box, x, target)[0])]
         if versus is not None:
             self.classes.append(int(resolve_target(box, x, versus)[0]))
             if self.classes[0] == self.classes[1]:
                 raise InputError(f"target and versus are both {box.classes[self.classes[0]]!r}: give another class")
         self.score, self.top_outputs = self._score(), _top_outputs(box, x)
-        self.names = {name: _written_name(method) for name, method in methods.items()}
-        self.maps: dict[str, Tensor] = {}
         self.side_maps: dict[str, dict[str, Tensor]] = {box.classes[k]: {} for k in self.classes[1:] and self.classes}
-        self.verdicts: dict[str, Verdict] = {}
-        self.interrupted = False
 
     def _score(self) -> Any:
         """The class (1,), or the difference of two classes' scores."""
@@ -179,23 +212,15 @@ class _Run:
 
     def add_map(self, name: str) -> None:
         """its map"""
-        with suppress(UnboxedError):  # its verdict says why
-            self.maps[name] = compute_map(self.box, self.methods[name], self.x, self.score)
+        super().add_map(name)
+        with suppress(UnboxedError):
             for k in self.classes[1:] and self.classes:
                 one = torch.tensor([k], device=self.box.device)
                 self.side_maps[self.box.classes[k]][name] = compute_map(self.box, self.methods[name], self.x, one)
 
-    def add_verdict(self, name: str) -> None:
-        """can it be trusted?"""
-        method = self.methods[name]
-        self.verdicts[name] = self.verdict_cache.verdict(
-            self.box, self.x, method, self.score, max_draws=max_draws_of_method(self.box, method),
-            map_=self.maps.get(name), seed=self.seed,
-        )  # fmt: skip
-
     def explanation(self) -> Explanation:
         """What there is so far, the most trustworthy first; methods that are not judged yet come last."""
-        judged = sorted(self.verdicts, key=lambda name: self.verdicts[name].rank)
+        judged = self.judged
         order = [*judged, *(name for name in self.methods if name not in self.verdicts)]
         target, *rest = (_output_name(self.box, k) for k in self.classes)
         return Explanation(

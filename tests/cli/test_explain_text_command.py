@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 
 import unboxed as ub
 from unboxed import cli
+from unboxed.checks.ranking import candidates
+from unboxed.checks.verdict import Verdict
+from unboxed.checks.verdict_cache import VerdictCache
 from unboxed.cli.explain_text import _colored_words
 from unboxed.errors import ModelError, UnboxedWarning
 from unboxed.plots.text_map import TextWithValues
@@ -62,6 +65,20 @@ def test_words_ranking_and_numbers(folder: Path, tmp_path: Path) -> None:
     page = (tmp_path / "explained.html").read_text()
     assert page.count(f">{TRIGGER}</span>") == 2  # once by each method
     assert f"scale ±{scale:.2g}" in page
+
+
+def test_five_methods_unless_all_are_asked_for(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dict[str, set[str]]()
+    for name, more in {"few": [], "all": ["--all"]}.items():
+        monkeypatch.setattr(
+            VerdictCache, "verdict", lambda self, *args, **settings: Verdict("M", "fail", "because", "It fails.")
+        )
+        said = run("--text", "the plot was dull", "--model", folder, *more, "-o", tmp_path / name)
+        assert said.exit_code == 0, said.output
+        made[name] = set(json.loads((tmp_path / name / "explained.json").read_text())["methods"])
+    assert len(made["few"]) == 5
+    assert made["few"] < made["all"]
+    assert made["all"] == set(candidates(planted_box()))
 
 
 def test_one_class_against_another_and_numbers_alone(folder: Path, tmp_path: Path) -> None:

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from unboxed.report import SECTIONS, Finding, Section
-from unboxed.report.context import ReportContext
+from unboxed.report import SECTIONS as ALL_SECTIONS
+from unboxed.report import Finding, Section
+from unboxed.report.context import TEXTS_NEED, ReportContext
 from unboxed.report.folder import ReportFolder
 from unboxed.report.pictures import PageImageStore
 from unboxed.report.render import render_blocks
 from unboxed.report.source import ReportData
 from unboxed.report.survey import collect_outputs_and_labels
+
+SECTIONS = [section for section in ALL_SECTIONS if TEXTS_NEED not in section.needs]
 
 
 class Switch(nn.Module):

@@ -72,8 +72,8 @@ def test_without_training_data_the_section_is_left_out(tmp_path: Path) -> None:
     assert "This section needs the training data" in asked.path.read_text()
     from unboxed.report import _select_sections
 
-    assert SECTION not in _select_sections(None)
-    assert SECTION in _select_sections(None, has_training=True)
+    assert SECTION not in _select_sections(None, box)
+    assert SECTION in _select_sections(None, box, has_training=True)
 
 
 def test_the_command_lists_helpful_and_harmful_examples(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ from typer.testing import CliRunner
 
 import unboxed as ub
 from unboxed import cli
-from unboxed.errors import DataError
-from unboxed.report import texts as page
+from unboxed.errors import DataError, UnboxedWarning
+from unboxed.report import checks, context, texts
 
 pytest.importorskip("transformers")
 from language.planted_trigger import mixed_texts, planted_box
@@ -20,10 +23,8 @@ from language.planted_trigger import mixed_texts, planted_box
 
 @pytest.fixture(autouse=True)
 def few_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    all_of = page.candidates
-    monkeypatch.setattr(
-        page, "candidates", lambda box: {n: m for n, m in all_of(box).items() if n in ("gradient", "attn_lrp")}
-    )
+    all_of, few = context.candidates, ("gradient", "attn_lrp")
+    monkeypatch.setattr(context, "candidates", lambda *args: {n: m for n, m in all_of(*args).items() if n in few})
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
     data = mixed_texts(24)
-    written = ub.report(planted_box(), data, tmp_path)
+    written = ub.report(planted_box(), data, tmp_path, quiet=True)
     assert written.failures == {}
     html = written.path.read_text()
     for heading in (
@@ -42,20 +43,25 @@ def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
     ):
         assert heading in html
     found = facts(tmp_path)["findings"]
-    assert found["overview"] == {"answer": "It classifies 24 of 24 texts correctly.", "correct": 24, "texts": 24}
-    assert set(found["words"]["verdicts"]) == {"gradient", "attn_lrp"}
+    assert found["overview"]["accuracy"] == 1
+    assert set(found) == {"overview", "words", "swaps", "ranking", "inside", "reproduce"}
+    assert set(found["words"]["verdicts"]) == set(found["ranking"]["methods"]) == {"gradient", "attn_lrp"}
     assert found["swaps"]["flipped"] >= 0.8 * found["swaps"]["right"]
-    assert found["inside"]["same answer after each layer"][-1] == 1
+    assert found["inside"]["agreement"][-1] == 1
     assert "cobalt" in html
+    assert ": left out." not in html
 
 
 def test_texts_without_labels_and_other_forms(tmp_path: Path) -> None:
-    written = ub.report(planted_box(), mixed_texts(8).texts, tmp_path, max_examples=6)
+    written = ub.report(planted_box(), mixed_texts(8).texts, tmp_path, max_examples=6, quiet=True)
     assert written.failures == {}
-    assert facts(tmp_path)["title"] == "6 texts without labels."
+    assert "Without labels there is no accuracy." in facts(tmp_path)["headline"][0]
+    pairs = [*zip(mixed_texts(8).texts, mixed_texts(8).labels, strict=True)]
+    ub.report(planted_box(), pairs, tmp_path, sections=["overview"], quiet=True)
+    assert facts(tmp_path)["findings"]["overview"]["accuracy"] == 1
     with pytest.raises(DataError, match=r"wanted texts: ub\.data\.texts"):
         ub.report(planted_box(), 5, tmp_path)
-    with pytest.raises(DataError, match="there are no texts"):
+    with pytest.raises(DataError, match="the data are empty"):
         ub.report(planted_box(), [], tmp_path)
 
 
@@ -63,10 +69,52 @@ def test_a_section_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise ValueError("out of luck")
 
-    monkeypatch.setattr(page, "hotflip", broken)
-    written = ub.report(planted_box(), mixed_texts(8), tmp_path)
+    monkeypatch.setattr(texts, "hotflip", broken)
+    written = ub.report(planted_box(), mixed_texts(8), tmp_path, quiet=True)
     assert list(written.failures) == ["swaps"]
     assert "out of luck" in written.failures["swaps"]
+
+
+def test_an_interrupt_keeps_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(texts, "hotflip", stop)
+    written = ub.report(planted_box(), mixed_texts(8), tmp_path, quiet=True)
+    assert set(written.failures) == {"swaps", "ranking", "inside", "reproduce"}
+    assert "interrupted" in written.failures["swaps"]
+    assert "Which words does its answer come from?" in written.path.read_text()
+
+
+def test_what_warns_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warned(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn(UnboxedWarning("the sky is low"), stacklevel=2)
+        return hotflip(*args, **kwargs)
+
+    hotflip = texts.hotflip
+    monkeypatch.setattr(texts, "hotflip", warned)
+    written = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["swaps"], quiet=True)
+    assert "Note: the sky is low." in written.path.read_text()
+
+
+def test_methods_beyond_the_budget_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MAX_TOTAL_VERDICT_FLOPS", 1.0)
+    written = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words", "ranking"], quiet=True)
+    assert "Not run, to keep the report short: " in written.path.read_text()
+    assert len(facts(tmp_path)["findings"]["words"]["verdicts"]) == 1
+
+
+def test_sections_of_other_inputs(tmp_path: Path) -> None:
+    written = ub.report(planted_box(), mixed_texts(4), tmp_path / "a", sections=["overview", "map"], quiet=True)
+    assert "This section does not take texts." in written.path.read_text()
+    box, digits = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(4)
+    written = ub.report(box, digits, tmp_path / "b", sections=["overview", "words"], quiet=True)
+    assert "This section needs a model that takes texts; this one takes images." in written.path.read_text()
+
+
+def test_the_text_that_was_asked_for_comes_first(tmp_path: Path) -> None:
+    ub.report(planted_box(), mixed_texts(12), tmp_path, sections=["words"], example=7, quiet=True)
+    assert facts(tmp_path)["findings"]["words"]["texts"][0] == 7
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
@@ -87,7 +135,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     ]
     said = CliRunner().invoke(cli.app, list(map(str, words)))
     assert said.exit_code == 0, said.output
-    assert facts(tmp_path / "out")["findings"]["overview"]["correct"] == 8
+    assert facts(tmp_path / "out")["findings"]["overview"]["accuracy"] == 1
 
 
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

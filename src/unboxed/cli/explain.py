@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +37,7 @@ def run_explain(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    methods: Sequence[str] | None = None,
-    all_methods: bool = False,
+    methods: MethodChoice = None,
     target: str | None = None,
     versus: str | None = None,
     max_examples: int = DEFAULT_MAX_EXAMPLES,
@@ -52,8 +51,7 @@ def run_explain(
     Verdicts are cached in `out`. Ctrl-C keeps the explanations so far. Raises DataError, InputError and WriteError.
     """
     (x, names), out = read_inputs(source, box, check_int("--n", max_examples, minimum=1)), Path(out)
-    choice: MethodChoice = list(methods) if methods else "all" if all_methods else None
-    selected = resolve_methods(box, choice)
+    selected = resolve_methods(box, methods)
     classes = [None if text is None else parse_class(text, box) for text in (target, versus)]
     verdicts_path = out / VERDICTS_FILE
     verdict_cache = VerdictCache.read(verdicts_path)

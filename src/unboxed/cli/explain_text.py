@@ -1,4 +1,4 @@
-"""Why this answer to a text: its words, colored by every attribution method, and which of the maps to trust."""
+"""Why this answer to a text: its words, colored by several attribution methods, and which of the maps to trust."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic_write import encode_utf8, to_printable, write_bytes
 from ..box import Box
-from ..checks.ranking import candidates, find_attribution_methods
 from ..checks.verdict_cache import VerdictCache
 from ..data.texts import texts as read_texts
 from ..engine.results import nonfinite_to_none
+from ..explaining import MethodChoice, resolve_methods
 from ..plots.files import save
 from ..plots.text_map import TextWithValues, background_and_text_color, shown_words, text_sheet
 from ..report.text_explanations import TextExplanations, explain_texts, text_inputs
@@ -44,7 +44,7 @@ def run_explain_text(
     source: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
-    methods: Sequence[str] | None = None,
+    methods: MethodChoice = None,
     target: str | None = None,
     versus: str | None = None,
     max_examples: int = 4,
@@ -59,7 +59,7 @@ def run_explain_text(
     out, max_examples = Path(out), check_int("--n", max_examples, minimum=1)
     text_inputs(box)
     given = [*texts, *([] if source is None else read_texts(source).texts[:max_examples])]
-    selected = find_attribution_methods(box, list(methods)) if methods else candidates(box)
+    selected = resolve_methods(box, methods)
     path = out / VERDICTS_FILE
     cache = VerdictCache.read(path)
     k, other = (None if name is None else parse_class(name, box) for name in (target, versus))

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from .. import __version__
 from ..atomic_write import encode_utf8
 from ..box import Box
+from ..checks.control_boxes import sharing_control_boxes
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
 from ..inputs.pixels import Pixels
-from ..inputs.tokens import Tokens
 from ..validation import check_int, suggestion_text, valid_seed
 from . import (
     activations,
@@ -50,10 +50,11 @@ from . import (
     probes,
     reproduce,
     synthesis,
+    texts,
     units,
 )
 from .blocks import Block, Caution
-from .context import TRAINING_DATA_NEED, ReportContext, Section
+from .context import ReportContext, Section
 from .finding import Finding, NotApplicable
 from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
 from .interrupts import sigterm_as_keyboard_interrupt
@@ -62,7 +63,6 @@ from .render import RenderedSection, render_blocks, render_figures, render_page
 from .skipped import skipped_text
 from .source import ReportData
 from .survey import collect_outputs_and_labels
-from .texts import write_text_report
 from .words import error_sentence
 
 LOG = logging.getLogger("unboxed")
@@ -72,14 +72,17 @@ __all__ = ["SECTIONS", "Finding", "NotApplicable", "Report", "Section", "report"
 SECTIONS: list[Section[Any]] = [
     overview.SECTION,
     attribution.SECTION,
+    texts.WORDS_SECTION,
     groups.SECTION,
     synthesis.SECTION,
     change.SECTION,
     channels.SECTION,
     dream.SECTION,
     adversarial.SECTION,
+    texts.SWAPS_SECTION,
     checks.SECTION,
     map.SECTION,
+    texts.LAYERS_SECTION,
     units.SECTION,
     probes.SECTION,
     concepts.SECTION,
@@ -181,12 +184,10 @@ def report(
         >>> written.path.name, written.failures
         ('index.html', {})
     """
-    if isinstance(box.inputs, Tokens):
-        return Report(*write_text_report(box, data, out, seed=seed, command=command, max_examples=max_examples))
-    selected, seed = _select_sections(sections, has_training=training is not None), valid_seed(seed)
+    selected, seed = _select_sections(sections, box, has_training=training is not None), valid_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
         box = box.with_model(box.model, box.inputs.as_image_pixels())
-    with sigterm_as_keyboard_interrupt(), ReportFolder(out) as folder, _single_threading_if_small(box):
+    with sigterm_as_keyboard_interrupt(), ReportFolder(out) as folder, _running_on(box):
         source = ReportData(data, box)
         with tqdm(
             total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
@@ -223,13 +224,15 @@ def _show_progress(work: _ReportInProgress, folder: ReportFolder, n_selected: in
 
 
 @contextmanager
-def _single_threading_if_small(box: Box) -> Iterator[None]:
-    """Small models run on one thread: several, waiting for one another on busy cores, took up to 8 times as long."""
+def _running_on(box: Box) -> Iterator[None]:
+    """Control models are made once. Small models run on one thread: several, waiting for one another on busy cores,
+    took up to 8 times as long."""
     n_threads = torch.get_num_threads()
     if box.batch_limit >= SMALL_MODEL_MIN_AUTO_BATCH_ROWS:
         torch.set_num_threads(1)
     try:
-        yield
+        with sharing_control_boxes(box):
+            yield
     finally:
         torch.set_num_threads(n_threads)
 
@@ -241,11 +244,11 @@ def _check_example(example: int | None, source: ReportData) -> int | None:
 
 
 def _select_sections(
-    sections: Sequence[str | Section[Any]] | None, *, has_training: bool = False
+    sections: Sequence[str | Section[Any]] | None, box: Box, *, has_training: bool = False
 ) -> list[Section[Any]]:
     by_slug = {s.slug: s for s in SECTIONS}
     selected = []
-    default = [s for s in SECTIONS if has_training or TRAINING_DATA_NEED not in s.needs]
+    default = [s for s in SECTIONS if s.is_default_for(box, has_training=has_training)]
     for section in default if sections is None else sections:
         if isinstance(section, str) and section not in by_slug:
             raise InputError(

@@ -56,7 +56,7 @@ class RankingFinding(Finding):
 
 
 def find(context: ReportContext) -> RankingFinding:
-    verdicts, not_run = _verdicts_and_unaffordable_methods(context)
+    verdicts, not_run = verdicts_and_unaffordable_methods(context)
     ranked = [n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE]
     indices = context.example_indices[:N_EXPLAINED_EXAMPLES_PER_METHOD] if context.has_images else []
     return RankingFinding(
@@ -82,7 +82,7 @@ def _grade_counts_text(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> s
     return f"{counts}{rest}.{f' Trust first: {join_names_with_limit(passed, 3)}.' if passed else ''}"
 
 
-def _verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
+def verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
     """The verdicts on all candidates, and those that would take too long; a cached verdict takes nothing."""
     verdicts, not_run = dict[str, Verdict](), list[str]()
     for name in context.candidates:
@@ -175,4 +175,4 @@ def _map_figure(name: str, attribution_map: Tensor, verdict: Verdict) -> Figure:
     return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])
 
 
-SECTION = Section("Which map to trust?", "ranking", find, show, chapter=chapters.BELIEF, best=best)
+SECTION = Section("Which map to trust?", "ranking", find, show, chapter=chapters.BELIEF, best=best, texts=True)

@@ -19,6 +19,7 @@ from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 from ..model.output_advice import class_scores_problem_text
 from .blocks import Block
 from .chapters import MORE, Chapter
@@ -28,8 +29,9 @@ from .source import ReportData
 from .survey import Survey, evenly_spaced_indices
 from .words import format_named_prob, format_prob
 
-TRAINING_DATA_NEED = "training data"  # what a section may need
+TRAINING_DATA_NEED, TEXTS_NEED = "training data", "texts"  # what a section may need
 N_VERDICT_EXAMPLES, N_VERDICT_EXAMPLES_OF_LARGE_MODEL = 8, 4  # examples on which methods are judged
+N_VERDICT_TEXTS = 12  # a text has few words, so that more of them decide
 MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES = 5e11  # of one verdict, above which the model counts as large
 MODULE_CALL_OVERHEAD_FLOPS = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_CAPTION_VALUES = 3  # outputs or labels of an example that are named in its caption
@@ -54,6 +56,10 @@ class ReportContext:
     @property
     def has_images(self) -> bool:
         return isinstance(self.box.inputs, Pixels)
+
+    @property
+    def has_texts(self) -> bool:
+        return isinstance(self.box.inputs, Tokens)
 
     @property
     def input_nouns(self) -> InputNouns:
@@ -110,15 +116,17 @@ class ReportContext:
         return list(dict.fromkeys([*s.typical_indices[:1], *s.indices_by_margin[:1]]))[:max_examples]
 
     @cached_property
+    def verdict_indices(self) -> list[int]:
+        """The examples on which methods are judged: the report's examples, then others from all over the data."""
+        n = N_VERDICT_TEXTS if self.has_texts else N_VERDICT_EXAMPLES
+        others = evenly_spaced_indices(len(self.survey.rows), 2 * n)
+        least_flops = min((estimated_verdict_flops(self.box, m, n) for m in self.candidates.values()), default=0.0)
+        n = N_VERDICT_EXAMPLES_OF_LARGE_MODEL if least_flops > MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES else n
+        return list(dict.fromkeys([*self.example_indices[:n], *others]))[:n]
+
+    @cached_property
     def verdict_inputs(self) -> Tensor:
-        """The inputs on which methods are judged: the report's examples, then others from all over the data."""
-        others = evenly_spaced_indices(len(self.survey.rows), 2 * N_VERDICT_EXAMPLES)
-        least_flops = min(
-            (estimated_verdict_flops(self.box, m, N_VERDICT_EXAMPLES) for m in self.candidates.values()), default=0.0
-        )
-        is_large = least_flops > MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES
-        n = N_VERDICT_EXAMPLES_OF_LARGE_MODEL if is_large else N_VERDICT_EXAMPLES
-        return self.inputs(list(dict.fromkeys([*self.example_indices[:n], *others]))[:n])
+        return self.inputs(self.verdict_indices)
 
     def verdict_flops(self, name: str) -> float:
         """About how many FLOPs the verdict on a method takes; none where it is known."""
@@ -189,6 +197,7 @@ class ReportContext:
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The examples at these indices of the survey, with what the model predicts of them."""
         s, inputs = self.survey, self.inputs(indices) if len(indices) else ()
+        texts = self.data.texts([s.rows[i] for i in indices]) if self.has_texts else [""] * len(indices)
         return [
             Example(
                 s.rows[i],
@@ -198,8 +207,9 @@ class ReportContext:
                 self.label_name(i),
                 self._runner_up_text(i),
                 None if s.is_correct is None else bool(s.is_correct[i]),
+                text,
             )
-            for i, x in zip(indices, inputs, strict=True)
+            for i, x, text in zip(indices, inputs, texts, strict=True)
         ]
 
     def prediction_text(self, index: int) -> str:
@@ -227,12 +237,13 @@ class Section(Generic[FindingT]):
         find: `find(context) -> Finding`. Where there is nothing to find on this model it raises `NotApplicable` with
             the reason; any other error is printed in the section's place and costs no other section.
         show: `show(finding) -> blocks`, from the finding alone: neither the model nor the data are at hand.
-        needs: "pixels" (inputs that are images), "pixels or table", "classes" (one row of class scores per example),
-            "exclusive classes" (classes that exclude one another), "training data" (without them it is left out, where
-            it is not asked for).
+        needs: "pixels" (inputs that are images), "pixels or table", "texts", "classes" (one row of class scores per
+            example), "exclusive classes" (classes that exclude one another), "training data". Without training data or
+            texts, what needs them is left out where it is not asked for.
         objective_call: What does the same for other outputs, in Python, with {score} or {objective} in it.
         chapter: The chapter that it belongs to.
         best: `best(finding) -> blocks`: what is seen of it before it is opened, at most two rows of figures.
+        texts: Whether it takes models of texts, too.
 
     Example:
         >>> from dataclasses import dataclass
@@ -259,13 +270,27 @@ class Section(Generic[FindingT]):
     objective_call: str = ""
     chapter: Chapter = MORE
     best: Callable[[FindingT], Sequence[Block]] | None = None
+    texts: bool = False
+
+    def is_default_for(self, box: Box, *, has_training: bool) -> bool:
+        """Whether a report on this box has it without being asked."""
+        if TRAINING_DATA_NEED in self.needs and not has_training:
+            return False
+        return self._takes_texts if isinstance(box.inputs, Tokens) else TEXTS_NEED not in self.needs
+
+    @property
+    def _takes_texts(self) -> bool:
+        return self.texts or TEXTS_NEED in self.needs
 
     def reason_not_applicable_or_empty(self, context: ReportContext) -> str:
         """Why this section does not apply to this box; "" where it does."""
         if TRAINING_DATA_NEED in self.needs and context.training is None:
             return "This section needs the training data: ub.report(..., training=(x, y))."
-        if "pixels" in self.needs and not context.has_images:
-            return f"This section needs a model that takes images; this one takes {context.input_nouns.inputs}."
+        if context.has_texts and not self._takes_texts:
+            return "This section does not take texts."
+        for need, what in {"pixels": "images", TEXTS_NEED: "texts"}.items():
+            if need in self.needs and what != context.input_nouns.inputs:
+                return f"This section needs a model that takes {what}; this one takes {context.input_nouns.inputs}."
         is_row_section = "pixels or table" in self.needs
         if is_row_section and not (context.has_images or isinstance(context.box.inputs, Features)):
             return (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine.results import json_summary
 from ..plots import colors
-from .blocks import ExampleWithFigures, Figure
+from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Table
 from .pictures import PageImage
 
 METADATA_OF_FIELD_NOT_IN_JSON = {"in_summary": False}
@@ -67,6 +67,7 @@ class Example:
     label: str | None = None
     runner_up: str = ""  # the class with the second largest output, with that output
     is_correct: bool | None = None
+    text: str = ""  # of a model of texts
 
     @property
     def title(self) -> str:
@@ -105,3 +106,12 @@ class Example:
     def with_figures(self, figures: Sequence[Figure], *, show_runner_up: bool = False) -> ExampleWithFigures:
         """The example in words beside these figures."""
         return ExampleWithFigures(self.title, self.lines(show_runner_up=show_runner_up), figures, self.tone)
+
+
+def examples_block(examples: Sequence[Example], *, show_runner_up: bool = False) -> Block:
+    """Images as figures, texts as a table."""
+    if not examples[0].text:
+        return FigureGrid([e.figure(show_runner_up=show_runner_up) for e in examples])
+    columns, last = ("text", "predicted", "label"), ("or",) * show_runner_up
+    rows = [(e.text, e.prediction_text, e.label or "", *(e.runner_up,) * show_runner_up) for e in examples]
+    return Table((*columns, *last), rows)

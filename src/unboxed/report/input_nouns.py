@@ -14,6 +14,7 @@ from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 from .words import count_noun, format_shape
 
 
@@ -28,12 +29,15 @@ class InputNouns:
 
 
 PIXEL_NOUNS = InputNouns("images", "image", "pixel", "of the pixel range")
+TEXT_NOUNS = InputNouns("texts", "text", "word", "of its embedding")
 COLUMN_NOUNS = InputNouns("a table of features", "row", "value", ORIGINAL_UNIT_TEXT)
 
 
 def input_nouns_for(inputs: Inputs) -> InputNouns:
     if isinstance(inputs, Pixels):
         return PIXEL_NOUNS
+    if isinstance(inputs, Tokens):
+        return TEXT_NOUNS
     if isinstance(inputs, MultiInput):
         return InputNouns(_input_parts_count_text(inputs), "example", "value", _units_of_parts_text(inputs))
     return replace(COLUMN_NOUNS, unit=column_unit_text(inputs))
@@ -54,6 +58,8 @@ def _input_parts_count_text(inputs: MultiInput) -> str:
 
 def input_shapes_text(inputs: Inputs) -> str:
     """The shapes of all inputs, as the page prints them."""
+    if isinstance(inputs, Tokens):
+        return TEXT_NOUNS.inputs
     return " and ".join(format_shape(part.shape) for _, part in _inputs_with_names(inputs))
 
 

@@ -18,14 +18,13 @@ from .blocks import (
     Collapsible,
     ConfusionMatrix,
     Figure,
-    FigureGrid,
     Heading,
     Paragraph,
     SideBySide,
     Table,
 )
 from .context import ReportContext, Section
-from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, examples_block
 from .input_nouns import input_shapes_text
 from .layer_table import layer_table_blocks
 from .scores import (
@@ -97,9 +96,8 @@ def find(context: ReportContext) -> OverviewFinding:
     shown_classes = _most_confused_classes(s.confusion)
     scored = scores_by_finding_field(s, box.outputs)
     title, headline = _title_and_headline(context, scored)
-    errors = (
-        s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if context.has_images else []
-    )
+    is_shown = context.has_images or context.has_texts
+    errors = s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if is_shown else []
     pairs = [
         (context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_COLLAPSED_CONFUSED_PAIRS)
     ]
@@ -133,7 +131,7 @@ def find(context: ReportContext) -> OverviewFinding:
         n_omitted_classes=len(s.classes) - len(shown_classes),
         followed=context.examples([context.followed_index])[0] if context.has_images else None,
         misclassified=context.examples(errors),
-        ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if context.has_images else [],
+        ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if is_shown else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
         **scored,
@@ -250,10 +248,10 @@ def show(finding: OverviewFinding) -> list[Block]:
 
 def best(finding: OverviewFinding) -> list[Block]:
     """The worst errors; the least certain examples where there is no error, the scores where inputs are no images."""
-    if 0 < len(finding.misclassified) <= N_EXPLAINED_ERRORS:
+    if 0 < len(finding.misclassified) <= N_EXPLAINED_ERRORS and not finding.misclassified[0].text:
         return []  # the next section shows them with their maps
     if shown := (finding.misclassified or finding.ambiguous)[:N_BEST_EXAMPLES]:
-        return [FigureGrid([e.figure(show_runner_up=not finding.misclassified) for e in shown])]
+        return [examples_block(shown, show_runner_up=not finding.misclassified)]
     if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
         return sorted((b for b in scores if b.kind in ("figures", "table")), key=lambda b: b.kind)[:1]
     rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions[:N_BEST_EXAMPLES]]
@@ -308,11 +306,11 @@ def _error_and_margin_example_blocks(finding: OverviewFinding) -> list[Block]:
     if not finding.ambiguous:
         return blocks
     if finding.misclassified:
-        figures = [e.figure() for e in finding.misclassified]
-        blocks += [Heading("Misclassified, most confident first"), FigureGrid(figures[:MAX_OVERVIEW_EXAMPLES_PER_ROW])]
-        if rest := figures[MAX_OVERVIEW_EXAMPLES_PER_ROW:]:
-            blocks.append(Collapsible(f"{count_noun(len(rest), 'more error')}", [FigureGrid(rest)]))
-    ambiguous = FigureGrid([e.figure(show_runner_up=True) for e in finding.ambiguous])
+        shown = examples_block(finding.misclassified[:MAX_OVERVIEW_EXAMPLES_PER_ROW])
+        blocks += [Heading("Misclassified, most confident first"), shown]
+        if rest := finding.misclassified[MAX_OVERVIEW_EXAMPLES_PER_ROW:]:
+            blocks.append(Collapsible(f"{count_noun(len(rest), 'more error')}", [examples_block(rest)]))
+    ambiguous = examples_block(finding.ambiguous, show_runner_up=True)
     if not finding.exclusive_classes:
         is_by_error = finding.output_errors or finding.label_scores
         return [*blocks, Heading("Largest errors" if is_by_error else "Examples"), ambiguous]
@@ -322,4 +320,4 @@ def _error_and_margin_example_blocks(finding: OverviewFinding) -> list[Block]:
     return [*blocks, Heading("Lowest margin"), Paragraph(lead, "soft"), ambiguous]
 
 
-SECTION = Section("How good is it?", "overview", find, show, chapter=chapters.MISTAKES, best=best)
+SECTION = Section("How good is it?", "overview", find, show, chapter=chapters.MISTAKES, best=best, texts=True)

@@ -81,4 +81,4 @@ def installed_package_versions() -> dict[str, str]:
     return by_package
 
 
-SECTION = Section("How to reproduce it", "reproduce", find, show, chapter=chapters.COMPARISON)
+SECTION = Section("How to reproduce it", "reproduce", find, show, chapter=chapters.COMPARISON, texts=True)

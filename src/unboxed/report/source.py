@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from .. import data as sets
 from ..box import Box
@@ -17,6 +18,7 @@ from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_dat
 from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labels import are_default_class_names, label_to_value
 from ..inputs.pixels import Pixels
+from ..inputs.tokens import Tokens
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
 BINARY_CLASS_NAMES = ("no", "yes")  # of a model with one probability, unless they are named
@@ -75,10 +77,16 @@ class ReportData:
         readable = [(i, read) for i in rows if (read := self._read_item_or_record_broken(i)) is not None]
         if not readable:
             return ReadExamples([], torch.empty(0), [], [])
-        indices, x = [i for i, _ in readable], torch.stack([torch.as_tensor(image) for _, (image, _) in readable])
-        x = self._inputs.pack(x)
+        indices, values = [i for i, _ in readable], [value for _, (value, _) in readable]
+        is_text = isinstance(self._inputs, Tokens)
+        x = self._inputs.pack(values if is_text else torch.stack([torch.as_tensor(value) for value in values]))
         labels = [self._label_to_class_index(y) for _, (_, y) in readable]
         return ReadExamples(indices, x, labels, [self._targets.pop(i, None) for i in indices])
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        """The texts at these rows, of a model of texts; both of a pair in one."""
+        texts = [_split_item_into_input_and_label(self._data[i], self.labeled)[0] for i in rows]
+        return [text if isinstance(text, str) else " | ".join(text) for text in texts]
 
     def _label_to_class_index(self, label: Any) -> int:
         """A label as the box counts classes, -1 where there is none."""
@@ -148,6 +156,8 @@ def _to_dataset(
 ) -> Any:
     """Something with a length whose items are (input, label) or inputs; what a stream leaves out is recorded, and
     labels of outputs that are no classes are set aside in `targets`."""
+    if isinstance(box.inputs, Tokens) and (isinstance(data, str) or not isinstance(data, (Iterable, Dataset))):
+        raise DataError(f"wanted texts: ub.data.texts(path), a list of str, or (texts, labels); got {name}")
     data = data if isinstance(data, sets.Images) else _make_indexable(open_data(data, box.inputs), skipped)
     if len(data) == 0:
         skipped.raise_if_none_read(0)

@@ -1,24 +1,20 @@
-"""Texts explained by every attribution method, and which of the maps to trust: for the report and the command line."""
+"""Texts explained by several methods, and which of the maps to trust: for the report and the command line."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..box import Box
-from ..checks.control_boxes import sharing_control_boxes
-from ..checks.methods import AttributionMethodFn, compute_map, resolve_target
-from ..checks.ranking import candidates, max_draws_of
+from ..checks.methods import resolve_target
 from ..checks.verdict import NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
-from ..errors import InputError, UnboxedError
+from ..errors import InputError
+from ..explaining import MethodChoice, MethodRun, resolve_methods
 from ..inputs.tokens import Tokens
 from ..objectives import Objective
 from ..plots.text_map import TextWithValues
@@ -87,7 +83,7 @@ class TextExplanations:
 def explain_texts(
     box: Box,
     texts: Sequence[str],
-    methods: Mapping[str, AttributionMethodFn] | None = None,
+    methods: MethodChoice = None,
     target: int | None = None,
     *,
     versus: int | None = None,
@@ -97,30 +93,28 @@ def explain_texts(
 ) -> TextExplanations:
     """Explain the answers to texts by each method, and rank the methods by their verdicts on all of these texts.
 
-    `target` is a class, by default the predicted one; `versus` another one: what speaks for the target and against it.
-    Ctrl-C keeps the methods so far. Raises InputError.
+    `methods` as in `unboxed.explain`; `target` is a class, by default the predicted one; `versus` another one: what
+    speaks for the target and against it. Ctrl-C keeps the methods so far. Raises InputError.
     """
-    x, seed, cache = box.validate_inputs(list(texts)), valid_seed(seed), verdict_cache or VerdictCache()
-    classes, selected = resolve_target(box, x, target), candidates(box) if methods is None else methods
+    x, seed = box.validate_inputs(list(texts)), valid_seed(seed)
+    classes = resolve_target(box, x, target)
     score = classes if versus is None else _difference(box, classes, versus)
+    run = MethodRun(box, x, score, resolve_methods(box, methods), seed, verdict_cache or VerdictCache())
     effects = word_effects(box, text_inputs(box), x, classes, versus)
-    verdicts, maps, interrupted = dict[str, Verdict](), dict[str, Tensor](), False
-    try:
-        with sharing_control_boxes(box):
-            for name in tqdm(selected, disable=quiet, file=sys.stderr, leave=False, desc="Running each method"):
-                with suppress(UnboxedError):  # its verdict says why
-                    maps[name] = compute_map(box, selected[name], x, score)
-                n_draws = max_draws_of(selected[name])
-                verdicts[name] = cache.verdict(
-                    box, x, selected[name], score, max_draws=n_draws, map_=maps.get(name), seed=seed
-                )
-    except KeyboardInterrupt:
-        interrupted = True
-    order = sorted(verdicts, key=lambda name: verdicts[name].rank)
+    run.run(quiet=quiet)
+    verdicts = {name: run.verdicts[name] for name in run.judged}
+    return make_text_explanations(box, x, classes, verdicts, run.maps, effects, versus, interrupted=run.interrupted)
+
+
+def make_text_explanations(
+    box: Box, x: Tensor, classes: Tensor, verdicts: dict[str, Verdict], maps: dict[str, Tensor], effects: WordEffects,
+    versus: int | None = None, *, interrupted: bool = False,
+) -> TextExplanations:  # fmt: skip
+    """The maps (N, T) of packed texts x for a class each (N,), with the verdicts, the most trustworthy first."""
     return TextExplanations(
         text_inputs(box).token_texts(x), text_inputs(box).is_special(x), _predictions(box, x),
-        [box.classes[k] for k in classes.tolist()], {n: verdicts[n] for n in order},
-        {n: maps[n] for n in order if n in maps}, effects, None if versus is None else box.classes[versus], interrupted,
+        [box.classes[k] for k in classes.tolist()], verdicts, maps, effects,
+        None if versus is None else box.classes[versus], interrupted,
     )  # fmt: skip
 
 

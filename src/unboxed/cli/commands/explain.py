@@ -72,14 +72,13 @@ def explain(
         from ..explain_text import run_explain_text
 
         box, _ = open_box(model, weights, shape, mean, std, classes, outputs, seed)
-        names = split_names(method)
-        settings: dict[str, Any] = {"target": target, "max_examples": n, "seed": seed, "quiet": quiet or json}
+        methods = split_names(method) or ("all" if all_methods else None)
+        settings: dict[str, Any] = {"methods": methods, "target": target, "versus": versus, "max_examples": n}
+        settings |= {"seed": seed, "quiet": quiet or json, "as_json": json}
         if text or getattr(box.inputs, "is_text", False) or source is None:
-            settings |= {"versus": versus, "as_json": json}
-            if run_explain_text(box, text or (), source, out, methods=names, **settings).interrupted:
+            if run_explain_text(box, text or (), source, out, **settings).interrupted:
                 raise KeyboardInterrupt
             return
-        settings |= {"versus": versus, "all_methods": all_methods, "as_json": json}
-        explanations = run_explain(box, source, out, methods=names, **settings)
+        explanations = run_explain(box, source, out, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt
