@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import unboxed as ub
+from unboxed import cli
 from unboxed.errors import InputError
 from unboxed.report import SECTIONS, report
 from unboxed.report.render import RenderedSection, group_into_chapters
@@ -46,6 +50,47 @@ def test_the_example_that_was_asked_for_is_followed(box: ub.Box, tmp_path: Path)
     assert "Example 11. The model predicts" in page
     assert "It was asked for." in page
     assert "example 11" in steps
+
+
+@pytest.fixture
+def folder(box: ub.Box, tmp_path: Path) -> Path:
+    """Images of three classes; some names are in two of their folders."""
+    for k in range(3):
+        (tmp_path / "images" / str(k)).mkdir(parents=True)
+        for i in range(4):
+            pixels = (torch.rand(8, 8) * 255).byte().numpy()
+            Image.fromarray(pixels).save(tmp_path / "images" / str(k) / f"{'same' if i == 0 else f'{k}-{i}'}.png")
+    return tmp_path / "images"
+
+
+def test_examples_are_called_by_their_files(box: ub.Box, folder: Path, tmp_path: Path) -> None:
+    data = ub.data.folder(folder, box)
+    for name in ("1-2.png", "1/1-2.png"):
+        made = report(box, data, tmp_path / "a", sections=["overview", "map"], example=name, quiet=True)
+        page = " ".join(made.path.read_text(encoding="utf-8").split())
+        assert "1/1-2.png. The model predicts" in page
+        assert "example 6" not in page
+    for name in ("same.png", "none.png"):
+        with pytest.raises(InputError, match="example must be the name of one file of images"):
+            report(box, data, tmp_path / "b", example=name, quiet=True)
+
+
+def test_sections_and_the_example_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\ndef make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))\n"
+    )
+    factory = f"{tmp_path / 'own.py'}:make"
+    words = ["report", "--model", factory, "--shape", "1,8,8", "--data", folder, "--outputs", "logits"]
+    more = ["--sections", "overview,map", "--example", "2/2-1.png", "-o", tmp_path / "out", "--quiet"]
+    done = CliRunner().invoke(cli.app, [*map(str, words), *map(str, more)])
+    assert done.exit_code == 0, done.output
+    assert list(json.loads((tmp_path / "out" / "report.json").read_text())["findings"]) == ["overview", "map"]
+    assert "2/2-1.png. The model predicts" in (tmp_path / "out" / "index.html").read_text()
+    wrong = ["--sections", "overveiw", "-o", tmp_path / "b"]
+    done = CliRunner().invoke(cli.app, [*map(str, words), *map(str, wrong)])
+    assert done.exit_code == 2
+    assert "overview" in done.output
 
 
 def test_an_example_that_is_not_there_is_refused(box: ub.Box, tmp_path: Path) -> None:

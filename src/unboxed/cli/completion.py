@@ -21,6 +21,13 @@ def complete_attributions(incomplete: str) -> list[tuple[str, str]]:
     return [(name, card.shows) for name, card in attribution_cards().items() if name.startswith(incomplete)]
 
 
+def complete_sections(incomplete: str) -> list[tuple[str, str]]:
+    """The sections of a report."""
+    from ..report import SECTIONS
+
+    return [(section.slug, section.title) for section in SECTIONS if section.slug.startswith(incomplete)]
+
+
 def complete_attacks(incomplete: str) -> list[tuple[str, str]]:
     """The attacks that `unboxed attack` can run."""
     from .attack import attack_cards

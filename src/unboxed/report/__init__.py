@@ -141,7 +141,7 @@ def report(
     quiet: bool = False,
     command: str | None = None,
     max_examples: int | None = None,
-    example: int | None = None,
+    example: int | str | None = None,
 ) -> Report:
     """Write a self-contained page about a model: how good it is, what it sees, why it predicts so, what fools it.
 
@@ -164,8 +164,8 @@ def report(
         quiet: No progress bar and no messages.
         command: The command that reproduces the page, printed in its last section.
         max_examples: Use at most this many of the examples, evenly spread; None: 10,000, fewer for large inputs.
-        example: Index in the data of the example that is followed through the page; None: the most confident error, or
-            where there is none the lowest margin.
+        example: The example that is followed through the page: its index in the data, or the name of its file; None:
+            the most confident error, or where there is none the lowest margin.
 
     Returns:
         The path of the page, and the errors of sections that failed.
@@ -192,10 +192,11 @@ def report(
         with tqdm(
             total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
         ) as bar:
-            survey = collect_outputs_and_labels(box, source, max_examples, _check_example(example, source))
+            followed = _row_of_example(example, source)
+            survey = collect_outputs_and_labels(box, source, max_examples, followed)
             bar.update()
             verdicts = VerdictCache.read(folder.out / VERDICTS_FILE)
-            context = ReportContext(box, source, survey, judge, seed, command, training, verdicts, example)
+            context = ReportContext(box, source, survey, judge, seed, command, training, verdicts, followed)
             work = _ReportInProgress(context, PageImageStore(folder))
             for section in selected:
                 bar.set_description(section.title)
@@ -237,7 +238,12 @@ def _running_on(box: Box) -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-def _check_example(example: int | None, source: ReportData) -> int | None:
+def _row_of_example(example: int | str | None, source: ReportData) -> int | None:
+    if isinstance(example, str):
+        row = source.row_of_file(example)
+        if row is None:
+            raise InputError(f"example must be the name of one file of {source.name}, or an index; got {example!r}")
+        return row
     if example is None or check_int("example", example) < len(source):
         return example
     raise InputError(f"example must be from 0 to {len(source) - 1}, an index in the data; got {example}")

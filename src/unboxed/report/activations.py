@@ -115,11 +115,11 @@ def _activation_map_blocks(finding: ActivationsFinding) -> list[Block]:
             Paragraph("Each layer has one scale for both examples, so their brightness can be compared.", "soft")
         )
     for i, example in enumerate(finding.examples):
-        title = f"Example {example.row}: {example.sentence}"
+        title = f"{example.heading}: {example.sentence}"
         title += f", label {example.label}" if example.label is not None else ""
         blocks.append(Collapsible(title, [_all_layers_activation_figures(finding, i)], open=i == 0))
     if finding.image_shape is not None:
-        sheet = draw.activations(finding.layers, 0, title=f"Activations, example {finding.examples[0].row}")
+        sheet = draw.activations(finding.layers, 0, title=f"Activations, {finding.examples[0].name}")
         blocks.append(FileLinks([PageFile("activations.png", sheet, "these maps as a sheet")]))
     return blocks
 

@@ -219,7 +219,7 @@ def best(finding: MorphFinding) -> list[Block]:
     """The followed example on its way to the other class."""
     outcome, frames = finding.outcomes[0], _morph_frames(finding, 0)
     shown = [frames[t] for t in draw.evenly_spaced_indices(len(frames), N_FRAMES_IN_STRIP)]
-    name = f"Example {outcome.example}, changed step by step until the model predicts {outcome.target}:"
+    name = f"{outcome.source.heading}, changed step by step until the model predicts {outcome.target}:"
     return [FigureGrid([_morph_frame_figure(outcome, frame) for frame in shown], name)]
 
 
@@ -270,7 +270,7 @@ def _morph_caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple
     source, p = outcome.source, format_named_prob(float(last_frame.probs[outcome.target_index]))
     label = "" if source.label is None else f"; label {source.label}"
     lines = [
-        f"Example {source.row}: predicted {source.prediction_text}{label}.",
+        f"{source.heading}: predicted {source.prediction_text}{label}.",
         f"{count_noun(last_frame.step, 'step')} toward {outcome.target}: {p} "
         f"({'reached' if outcome.reached else 'not reached'}), changed by {outcome.change:.2f} (Euclidean norm).",
     ]

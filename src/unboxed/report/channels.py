@@ -229,9 +229,9 @@ def _channel_figure(channel_images: ChannelImages, index: int) -> Figure:
 def _best_example_figure(channel_images: ChannelImages, index: int, example: Example) -> Figure:
     k, value = channel_images.channels[index], f"{float(channel_images.best_activation[index]):.3g}"
     layer = layer_display_name(channel_images.images.layer)
-    alt = f"example {example.row}, which activates channel {k} of {layer} most, {value}"
+    alt = f"{example.name}, which activates channel {k} of {layer} most, {value}"
     picture = PageImage(colors.image_to_rgb(example.x), alt, FIGURE_SIDE_PIXELS)
-    return Figure(picture, f"channel {k}", (f"example\u00a0{example.row}", f"mean {value}"))
+    return Figure(picture, f"channel {k}", (example.name.replace(" ", "\u00a0"), f"mean {value}"))
 
 
 SECTION = Section(

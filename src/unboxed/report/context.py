@@ -101,7 +101,8 @@ class ReportContext:
             why = "its error is the largest"
         chosen = "It was asked for." if self.example is not None else f"It was chosen because {why}."
         verb = "The model's output is" if self.is_regression else "The model predicts"
-        return f"Example {s.rows[i]}. {verb} {self.prediction_text(i)}.{truth} {chosen}"
+        name = self.data.file_name(s.rows[i]) or f"Example {s.rows[i]}"
+        return f"{name}. {verb} {self.prediction_text(i)}.{truth} {chosen}"
 
     @cached_property
     def example_indices(self) -> list[int]:
@@ -208,6 +209,7 @@ class ReportContext:
                 self._runner_up_text(i),
                 None if s.is_correct is None else bool(s.is_correct[i]),
                 text,
+                self.data.file_name(s.rows[i]),
             )
             for i, x, text in zip(indices, inputs, texts, strict=True)
         ]

@@ -229,7 +229,7 @@ def _dream_figures(finding: DreamFinding, example_index: int) -> list[Figure]:
     ):
         lines = tuple(filter(None, (description, predictions[example_index])))
         head = f"DeepDream of {layer_display_name(name)}"
-        alt = "; ".join(filter(None, (f"{head}, example {example.row}", predictions[example_index])))
+        alt = "; ".join(filter(None, (f"{head}, {example.name}", predictions[example_index])))
         figures.append(
             Figure(PageImage(colors.image_to_rgb(images[example_index]), alt, FIGURE_SIDE_PIXELS), head, lines)
         )
@@ -244,8 +244,8 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
         finding.examples, finding.textures, finding.texture_errors, finding.texture_predictions, strict=True
     ):
         lines = tuple(filter(None, (f"correlations off by {error:.1%}", prediction)))
-        picture = PageImage(colors.image_to_rgb(image), f"texture of example {example.row}", FIGURE_SIDE_PIXELS)
-        figures.append(Figure(picture, f"texture of example {example.row}", lines))
+        picture = PageImage(colors.image_to_rgb(image), f"texture of {example.name}", FIGURE_SIDE_PIXELS)
+        figures.append(Figure(picture, f"texture of {example.name}", lines))
     verdict = f"The channels' correlations match those of the image within {max(finding.texture_errors):.1%}."
     return [
         Heading("Texture: the same without positions"),
@@ -255,7 +255,7 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
 
 
 def _dream_sheet_links(finding: DreamFinding) -> FileLinks:
-    rows = {f"example {e.row}": [e.x, *(d[i] for d in finding.dreams)] for i, e in enumerate(finding.examples)}
+    rows = {e.name: [e.x, *(d[i] for d in finding.dreams)] for i, e in enumerate(finding.examples)}
     columns = ["input", *map(layer_display_name, finding.targets)]
     page = class_sheet(rows, columns, title="DeepDreams", side=SHEET_SIDE_PIXELS)
     return FileLinks([PageFile("dreams.png", page, "the dreams as a sheet")])

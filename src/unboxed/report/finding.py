@@ -68,6 +68,17 @@ class Example:
     runner_up: str = ""  # the class with the second largest output, with that output
     is_correct: bool | None = None
     text: str = ""  # of a model of texts
+    file: str = ""  # its file, where it has one
+
+    @property
+    def name(self) -> str:
+        """What a sentence calls it: its file, else its index in the data."""
+        return self.file or f"example {self.row}"
+
+    @property
+    def heading(self) -> str:
+        """Its name where a sentence begins."""
+        return self.file or f"Example {self.row}"
 
     @property
     def title(self) -> str:
@@ -91,17 +102,17 @@ class Example:
         probability = self.output if self.prediction else ""
         label = "" if self.label is None else f"label {self.label}"
         rival = f"or {self.runner_up}" if show_runner_up and self.runner_up else ""
-        return (*filter(None, (probability, label, rival)), f"example {self.row}")
+        return (*filter(None, (probability, label, rival)), self.name)
 
     def figure(self, side: int = 112, *, show_runner_up: bool = False) -> Figure:
         """The input with its prediction and label."""
-        alt = f"input, example {self.row}: {self.sentence}" + ("" if self.label is None else f"; label {self.label}")
+        alt = f"input, {self.name}: {self.sentence}" + ("" if self.label is None else f"; label {self.label}")
         picture = PageImage(colors.image_to_rgb(self.x), alt, side)
         return Figure(picture, self.title, self.lines(show_runner_up=show_runner_up), self.tone)
 
     def input_figure(self, side: int) -> Figure:
         """The input alone, as the first of a row."""
-        return Figure(PageImage(colors.image_to_rgb(self.x), f"input, example {self.row}", side), "", ("input",))
+        return Figure(PageImage(colors.image_to_rgb(self.x), f"input, {self.name}", side), "", ("input",))
 
     def with_figures(self, figures: Sequence[Figure], *, show_runner_up: bool = False) -> ExampleWithFigures:
         """The example in words beside these figures."""

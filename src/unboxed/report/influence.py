@@ -208,7 +208,7 @@ def _most_helpful_example_sentence(answers: Sequence[AnswerWithInfluences], resu
     best, query = first.helpful[0], first.query
     return (
         f"Of {count_noun(result.n_train, 'training example')}, number {best.index} (label {best.label}) did most for "
-        f"the prediction {query.prediction} of example {query.row}."
+        f"the prediction {query.prediction} of {query.name}."
     )
 
 

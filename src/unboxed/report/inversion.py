@@ -168,7 +168,7 @@ def _example_inversion_blocks(finding: InversionFinding) -> list[Block]:
     for i, example in enumerate(finding.examples):
         figures = [_input_figure(finding, i)]
         figures += [_inversion_figure(finding, k, i) for k in range(len(finding.inverted.layers))]
-        blocks += [Heading(f"Example {example.row}")] if len(finding.examples) > 1 else []
+        blocks += [Heading(example.heading)] if len(finding.examples) > 1 else []
         blocks.append(FigureGrid(figures))
     return blocks
 
@@ -204,7 +204,7 @@ def _layer_name_or_outputs_alone(finding: InversionFinding, layer_index: int) ->
 
 
 def _inversion_sheet_links(finding: InversionFinding) -> FileLinks:
-    titles = [f"example {e.row}" for e in finding.examples]
+    titles = [e.name for e in finding.examples]
     images = [[e.x, *finding.inverted.images[:, i]] for i, e in enumerate(finding.examples)]
     captions = [["", *(f"r {r:.2f}" for r in row)] for row in finding.correlations.T.tolist()]
     columns = ["input", *(_layer_name_or_outputs_alone(finding, k) for k in range(len(finding.inverted.layers)))]

@@ -202,7 +202,7 @@ def _map_block(finding: MapFinding) -> MapBlock:
     )
     color = "label" if finding.has_labels else "prediction"
     return MapBlock(
-        "map-plane", layers, finding.groups, finding.group_names, is_wrong, lines, [e.row for e in finding.shown],
+        "map-plane", layers, finding.groups, finding.group_names, is_wrong, lines, [e.name for e in finding.shown],
         f"Map of {count_noun(finding.examples, 'example')}, colored by {color}",
         "Point at a dot to see its example; click it to see its nearest neighbors in the layer.",
         keys, make_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None, finding.followed,

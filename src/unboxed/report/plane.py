@@ -68,7 +68,7 @@ class MapBlock:
     names: Sequence[str]
     is_wrong: Sequence[bool]
     lines: Sequence[Sequence[str]]
-    rows: Sequence[int]  # the examples' indices in the data
+    examples: Sequence[str]  # what they are called
     alt: str
     hint: str
     help: str
@@ -82,7 +82,7 @@ class MapBlock:
 
     def script_data(self, pictures: PageImageStore) -> dict[str, object]:
         """What the page's script needs; the atlas is stored in `pictures`."""
-        n = len(self.rows)
+        n = len(self.examples)
         if n > MAX_POINTS_WITH_UINT16_INDICES:
             raise InputError(f"a map in a page must have {MAX_POINTS_WITH_UINT16_INDICES:,} points or fewer; got {n:,}")
         words = list(dict.fromkeys(word for line in self.lines for word in line))
@@ -93,7 +93,7 @@ class MapBlock:
             "layers": [self._layer_to_script_data(layer) for layer in self.layers],
             "groups": to_base64(self.groups, np.uint8),
             "wrong": to_base64(self.is_wrong, np.uint8),
-            "rows": to_base64(self.rows, np.uint32),
+            "examples": list(self.examples),
             "order": to_base64(np.random.default_rng(0).permutation(n), np.uint16),
             "words": words,
             "lines": [to_base64([word_index[word] for word in line], np.uint16) for line in self.lines],

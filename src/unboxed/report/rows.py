@@ -102,7 +102,7 @@ def best_column_contributions(finding: RowAttributionFinding) -> list[Block]:
 def _contribution_bars_figure(finding: RowAttributionFinding, i: int) -> Figure:
     example, target = finding.examples[i], finding.targets[i]
     chart = contribution_bars(finding.contributions[i], example.x, finding.columns, label=CONTRIBUTION_AXIS_LABEL)
-    alt = f"contribution of each column to {target}, example {example.row}"
+    alt = f"contribution of each column to {target}, {example.name}"
     return Figure(PageImage(chart, alt, side=None), example.title, example.lines(show_runner_up=True), example.tone)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import data as sets
+from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, labels_are_classes
 from ..errors import BrokenImageError, DataError
@@ -19,8 +22,10 @@ from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labels import are_default_class_names, label_to_value
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
+from .words import shorten_middle
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
+MAX_FILE_NAME_CHARACTERS = 28  # that are printed
 BINARY_CLASS_NAMES = ("no", "yes")  # of a model with one probability, unless they are named
 
 
@@ -40,7 +45,7 @@ class ReportData:
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "binary"
         self.labeled = labels_are_classes(box)
-        self._inputs = box.inputs
+        self._inputs, self._source = box.inputs, data
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _type_name_of_data(data))
         skipped = SkippedExamples()
@@ -82,6 +87,30 @@ class ReportData:
         x = self._inputs.pack(values if is_text else torch.stack([torch.as_tensor(value) for value in values]))
         labels = [self._label_to_class_index(y) for _, (_, y) in readable]
         return ReadExamples(indices, x, labels, [self._targets.pop(i, None) for i in indices])
+
+    def file_name(self, row: int) -> str:
+        """The name of an example's file, with its folder where names alone are ambiguous; "" where it has none."""
+        return self._file_names[row] if self._file_names else ""
+
+    def row_of_file(self, name: str) -> int | None:
+        """The example whose file has this name, with or without its folder; None where there is none, or several."""
+        parts = Path(name).parts
+        rows = [i for i, path in enumerate(self._paths) if path.parts[-len(parts) :] == parts]
+        return rows[0] if len(rows) == 1 else None
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        """The files of the examples; none where they are not of files."""
+        items = getattr(self._source, "paths", self._source)
+        is_files = isinstance(items, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in items)
+        return [Path(p) for p in items] if is_files and isinstance(self._inputs, Pixels) else []
+
+    @cached_property
+    def _file_names(self) -> list[str]:
+        names = [path.name for path in self._paths]
+        if len(set(names)) < len(names):
+            names = ["/".join(path.parts[-2:]) for path in self._paths]
+        return [shorten_middle(to_printable(name), MAX_FILE_NAME_CHARACTERS) for name in names]
 
     def texts(self, rows: Sequence[int]) -> list[str]:
         """The texts at these rows, of a model of texts; both of a pair in one."""

@@ -80,6 +80,16 @@ def join_names_with_limit(words: Sequence[str], max_names: int = 12) -> str:
     return ", ".join(listed_words) + (f" and {rest} more" if rest else "")
 
 
+def shorten_middle(text: str, max_characters: int) -> str:
+    """A long name with its middle left out: what it begins with and its ending stay.
+
+    >>> shorten_middle("a_very_long_name_of_a_photo.jpg", 16)
+    'a_very_l…oto.jpg'
+    """
+    n_kept = max_characters - 1
+    return text if len(text) <= max_characters else f"{text[: n_kept - n_kept // 2]}…{text[-(n_kept // 2) :]}"
+
+
 def layer_display_name(address: str) -> str:
     """A layer as a sentence names it: in an `nn.Sequential` its address is only a number.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..app import app
+from ..completion import complete_sections
 from ..options import (
     DATA_HELP,
     ClassesOption,
@@ -32,6 +33,7 @@ from ..parsing import (
     load_judge,
     open_box,
     print_report_path_and_exit_on_failure,
+    split_names,
 )
 
 NO_WEIGHTS_NOTE = "no --weights: the model is as its factory returns it"
@@ -45,6 +47,17 @@ def report(
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="A second, robust model that classifies the generated images.")
+    ] = None,
+    sections: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sections", "--section", help="Sections to make, separated by commas (default: all that fit).",
+            autocompletion=complete_sections,
+        ),
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(help="The example that is followed through the page: its index in the data, or its file's name."),
     ] = None,
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
     outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
@@ -69,6 +82,9 @@ def report(
         if is_untrained and not quiet:
             typer.secho(f"note: {NO_WEIGHTS_NOTE}", fg="yellow", err=True)
         command = current_command_line() + (f"  # {NO_WEIGHTS_NOTE}" if is_untrained else "")
-        print_report_path_and_exit_on_failure(
-            write(box, images, out, judge=judge_box, training=train_data, seed=seed, quiet=quiet, command=command), show
-        )
+        followed = int(example) if example is not None and example.isdecimal() else example
+        written = write(
+            box, images, out, judge=judge_box, training=train_data, sections=split_names(sections), seed=seed,
+            quiet=quiet, command=command, example=followed,
+        )  # fmt: skip
+        print_report_path_and_exit_on_failure(written, show)

@@ -12,7 +12,7 @@
     for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
     return new kind(bytes.buffer);
   }
-  const groups = typed(Uint8Array, data.groups), wrong = typed(Uint8Array, data.wrong), rows = typed(Uint32Array, data.rows);
+  const groups = typed(Uint8Array, data.groups), wrong = typed(Uint8Array, data.wrong), examples = data.examples;
   const lines = data.lines.map((line) => typed(Uint16Array, line));  // indices of words, one array per line
   const layers = data.layers.map((layer) => {
     const raw = typed(Uint16Array, layer.points), at = new Float32Array(2 * N);
@@ -269,7 +269,7 @@
     made.height = Math.round(a.height * f * ratio);
     made.style.width = made.width / ratio + "px";
     made.setAttribute("role", "img");
-    made.setAttribute("aria-label", "example " + rows[i]);
+    made.setAttribute("aria-label", examples[i]);
     const p = made.getContext("2d");
     p.imageSmoothingEnabled = !a.hard;
     if (ready) p.drawImage(atlas, (i % a.columns) * a.width, Math.floor(i / a.columns) * a.height, a.width, a.height, 0, 0, made.width, made.height);
@@ -290,7 +290,7 @@
     const facts = document.createElement("div");
     captions(i).forEach((text, k) => facts.append(line(k ? "span" : "b", text)));
     if (wrong[i]) facts.firstChild.className = "bad";
-    facts.append(line("span", "example " + rows[i]));
+    facts.append(line("span", examples[i]));
     about.append(facts);
     panel.append(about);
     if (i !== chosen || !K) { if (K) panel.append(line("p", "Click to see its nearest neighbors in this layer.")); return; }
@@ -307,7 +307,7 @@
     made.append(data.atlas ? picture(j, 44) : line("span", captions(j)[0]));
     if (wrong[j]) made.className = "bad";
     made.title = (wrong[j] ? "misclassified: " : "") + captions(j).join(", ");
-    made.setAttribute("aria-label", "example " + rows[j] + ", " + made.title);
+    made.setAttribute("aria-label", examples[j] + ", " + made.title);
     made.addEventListener("click", () => { choose(j); canvas.focus({ preventScroll: true }); });
     return made;
   }
@@ -320,7 +320,7 @@
   }
   function announce() {  // for screen readers
     const where = "Map of " + layers[now].name + ". ";
-    status.textContent = where + (chosen < 0 ? "No example is selected." : "Example " + rows[chosen] + ", " + captions(chosen).join(", ")
+    status.textContent = where + (chosen < 0 ? "No example is selected." : examples[chosen].replace(/^example /, "Example ") + ", " + captions(chosen).join(", ")
       + (K ? ". Nearest: " + Array.from(neighbors(chosen), (j) => captions(j)[0]).join("; ") : "") + ".");
   }
   function step(dx, dy) {  // to the nearest example in a direction
