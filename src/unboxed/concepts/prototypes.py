@@ -263,12 +263,18 @@ def greedy_criticisms(kernel: Tensor, prototypes: Tensor, n: int) -> Tensor:
 
 def squared_mmd(kernel: Tensor, chosen: Tensor) -> float:
     """Squared maximum mean discrepancy between all examples and the chosen ones, equation 2."""
-    chosen = chosen.sort().values  # the same set gives the same number to the last bit, however it was found
-    pairs = kernel[chosen][:, chosen].mean()
-    return float((kernel.mean() - 2 * kernel[chosen].mean() + pairs).clamp_min(0))
+    return float(_squared_mmds(kernel, chosen[None])[0])
+
+
+def _squared_mmds(kernel: Tensor, sets: Tensor) -> Tensor:
+    """(R,) squared MMD between all examples and each of the sets (R, n)."""
+    sets = sets.sort(1).values  # the same set gives the same number to the last bit, however it was found
+    means = kernel.mean(1)
+    cross_minus_pairs = [2 * means[rows].mean() - kernel[rows][:, rows].mean() for rows in sets]
+    return (means.mean() - torch.stack(cross_minus_pairs)).clamp_min(0)
 
 
 def _squared_mmd_of_random_sets(kernel: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """(R,) squared MMD of random sets of n examples."""
     orders = torch.rand(N_RANDOM_PROTOTYPE_SETS, len(kernel), generator=generator, dtype=kernel.dtype).argsort(1)[:, :n]
-    return torch.tensor([squared_mmd(kernel, rows) for rows in orders], dtype=kernel.dtype)
+    return _squared_mmds(kernel, orders)

@@ -22,7 +22,9 @@ Factorization = Literal["nmf", "ica", "pca"]
 
 MAX_FIT_ITERATIONS = 300
 MAX_COORDINATE_DESCENT_FACTORS = 32  # of NMF: more are fitted by multiplicative updates, which are matrix products
-NNLS_STEPS = 300  # accelerated steps of non-negative least squares
+NNLS_STEPS = 300  # accelerated steps of non-negative least squares, at most
+NNLS_CHECK_EVERY = 10  # steps between two looks at which rows still move
+NNLS_ROUNDING = 64  # changes of so many machine epsilons, relative to a row's largest amount, are none
 SEED_RANGE = 2**32  # of scikit-learn's seeds
 
 
@@ -123,7 +125,8 @@ def _with_signs_of_positive_skew(h: Tensor, factors: Factors) -> Factors:
 def nonnegative_least_squares(h: Tensor, directions: Tensor, n_steps: int = NNLS_STEPS) -> Tensor:
     """The amounts (N, K), none negative, whose sum of directions (K, D) is nearest to each row of h (N, D).
 
-    Each row by itself: accelerated projected gradient steps, with a restart where the objective would rise.
+    Each row by itself: accelerated projected gradient steps, with a restart where the objective would rise, until the
+    row's amounts no longer change.
 
     Source:
         Beck & Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm", section 4; restarts of O'Donoghue &
@@ -131,12 +134,27 @@ def nonnegative_least_squares(h: Tensor, directions: Tensor, n_steps: int = NNLS
     """
     gram, target = directions @ directions.T, h @ directions.T
     step = 1 / float(torch.linalg.eigvalsh(gram)[-1].clamp_min(torch.finfo(h.dtype).tiny))
-    amounts = ahead = torch.zeros_like(target)
+    found = torch.zeros_like(target)
+    active = torch.arange(len(h), device=h.device)  # (A,) rows that still move
+    amounts = ahead = found
     momentum = h.new_ones(len(h), 1)
-    for _ in range(n_steps):
+    for i in range(1, n_steps + 1):
         new = (ahead - step * (ahead @ gram - target)).clamp_min(0)
+        if i % NNLS_CHECK_EVERY == 0:
+            found[active] = new
+            moves = _moves(new, amounts) | _moves(new, ahead)
+            if not bool(moves.any()):
+                return found
+            active, target, momentum = active[moves], target[moves], momentum[moves]
+            new, ahead, amounts = new[moves], ahead[moves], amounts[moves]
         next_momentum = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
         rises = ((ahead - new) * (new - amounts)).sum(1, keepdim=True) > 0
         ahead = torch.where(rises, new, new + (momentum - 1) / next_momentum * (new - amounts))
         amounts, momentum = new, torch.where(rises, 1.0, next_momentum)
-    return amounts
+    return found.index_copy(0, active, amounts)
+
+
+def _moves(new: Tensor, old: Tensor) -> Tensor:
+    """Which rows of (A, K) change by more than rounding: where a step leads nowhere, there is the solution."""
+    bound = NNLS_ROUNDING * torch.finfo(new.dtype).eps * new.abs().amax(1)
+    return (new - old).abs().amax(1) > bound
