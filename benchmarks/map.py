@@ -1,4 +1,4 @@
-"""Does the report's map stay smooth with 10,000 points? Measured in a headless browser without a graphics card.
+"""Do the report's map of 10,000 images and a map of 100,000 words stay smooth? In a browser without a graphics card.
 
 While the map is panned and zoomed, as dots and as images: the work of each frame, and the time from one to the next.
 Wanted: no frame over 50 ms.
@@ -80,7 +80,17 @@ def plane(x: Tensor, y: Tensor) -> MapBlock:
     names = [str(k) for k in range(10)]
     wrong = [i % 50 == 0 for i in range(n)]
     return MapBlock(
-        "map-plane", layers, y.tolist(), names, wrong, words, range(n), "a map", "hint", "help", make_atlas(x)
+        "map-plane",
+        layers,
+        y.tolist(),
+        names,
+        wrong,
+        words,
+        [f"example {i}" for i in range(n)],
+        "a map",
+        "hint",
+        "help",
+        make_atlas(x),
     )
 
 
@@ -91,7 +101,16 @@ def page(n: int, folder: Path) -> Path:
     return report(box, (x[:50], y[:50]), folder, sections=[section], quiet=True).path
 
 
-def measured(path: Path, seconds: float) -> dict[str, Any]:
+def word_page(n: int, folder: Path) -> Path:
+    """As many made-up words, in clusters, with made-up nearest words."""
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(300, 2, generator=draw).repeat(-(-n // 300), 1)[:n] * 4 + torch.randn(n, 2, generator=draw)
+    nearest = torch.randint(n, (n, 10), generator=draw)
+    words = tuple(f"word{i}" for i in range(n))
+    return ub.language.WordMap(words, points, 0.4, 0.0, 10, "made-up vectors", nearest).save(folder / "words.html")
+
+
+def measured(path: Path, seconds: float, kinds: tuple[str, ...] = ("dots", "images")) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
     found = next(p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name)))
@@ -103,8 +122,8 @@ def measured(path: Path, seconds: float) -> dict[str, Any]:
             tab.goto(path.as_uri())
             tab.wait_for_timeout(500)
             tab.locator(".map").scroll_into_view_if_needed()
-            for shown, images in (("dots", False), ("images", True)):
-                moved = tab.evaluate(MOVED, [images, seconds])
+            for shown in kinds:
+                moved = tab.evaluate(MOVED, [shown == "images", seconds])
                 figures[f"{view}_{shown}"] = {k: round(v, 1) for k, v in moved.items()}
         browser.close()
     return figures
@@ -113,13 +132,17 @@ def measured(path: Path, seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--words", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=4)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = page(chosen.points, Path(folder) / "page")
         size = path.stat().st_size
         figures = measured(path, chosen.seconds)
-    what = f"panning and zooming a map of {chosen.points:,} points in headless Chromium, milliseconds"
+        words = word_page(chosen.words, Path(folder))
+        figures["words"] = {"points": chosen.words, "page_bytes": words.stat().st_size}
+        figures["words"] |= measured(words, chosen.seconds, ("dots",))
+    what = f"panning and zooming maps of {chosen.points:,} images and of words in headless Chromium, milliseconds"
     write("map", {"what": what, "page_bytes": size, **figures}, packages=("playwright",))
 
 

@@ -165,7 +165,7 @@ def test_the_code_of_the_page_on_language_runs(tmp_path: Path, monkeypatch: pyte
     assert Path("words.png").is_file()
     assert names["debiased"].bias.after.direct < 1e-6
     assert len(names["tests"]) == 10
-    assert Path("map.png").is_file()
+    assert Path("map.html").is_file()
 
 
 def write_published_words(path: Path) -> None:

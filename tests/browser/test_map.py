@@ -41,7 +41,8 @@ def show(_: Finding) -> list[MapBlock]:
     layers = [LayerScatterMap("Raw pixels", "10 nearest agree: 80.0%", points(1.0), near),
               LayerScatterMap("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
     words = [[f"predicted {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
-    return [MapBlock("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, range(5, N + 5),
+    examples = [f"example {i}" for i in range(5, N + 5)]
+    return [MapBlock("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, examples,
                   "Map of 10,000 examples", "Point at a dot.", "How to move about.", make_atlas(shade))]  # fmt: skip
 
 

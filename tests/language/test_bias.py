@@ -211,6 +211,11 @@ def test_a_map_keeps_clusters() -> None:
     care, craft = result.points[:20], result.points[20:40]
     assert float((care.mean(0) - craft.mean(0)).norm()) > float(care.std(0).norm())
     assert torch.equal(word_map(trained(), CARE).points, word_map(trained(), CARE).points)
+    everything = word_map(trained(), perplexity=8, k=1)
+    assert everything.nearest is not None
+    assert [everything.words[i] for i in everything.nearest[:, 0]][:5] == [
+        trained().nearest(word, k=1)[0][0] for word in everything.words[:5]
+    ]
     with pytest.raises(InputError, match="three words or more; planted has 1 of 2"):
         word_map(trained(), ["she", "unknown"])
 

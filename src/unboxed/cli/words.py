@@ -19,6 +19,7 @@ from ..language import (
     BiasWords,
     Debiased,
     WEATs,
+    WordMap,
     WordTest,
     WordVectors,
     bias_direction,
@@ -33,7 +34,7 @@ from ..plots.figures import figures
 from ..validation import check_int, missing_path_text
 from .results import print_written_paths, write_figures_and_facts
 
-RESULTS_FILE = "words.json"
+RESULTS_FILE, MAP_FILE = "words.json", "map.html"
 N_BIASED_ANALOGIES = 20
 MIN_SHOWN_BIAS = 5e-5  # smaller ones are due to rounding
 
@@ -80,7 +81,9 @@ def run_words(
         drawn.append(result)
         typer.echo(str(result))
     images = {f"{name}.png": image for result in drawn for name, image in figures(result).items()}
-    print_written_paths(write_figures_and_facts(images, facts, Path(out), RESULTS_FILE))
+    paths = write_figures_and_facts(images, facts, Path(out), RESULTS_FILE)
+    pages = [result.save(Path(out) / MAP_FILE) for result in drawn if isinstance(result, WordMap)]
+    print_written_paths([*paths, *pages])
     return facts
 
 

@@ -30,6 +30,7 @@ class WordMap(ResultMixin):
     chance: float  # the same for random points
     k: int
     name: str = ""
+    nearest: Tensor | None = field(default=None, repr=False)  # (N, k) the k nearest words of each, by their vectors
     missing: tuple[str, ...] = field(default=(), repr=False)  # words without a vector
 
     def __str__(self) -> str:
@@ -61,7 +62,8 @@ def word_map(
         seed: Seed of all random draws: same seed, same result.
 
     Returns:
-        A `WordMap`: `points` (N, 2) of its `words`, and `neighbors_preserved`.
+        A `WordMap`: `points` (N, 2) of its `words`, `neighbors_preserved`, and the k `nearest` words (N, k) of each by
+        their vectors. Saved as HTML it is a map in which words are pointed at and searched for.
 
     Raises:
         InputError: for words that are listed twice, or fewer than three that have a vector.
@@ -85,12 +87,11 @@ def word_map(
     unit = vectors.unit[index].cpu().double()
     points = torch.from_numpy(fit_tsne(unit.numpy(), perplexity=perplexity, seed=valid_seed(seed) % 2**32).points)
     k = min(k, len(index) - 1)
-    kept = (
-        (_nearest_other_rows(unit, k)[:, :, None] == _nearest_other_rows(points, k)[:, None, :]).any(2).double().mean()
-    )
+    nearest = _nearest_other_rows(unit, k)  # (N, k)
+    kept = (nearest[:, :, None] == _nearest_other_rows(points, k)[:, None, :]).any(2).double().mean()
     missing = tuple(w for w in wanted if w not in found)
     names = tuple(vectors.words[i] for i in index)
-    return WordMap(names, points, float(kept), k / (len(index) - 1), k, vectors.name, missing)
+    return WordMap(names, points, float(kept), k / (len(index) - 1), k, vectors.name, nearest, missing)
 
 
 def _nearest_other_rows(rows: Tensor, k: int) -> Tensor:

@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
 from ..plots import colors
 from ..plots.embedding import class_colors, make_thumbnails, normalize_points
 from .pictures import PageImageStore
 
-MAX_POINTS_WITH_UINT16_INDICES = 65_535  # their indices take two bytes
+MAX_UINT16_INDEX = 65_535  # larger indices take four bytes
 MAX_ATLAS_BYTES = 600_000  # bytes of the atlas
 THUMBNAIL_SIDE_PIXELS_CANDIDATES = (
     64,
@@ -74,6 +73,7 @@ class MapBlock:
     help: str
     atlas: ImageAtlas | None = None
     selected: int = -1  # the point that is selected at first; -1: none
+    is_of_words: bool = False  # points are words (`examples`), which are written and can be searched for
     kind: ClassVar[str] = "map"
 
     @property
@@ -83,20 +83,21 @@ class MapBlock:
     def script_data(self, pictures: PageImageStore) -> dict[str, object]:
         """What the page's script needs; the atlas is stored in `pictures`."""
         n = len(self.examples)
-        if n > MAX_POINTS_WITH_UINT16_INDICES:
-            raise InputError(f"a map in a page must have {MAX_POINTS_WITH_UINT16_INDICES:,} points or fewer; got {n:,}")
         words = list(dict.fromkeys(word for line in self.lines for word in line))
         word_index = {word: i for i, word in enumerate(words)}
+        index_type = np.uint16 if max(n, len(words)) <= MAX_UINT16_INDEX else np.uint32
         return {
             "n": n,
+            "bytes_per_index": np.dtype(index_type).itemsize,
+            "of_words": self.is_of_words,
             "k": np.asarray(self.layers[0].neighbors).shape[1],
-            "layers": [self._layer_to_script_data(layer) for layer in self.layers],
+            "layers": [_layer_to_script_data(layer, index_type) for layer in self.layers],
             "groups": to_base64(self.groups, np.uint8),
             "wrong": to_base64(self.is_wrong, np.uint8),
             "examples": list(self.examples),
-            "order": to_base64(np.random.default_rng(0).permutation(n), np.uint16),
+            "order": to_base64(np.random.default_rng(0).permutation(n), index_type),
             "words": words,
-            "lines": [to_base64([word_index[word] for word in line], np.uint16) for line in self.lines],
+            "lines": [to_base64([word_index[word] for word in line], index_type) for line in self.lines],
             "names": list(self.names),
             "colors": self.colors,
             "hint": self.hint,
@@ -104,14 +105,14 @@ class MapBlock:
             "atlas": None if self.atlas is None else _atlas_to_script_data(self.atlas, pictures),
         }
 
-    @staticmethod
-    def _layer_to_script_data(layer: LayerScatterMap) -> dict[str, str]:
-        points = (normalize_points(layer.points, margin=0.01) * 65535).round()
-        return {
-            "name": layer.name,
-            "points": to_base64(points, np.uint16),
-            "near": to_base64(layer.neighbors, np.uint16),
-        }
+
+def _layer_to_script_data(layer: LayerScatterMap, index_type: type[np.generic]) -> dict[str, str]:
+    points = (normalize_points(layer.points, margin=0.01) * MAX_UINT16_INDEX).round()
+    return {
+        "name": layer.name,
+        "points": to_base64(points, np.uint16),
+        "near": to_base64(layer.neighbors, index_type),
+    }
 
 
 def _atlas_to_script_data(atlas: ImageAtlas, pictures: PageImageStore) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,14 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..cards import Card, cards
 from ..errors import InputError
 from ..explaining import Explanation
+from ..language import WordMap
 from ..plots.figures import figures
 from ..plots.views import verdict_and_reason_text
 from .blocks import Block, Caution, Code, Figure, FigureGrid, MethodInterpretation
 from .explanation_page import write_explanation_page
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_page
+from .word_map_page import word_map_blocks
 
 if TYPE_CHECKING:
     from ..box import Box
@@ -25,6 +27,9 @@ def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: 
     """Write the page of a result. Raises InputError where it has no picture, and WriteError."""
     if isinstance(result, Explanation):
         return write_explanation_page(result, path)
+    if isinstance(result, WordMap):
+        title = f"{len(result.words):,} words of {result.name}" if result.name else f"{len(result.words):,} words"
+        return _write_page("Map of words", title, "", word_map_blocks(result), path)
     images = figures(result, box, data=data)
     if not images:
         raise InputError(f"there is no picture of this {type(result).__name__} to make a page of")
@@ -34,8 +39,11 @@ def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: 
         [Figure(PageImage(image, name, None), name if len(images) > 1 else "") for name, image in images.items()]
     )
     blocks = [grid, *_card_verdict_and_repr_blocks(result, card)]
-    html = render_blocks(blocks, PageImageStore())
-    section = RenderedSection(title, "result", html, verdict_and_reason_text(result))
+    return _write_page(title, title, verdict_and_reason_text(result), blocks, path)
+
+
+def _write_page(title: str, section_title: str, headline: str, blocks: Sequence[Block], path: Path) -> Path:
+    section = RenderedSection(section_title, "result", render_blocks(blocks, PageImageStore()), headline)
     return write_bytes(path, encode_utf8(render_page(title, title, [], "", [section])))
 
 

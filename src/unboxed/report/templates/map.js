@@ -5,21 +5,22 @@
   const panel = root.querySelector(".map-panel"), status = root.querySelector(".map-status");
   const tools = root.querySelector(".map-tools");
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
-  const N = data.n, K = data.k, CELLS = 64, THUMB = 30;
+  const N = data.n, K = data.k, CELLS = 64, THUMB = 30, LABELS = 80, TRIED = 2000, FOUND = 8;
 
   function typed(kind, text) {
     const raw = atob(text), bytes = new Uint8Array(raw.length);
     for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
     return new kind(bytes.buffer);
   }
+  const Index = data.bytes_per_index === 2 ? Uint16Array : Uint32Array;
   const groups = typed(Uint8Array, data.groups), wrong = typed(Uint8Array, data.wrong), examples = data.examples;
-  const lines = data.lines.map((line) => typed(Uint16Array, line));  // indices of words, one array per line
+  const lines = data.lines.map((line) => typed(Index, line));  // indices of words, one array per line
   const layers = data.layers.map((layer) => {
     const raw = typed(Uint16Array, layer.points), at = new Float32Array(2 * N);
     for (let i = 0; i < 2 * N; i++) at[i] = raw[i] / 65535;
-    return { name: layer.name, at, near: typed(Uint16Array, layer.near) };
+    return { name: layer.name, at, near: typed(Index, layer.near) };
   });
-  const order = typed(Uint16Array, data.order);  // in which points are drawn: no class covers all others
+  const order = typed(Index, data.order);  // in which points are drawn: no class covers all others
 
   let now = layers.length - 1, at = layers[now].at.slice();
   let width = 1, height = 1, ratio = 1, side = 1;
@@ -104,8 +105,9 @@
     pen.putImageData(frame, 0, 0);
     if (images && ready) pictures();
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    words();
+    if (!data.of_words) words();
     marks();
+    if (data.of_words) labels();
     if (moving) draw();
   }
   function points(faded) {
@@ -174,6 +176,34 @@
       pen.fillStyle = colors.ink; pen.fillText(word, x, y);
     }
   }
+  const widths = new Float32Array(data.of_words ? N : 0);  // of words as they are written
+  // Words themselves, where there is room: the selected one, its neighbors, then the first ones (the most frequent).
+  function labels() {
+    pen.font = "600 13px system-ui, sans-serif";
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    pen.lineJoin = "round";
+    pen.lineWidth = 3;
+    const cell = 7, across = Math.ceil(width / cell), taken = new Uint8Array(across * Math.ceil(height / cell));
+    const first = chosen < 0 ? [] : [chosen, ...neighbors(chosen)], s = side * zoom, bar = tools.offsetLeft - 4;
+    for (let k = -first.length, written = 0, tried = 0; k < N && written < LABELS && tried < TRIED; k++) {
+      const i = k < 0 ? first[k + first.length] : k;
+      const x = left + at[2 * i] * s, y = top + at[2 * i + 1] * s - radius() - 9;
+      if (x < 0 || y < 2 * cell || x >= width || y >= height - 2 * cell) continue;
+      const row = Math.floor(y / cell) - 1, own = (row + 1) * across + Math.floor(x / cell);
+      if (taken[own]) continue;
+      tried++;
+      const half = (widths[i] = widths[i] || pen.measureText(examples[i]).width) / 2 + 4;
+      if (x < half || x > width - half || (y < 50 && x + half > bar)) continue;
+      const from = Math.floor((x - half) / cell), to = Math.floor((x + half) / cell) + 1;
+      const rows = [0, 1, 2].map((below) => (row + below) * across);  // a line of text is three cells high
+      if (rows.some((r) => taken.subarray(r + from, r + to).includes(1))) continue;
+      for (const r of rows) taken.fill(1, r + from, r + to);
+      written++;
+      pen.strokeStyle = colors.ground; pen.strokeText(examples[i], x, y);
+      pen.fillStyle = i === chosen ? colors.accent : colors.ink; pen.fillText(examples[i], x, y);
+    }
+  }
   function place(i) { return [left + at[2 * i] * side * zoom, top + at[2 * i + 1] * side * zoom]; }
   function ring(i, color, line) {
     const [x, y] = place(i);
@@ -197,7 +227,7 @@
       const own = [];
       for (let i = 0; i < N; i++) if (groups[i] === group) own.push(i);
       if (own.length < 3) continue;
-      const middle = [0, 1].map((axis) => own.map((i) => at[2 * i + axis]).sort((a, b) => a - b)[own.length >> 1]);
+      const middle = [0, 1].map((axis) => Float32Array.from(own, (i) => at[2 * i + axis]).sort()[own.length >> 1]);
       const far = (i) => (at[2 * i] - middle[0]) ** 2 + (at[2 * i + 1] - middle[1]) ** 2;
       names.push({ group, size: own.length, i: own.reduce((best, i) => (far(i) < far(best) ? i : best), own[0]) });
     }
@@ -262,7 +292,7 @@
 
   // ---- one example and its neighbors ------------------------------------------------------------------------------
   function neighbors(i) { return layers[now].near.subarray(K * i, K * (i + 1)); }
-  function captions(i) { return lines.map((line) => data.words[line[i]]).filter(Boolean); }
+  function captions(i) { return data.of_words ? [examples[i]] : lines.map((line) => data.words[line[i]]).filter(Boolean); }
   function picture(i, size) {
     const made = document.createElement("canvas"), a = data.atlas, f = size / Math.max(a.width, a.height);
     made.width = Math.round(a.width * f * ratio);
@@ -290,11 +320,12 @@
     const facts = document.createElement("div");
     captions(i).forEach((text, k) => facts.append(line(k ? "span" : "b", text)));
     if (wrong[i]) facts.firstChild.className = "bad";
-    facts.append(line("span", examples[i]));
+    if (!data.of_words) facts.append(line("span", examples[i]));
     about.append(facts);
     panel.append(about);
-    if (i !== chosen || !K) { if (K) panel.append(line("p", "Click to see its nearest neighbors in this layer.")); return; }
-    panel.append(line("p", "Nearest neighbors in this layer:"));
+    const near = data.of_words ? "nearest words" : "nearest neighbors in this layer";
+    if (i !== chosen || !K) { if (K) panel.append(line("p", `Click to see its ${near}.`)); return; }
+    panel.append(line("p", near[0].toUpperCase() + near.slice(1) + ":"));
     const list = document.createElement("div");
     list.className = "map-near";
     for (const j of neighbors(i)) list.append(button(j));
@@ -317,6 +348,43 @@
     show();
     announce();
     draw();
+  }
+  // ---- a word that is searched for --------------------------------------------------------------------------------
+  const search = root.querySelector(".map-search input"), found = root.querySelector(".map-found");
+  function matches(text) {  // the word itself, words that begin with it, words that hold it: the most frequent first
+    const wanted = text.trim().toLowerCase(), kinds = [[], [], []];
+    if (!wanted) return [];
+    for (let i = 0; i < N && kinds[0].length + kinds[1].length < FOUND; i++) {
+      const where = lowered[i].indexOf(wanted);
+      if (where < 0) continue;
+      const kind = where > 0 ? 2 : lowered[i].length > wanted.length ? 1 : 0;
+      if (kinds[kind].length < FOUND) kinds[kind].push(i);
+    }
+    return kinds.flat().slice(0, FOUND);
+  }
+  function go(i) {  // to a point, at the middle of a view that is close enough to see what is around it
+    zoom = Math.max(zoom, Math.min(64, Math.sqrt(N) / 8, 12));
+    if (zoom > 1) { left = width / 2 - at[2 * i] * side * zoom; top = height / 2 - at[2 * i + 1] * side * zoom; bounded(); }
+    choose(i);
+  }
+  let lowered = [];
+  if (search) {
+    search.addEventListener("focus", () => { if (!lowered.length) lowered = examples.map((word) => word.toLowerCase()); });
+    search.addEventListener("input", () => {
+      if (!lowered.length) lowered = examples.map((word) => word.toLowerCase());
+      const list = matches(search.value);
+      found.replaceChildren(...list.map((i) => {
+        const made = line("button", examples[i]);
+        made.type = "button";
+        made.addEventListener("click", () => go(i));
+        return made;
+      }));
+      if (search.value.trim() && !list.length) found.append(line("span", "no such word on the map"));
+    });
+    search.addEventListener("keydown", (event) => {
+      const [first] = event.key === "Enter" ? matches(search.value) : [];
+      if (first !== undefined) { event.preventDefault(); go(first); }
+    });
   }
   function announce() {  // for screen readers
     const where = "Map of " + layers[now].name + ". ";
