@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from importlib.metadata import entry_points
+from functools import lru_cache, partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from .errors import InputError
 from .settings import Setting, settings_of
@@ -99,9 +101,11 @@ class Card:
     @property
     def returns(self) -> str:
         """What the method gives, a key of DESCRIPTION_BY_RETURN_KIND, as its result type says, else "table"."""
-        result = get_type_hints(self.method).get("return")
-        result = get_args(result)[0] if get_origin(result) is tuple else result  # one result per layer
-        return str(getattr(result, "returns", "table"))
+        if self.method not in _RETURN_KIND_BY_METHOD:
+            result = get_type_hints(self.method).get("return")
+            result = get_args(result)[0] if get_origin(result) is tuple else result  # one result per layer
+            _RETURN_KIND_BY_METHOD[self.method] = str(getattr(result, "returns", "table"))
+        return _RETURN_KIND_BY_METHOD[self.method]
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -110,6 +114,9 @@ class Card:
     def n_model_runs(self, **settings: Any) -> float:
         """About how many model runs one input takes, with these settings in place of the defaults."""
         return float(self.runs({**self.defaults, **settings}))
+
+
+_RETURN_KIND_BY_METHOD: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()  # hints are slow to read
 
 
 def card(
@@ -264,11 +271,24 @@ def registered_cards(family: str | None = None) -> tuple[Card, ...]:
 
 def _import_entry_point_methods() -> None:
     """Import the modules of installed packages' methods; one that fails is logged, and costs no other."""
-    for point in entry_points(group=ENTRY_POINT_GROUP):
+    for point in _entry_points_in(tuple((place, _modification_time(place)) for place in sys.path)):
         try:
             point.load()
         except Exception:
             LOG.warning("the methods of %r could not be loaded", point.value, exc_info=True)
+
+
+@lru_cache(maxsize=1)
+def _entry_points_in(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """Those of the packages in `sys.path`, read again where a package was added: each reading opens a file of each."""
+    return tuple(entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _modification_time(place: str) -> int:
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def card_of(method: Callable[..., Any] | None) -> Card | None:

@@ -119,12 +119,14 @@ def _reduce_to_palette_if_exact(im: Image.Image) -> Image.Image:
     """The same pixels with a palette if there are at most 256 colors, as in most maps and gray images."""
     if im.mode not in ("RGB", "RGBA"):
         return im
-    pixels = np.ascontiguousarray(im.convert("RGBA"))  # (H, W, 4)
-    unique_colors, index = np.unique(pixels.view(np.uint32).reshape(im.size[::-1]), return_inverse=True)
-    if len(unique_colors) > 256:
+    rgba = im.convert("RGBA")
+    colors = rgba.getcolors(256)
+    if colors is None:
         return im
+    unique_colors = np.sort(np.array([color for _, color in colors], np.uint8).view(np.uint32)[:, 0])
+    pixels = np.ascontiguousarray(rgba).view(np.uint32)[..., 0]  # (H, W)
     palette = unique_colors.view(np.uint8).reshape(-1, 4)
-    paletted = Image.fromarray(index.reshape(im.size[::-1]).astype(np.uint8))
+    paletted = Image.fromarray(np.searchsorted(unique_colors, pixels).astype(np.uint8))
     paletted.putpalette(palette[:, :3].tobytes())
     if im.mode == "RGBA":
         paletted.info["transparency"] = palette[:, 3].tobytes()
