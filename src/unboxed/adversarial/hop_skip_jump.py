@@ -51,7 +51,7 @@ MAX_STEP_HALVINGS = 12  # of a step, until it is adversarial
     source="Chen et al. 2020, arXiv:1904.02144, algorithm 2",
     shows="The nearest misclassified input found from the model's decisions alone, without gradients.",
     does_not_show="That none is nearer: more queries find nearer ones, and gradients, where there are any, do better.",
-    example=lambda method, box, x, y: method(box, x, y, queries=40, initial_num_evals=10),
+    example=lambda method, box, x, y: method(box, x, y, queries=20, initial_num_evals=4),
     runs=lambda s: s["queries"],
     minimal=True,
     order=26,

@@ -30,7 +30,7 @@ MAX_PLAUSIBLE_SCORE_NATS = 1.0  # nats that leaving out one example of many may 
     source="Koh & Liang 2017, arXiv:1703.04730, equation 2",
     shows="How much each training example lowered the loss of a query, if the training was converged.",
     does_not_show="What a training that is not at its optimum, or long and not convex, would do without the example.",
-    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box), damping=1000.0),
+    example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box), damping=1e5),
     exempt={
         "one forward": "it runs the training examples many times",
         "another seed": "its default solver draws nothing",
