@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
@@ -244,7 +245,7 @@ def _recording_layers(
     flops_at_start: list[int] = []
 
     def record_missing_batch_axis(path: str, op: str, h: Tensor | None) -> None:
-        if h is not None and (h.ndim == 0 or len(h) != n):
+        if h is not None and _shape(h)[:1] != (n,):
             unbatched.add((path, op))
 
     def record_call_start(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -258,10 +259,10 @@ def _recording_layers(
     def record_call_end(path: str, module: nn.Module, args: Any, out: Any) -> None:
         record, h = records[path], main_tensor(out)
         record.flops += count_flops() - flops_at_start.pop()
-        if h is not None and h.ndim:
-            record.has_batch_axis &= len(h) == n
-            record.shape = tuple(h.shape[1:] if record.has_batch_axis else h.shape)
-            record.n_bytes += h.numel() // max(1, len(h)) * h.element_size()
+        if h is not None and (shape := _shape(h)):
+            record.has_batch_axis &= shape[0] == n
+            record.shape = shape[1:] if record.has_batch_axis else shape
+            record.n_bytes += math.prod(shape) // max(1, shape[0]) * h.element_size()
 
     def record_op(path: str, op: str | None, h: Tensor) -> None:
         op_counts[path, op or ""] += 1
@@ -275,6 +276,12 @@ def _recording_layers(
             stack.callback(module.register_forward_hook(TransientHook(record_call_end, path)).remove)
         stack.enter_context(hooking_functional_ops(modules, lambda path, op: True, record_op))
         yield
+
+
+def _shape(h: Tensor) -> tuple[int, ...]:
+    """The shape, read past the function modes, which would take each reading for an op."""
+    with torch._C.DisableTorchFunction():
+        return tuple(h.shape)
 
 
 def _build_layers(

@@ -6,6 +6,7 @@ A TorchFunctionMode sees `F.relu`, `torch.relu_`, `Tensor.relu_` and `torch.ops.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,7 +42,11 @@ VIEW_OPS = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squ
 
 def canonical_op_name(func: Callable[..., Any]) -> str:
     """The op's plain name: `relu` for every spelling of a ReLU."""
-    name: str = getattr(func, "__name__", "")
+    return _canonical_name(getattr(func, "__name__", ""))
+
+
+@lru_cache(maxsize=1024)
+def _canonical_name(name: str) -> str:
     name = name.partition(".")[0]  # aten.relu_.default
     if not name.startswith("__"):
         name = name.removesuffix("_")
