@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.concepts import discover
 from unboxed.concepts._crops import crop_grid, enlarged_crop
-from unboxed.concepts._importance import jansen_total_indices, sobol_masks
+from unboxed.concepts._importance import jansen_total_indices, sobol_masks, total_index_intervals
 from unboxed.concepts._rebuild import random_rebuilds
 from unboxed.engine.linear.sparse_autoencoder import matched_cosines
 from unboxed.engine.randomized import randomize_all_layers
@@ -108,6 +108,44 @@ def test_sobol_indices_are_the_brute_force_ones() -> None:
     assert found[:3].tolist() == pytest.approx(brute, abs=0.01)
     assert found[3] == 0
     assert sum(brute) > 1.01  # the interaction is counted for both
+
+
+@pytest.mark.parametrize("amounts_vary", [False, True])
+def test_intervals_of_importance_hold_the_noise_of_the_masks(amounts_vary: bool) -> None:
+    """A score sum_k w_k u_k m_k, of which k has the total index (w_k u_k)^2 / sum: in 9 of 10 draws of the masks.
+
+    Where all examples are alike, an interval over examples alone has no width.
+    """
+    n_concepts, n_examples, n_draws, hits = 8, 32, 60, 0
+    weights = torch.linspace(2, 0.2, n_concepts, dtype=torch.float64)
+
+    def amounts(n: int, seed: int) -> Tensor:
+        likely = torch.rand(n, n_concepts, generator=torch.Generator().manual_seed(seed)) < 0.5
+        return 1 + (likely & amounts_vary).double()
+
+    squares = (weights * amounts(200_000, 999)).square()
+    known = (squares / squares.sum(1, keepdim=True)).mean(0).tolist()
+    for seed in range(n_draws):
+        coefficients = weights * amounts(n_examples, seed)
+        a, b, mixed = (torch.einsum("...k,mk->m...", m, coefficients) for m in sobol_masks(32, n_concepts, seed))
+        intervals = total_index_intervals(a, b, mixed, seed)
+        hits += sum(i.low <= index <= i.high for i, index in zip(intervals, known, strict=True))
+    assert 0.85 <= hits / (n_draws * n_concepts) <= 0.99
+
+
+def test_an_interval_of_importance_has_its_own_mean_and_shrinks_with_masks() -> None:
+    weights, widths = torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64), []
+    for n in (16, 256):
+        a, b, mixed = (torch.einsum("...k,mk->m...", m, weights) for m in sobol_masks(n, 3, 1))
+        intervals = total_index_intervals(a, b, mixed, 0)
+        assert [i.mean for i in intervals] == pytest.approx(jansen_total_indices(a, b, mixed).mean(0).tolist())
+        assert (intervals[2].low, intervals[2].high) == (0, 0)  # not used
+        assert all((i.n_examples, i.n_draws) == (2, n) for i in intervals)
+        (alone,) = total_index_intervals(a[:1], b[:1], mixed[:1, :, :1], 0)
+        assert (alone.n_examples, alone.low, alone.high) == (1, -torch.inf, torch.inf)
+        same = (h[:1].expand(20, *h.shape[1:]) for h in (a, b, mixed))
+        widths.append(max(i.high - i.low for i in total_index_intervals(*same, 0)))
+    assert widths[1] < widths[0] / 2
 
 
 def test_masks_are_uniform_and_swap_one_column() -> None:

@@ -2,12 +2,14 @@
 
 Sobol 1993, total indices by Jansen 1999, "Analysis of variance designs for model output", equation 9 in Fel et al.
 2023, "CRAFT", arXiv:2211.10154, section 3.3. Concepts are masked in the layer, so that only what follows it runs again.
+Intervals are bootstrapped over masks, too, as Archer, Saltelli & Sobol 1997, "Sensitivity measures, ANOVA-like
+techniques and the use of bootstrap", do: all examples share the masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from .. import rng
 from ..box import Box
 from ..engine.gradients.edited import forward_then
 from ..engine.gradients.score import score_gradients
+from ..engine.intervals import Interval, bootstrap_counts, bootstrap_mean_interval, percentile_interval
 from ..engine.linear.factors import Factors
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.unit_rows import UnitRows
@@ -57,12 +60,12 @@ class ConceptAmounts:
         )
         return run.score.double()
 
-    def total_indices(self, objective: Objective, n_masks: int, seed: int) -> Tensor:
-        """The total Sobol index (M, K) of each concept in each example's score, in n_masks (K + 2) evaluations."""
+    def importance(self, objective: Objective, n_masks: int, seed: int) -> tuple[Interval, ...]:
+        """The mean total Sobol index of each of the K concepts, in n_masks (K + 2) evaluations per example."""
         a, b, mixed = sobol_masks(n_masks, self.amounts.shape[-1], seed)
-        scores = self.scores(objective, torch.cat([a, b, mixed.flatten(0, 1)]).to(self.amounts))
+        scores = self.scores(objective, torch.cat([a, b, mixed.flatten(0, 1)]).to(self.amounts)).cpu()
         rest = scores[:, 2 * n_masks :].view(len(scores), n_masks, -1)
-        return jansen_total_indices(scores[:, :n_masks], scores[:, n_masks : 2 * n_masks], rest)
+        return total_index_intervals(scores[:, :n_masks], scores[:, n_masks : 2 * n_masks], rest, seed)
 
     def sensitivities(self, objective: Objective) -> Tensor:
         """The derivative (M, K) of the score in each concept's mask, at 1: what a bit more of it would change."""
@@ -97,7 +100,34 @@ def jansen_total_indices(a: Tensor, b: Tensor, mixed: Tensor) -> Tensor:
 
     The mean squared change by a column, halved, as a share of the score's variance; 0 where the score never changes.
     """
+    halves, squares = (a[..., None] - mixed).square().mean(1) / 2, _squared_deviations(a, b).mean(1, keepdim=True)
+    return _ratio_or_zero(halves, squares)
+
+
+def total_index_intervals(a: Tensor, b: Tensor, mixed: Tensor, seed: int) -> tuple[Interval, ...]:
+    """The mean over M examples of each total index, with its interval over examples and masks.
+
+    Masks count as independent draws; the points of a Sobol sequence, which they are, leave less noise than that.
+    """
+    (m, n), indices = a.shape, jansen_total_indices(a, b, mixed)  # (M, K)
+    if m == 1:  # nothing says how examples differ
+        return tuple(bootstrap_mean_interval(h[:, None]) for h in indices.T)
+    examples, masks = (bootstrap_counts(size, seed, name) / size for size, name in ((m, "examples"), (n, "masks")))
+    squares = masks @ _squared_deviations(a, b).T  # (B, M)
+    halves = ((a[..., None] - mixed).square() / 2).unbind(2)  # K of (M, n)
+    resampled = [(examples * _ratio_or_zero(masks @ h.T, squares)).sum(1) for h in halves]
+    means = indices.mean(0).tolist()
+    intervals = (percentile_interval(mean, h, min(m, n), n) for mean, h in zip(means, resampled, strict=True))
+    return tuple(replace(interval, n_examples=m) for interval in intervals)
+
+
+def _squared_deviations(a: Tensor, b: Tensor) -> Tensor:
+    """(M, n) of both samples from their mean, on average over the two; 0 where the score does not vary."""
     scores = torch.cat([a, b], 1)
-    variance, rounding = scores.var(1, correction=0)[:, None], ROUNDING * scores.abs().amax(1, keepdim=True)
-    halves = (a[..., None] - mixed).square().mean(1) / 2
-    return torch.where(variance > rounding.square(), halves / variance.clamp_min(torch.finfo(a.dtype).tiny), 0.0)
+    mean, rounding = scores.mean(1, keepdim=True), ROUNDING * scores.abs().amax(1, keepdim=True)
+    varies = scores.var(1, correction=0, keepdim=True) > rounding.square()
+    return torch.where(varies, ((a - mean).square() + (b - mean).square()) / 2, 0.0)
+
+
+def _ratio_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / denominator.clamp_min(torch.finfo(numerator.dtype).tiny), 0.0)

@@ -61,11 +61,15 @@ def bootstrap_mean_interval(values: Tensor, seed: int = 0) -> Interval:
     if n == 1:
         return Interval(mean, -math.inf, math.inf, 1, n_draws)
     known = values.isfinite().double()
-    rows, draws = (_bootstrap_counts(size, seed, name) for size, name in ((n, "examples"), (n_draws, "draws")))
+    rows, draws = (bootstrap_counts(size, seed, name) for size, name in ((n, "examples"), (n_draws, "draws")))
     sums, counts = (((rows @ h) * draws).sum(1) for h in (values.nan_to_num(), known))
-    means = (sums / counts)[counts > 0]
+    return percentile_interval(mean, (sums / counts)[counts > 0], n, n_draws)
+
+
+def percentile_interval(mean: float, resampled: Tensor, n: int, n_draws: int) -> Interval:
+    """The interval of a mean from its values (B,) in resamples of n examples, or of the fewest of what is resampled."""
     tail = _tail_probability(n)
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=resampled.dtype)).tolist()
     return Interval(mean, min(low, mean), max(high, mean), n, n_draws)
 
 
@@ -78,7 +82,7 @@ def proportion_interval(is_true: Tensor) -> Interval:
     return Interval(count / n, float(bounds.low), float(bounds.high), n, 1)
 
 
-def _bootstrap_counts(size: int, seed: int, name: str) -> Tensor:
+def bootstrap_counts(size: int, seed: int, name: str) -> Tensor:
     """How often each of `size` items is drawn in each resample, (N_BOOTSTRAP_RESAMPLES, size)."""
     generator = rng.keyed_generator(rng.CPU, "bootstrap", name, seed)
     index = torch.randint(size, (N_BOOTSTRAP_RESAMPLES, size), generator=generator)
