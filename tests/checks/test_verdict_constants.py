@@ -227,6 +227,17 @@ def test_own_gain_is_beyond_that_of_other_examples() -> None:
     assert bool(values("own example", one).isnan().all())
 
 
+def test_each_example_is_ranked_by_its_own_choice_with_every_fill() -> None:
+    s = subject()
+    s.__dict__["is_ranked_by_sign"] = torch.arange(6) % 2 == 0
+    by_sign, by_magnitude = (s._compute_removal_curves(s.map_, signed, s.fill_by_name) for signed in (True, False))
+    expected = by_sign.where(s.is_ranked_by_sign, by_magnitude)
+    assert not torch.allclose(by_sign.gain, by_magnitude.gain)
+    assert s.removal.variants == expected.variants
+    for name in ("fractions", "morf", "lerf"):
+        assert torch.allclose(getattr(s.removal, name), getattr(expected, name), rtol=0, atol=1e-9), name
+
+
 def test_shuffled_labels_take_part_where_there_is_such_a_model() -> None:
     s = subject()
     assert bool(values("shuffled labels", s).isnan().all())

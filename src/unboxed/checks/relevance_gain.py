@@ -137,6 +137,11 @@ class RemovalCurves:
         """The fill of each variant (V,)."""
         return [variant.partition(",")[0] for variant in self.variants]
 
+    def followed_by(self, other: RemovalCurves) -> RemovalCurves:
+        """These curves and those by other fills."""
+        parts = [(self.fractions, other.fractions, 0), (self.morf, other.morf, 1), (self.lerf, other.lerf, 1)]
+        return RemovalCurves(*(torch.cat([a, b], axis) for a, b, axis in parts), self.variants + other.variants)
+
     def where(self, chosen: Tensor, other: RemovalCurves) -> RemovalCurves:
         """These curves for the examples chosen (N,), the other ones for the rest."""
         mask = chosen[:, None, None]
@@ -147,13 +152,14 @@ class RemovalCurves:
 
 def removal_curves(
     box: Box, x: Tensor, maps: Tensor, objective: Objective, fill_by_name: Mapping[str, FillFn], *,
-    signed: bool, seed: int, batch_size: BatchSize = "auto",
+    signed: bool | Tensor, seed: int, batch_size: BatchSize = "auto",
 ) -> RemovalCurves:  # fmt: skip
     """The curves of maps (N, ...), for validated inputs and a fixed objective.
 
-    Parts are ranked by the map's sum over them, or by its magnitude's. Both orders share their ends.
+    Parts are ranked by the map's sum over them, or by its magnitude's; `signed` (N,) says which for each example. Both
+    orders share their ends.
     """
-    rankings = _rank_of_pixel_part_per_grid(box, x, pixel_importance(box, x, maps, signed=signed), seed)
+    rankings = _rank_of_pixel_part_per_grid(box, x, _relevance(box, x, maps, signed), seed)
     run = partial(_scores_during_removal, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
     counts = [_n_removed_after_step(n_removable(box, x, n_parts)) for *_, n_parts in variants]
@@ -175,6 +181,14 @@ def removal_curves(
     longest = [c[c[:, -1].argmax()] for c in counts]
     fractions = torch.stack([c.to(morf.dtype) / max(1, int(c[-1])) for c in longest])
     return RemovalCurves(fractions, morf, lerf, tuple(f"{name}, {n_parts} parts" for name, _, _, n_parts in variants))
+
+
+def _relevance(box: Box, x: Tensor, maps: Tensor, signed: bool | Tensor) -> Tensor:
+    """The map at each pixel (N, P), with its sign or by its magnitude."""
+    if isinstance(signed, bool):
+        return pixel_importance(box, x, maps, signed=signed)
+    by_sign, by_magnitude = (pixel_importance(box, x, maps, signed=choice) for choice in (True, False))
+    return torch.where(signed[:, None], by_sign, by_magnitude)
 
 
 def _n_removed_after_step(n_parts: Tensor) -> Tensor:

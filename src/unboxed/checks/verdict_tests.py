@@ -88,29 +88,41 @@ class VerdictSubject:
     def removal(self) -> RemovalCurves:
         """The curves of the map, ranked by its sign or by its magnitude: some maps say how much a pixel adds, others
         how much it matters."""
-        return self.removal_curves_of(self.map_, self.fill_by_name)
+        if self.is_ranked_by_sign_alone:
+            return self.removal_curves_of(self.map_, self.fill_by_name)
+        by_sign, by_magnitude = self.curves_of_first_fill
+        first, others = by_sign.where(self.is_ranked_by_sign, by_magnitude), dict([*self.fill_by_name.items()][1:])
+        return first.followed_by(self.removal_curves_of(self.map_, others)) if others else first
+
+    @cached_property
+    def is_ranked_by_sign_alone(self) -> bool:
+        """Whether magnitudes would rank alike, or there is no other example to say which ranks better."""
+        return len(self.x) == 1 or bool((self.map_ >= 0).all())
+
+    @cached_property
+    def curves_of_first_fill(self) -> tuple[RemovalCurves, RemovalCurves]:
+        """The curves of the map by its sign and by its magnitude, with the first fill."""
+        first_fill = dict([*self.fill_by_name.items()][:1])
+        by_sign, by_magnitude = (self._compute_removal_curves(self.map_, s, first_fill) for s in (True, False))
+        return by_sign, by_magnitude
 
     @cached_property
     def is_ranked_by_sign(self) -> Tensor:
         """(N,) bool: whether sign ranks better with the first fill, as the other examples say: the better of two is
         biased otherwise."""
-        if len(self.x) == 1 or bool((self.map_ >= 0).all()):  # of one example, no others say
+        if self.is_ranked_by_sign_alone:
             return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
-        first_fill = dict([*self.fill_by_name.items()][:1])
-        by_sign, by_magnitude = (
-            self._compute_removal_curves(self.map_, signed, first_fill).gain for signed in (True, False)
-        )
+        by_sign, by_magnitude = (curves.gain for curves in self.curves_of_first_fill)
         better = (by_sign - by_magnitude).nanmean(1).nan_to_num()
         return better.sum() - better >= 0
 
     def removal_curves_of(self, maps: Tensor, fill_by_name: Mapping[str, FillFn]) -> RemovalCurves:
         """The removal curves of maps by each fill and grid, ranked as the subject's map is."""
-        if bool(self.is_ranked_by_sign.all() | ~self.is_ranked_by_sign.any()):
-            return self._compute_removal_curves(maps, bool(self.is_ranked_by_sign.all()), fill_by_name)
-        by_sign, by_magnitude = (self._compute_removal_curves(maps, signed, fill_by_name) for signed in (True, False))
-        return by_sign.where(self.is_ranked_by_sign, by_magnitude)
+        return self._compute_removal_curves(maps, self.is_ranked_by_sign, fill_by_name)
 
-    def _compute_removal_curves(self, maps: Tensor, signed: bool, fill_by_name: Mapping[str, FillFn]) -> RemovalCurves:
+    def _compute_removal_curves(
+        self, maps: Tensor, signed: bool | Tensor, fill_by_name: Mapping[str, FillFn]
+    ) -> RemovalCurves:
         return removal_curves(
             self.box, self.x, maps, self.score, fill_by_name,
             signed=signed, seed=self.seed, batch_size=self.batch_size,
