@@ -1,16 +1,21 @@
 """How steady verdicts are: over random subsets of 8 examples, on untrained models, on photos; and what they cost.
 
-Needs the real data of `models.py`; what is absent is left out by name.
+Needs the real data of `models.py`; what is absent is left out by name. Subsets that are in the file are not measured
+again, so that an interrupted run goes on; delete them to start over.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,7 +26,7 @@ from harness import RESULTS, write
 from models import ROOT, cifar, resnet20, squeezenet1_0
 from unboxed import Box, attribution
 from unboxed.checks.edges import sobel
-from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, verdict
+from unboxed.checks.verdict import FAIL, INCONCLUSIVE, NOT_APPLICABLE, PASS, Verdict, verdict
 from unboxed.engine.randomized import randomize_all_layers
 from unboxed.inputs.image_files import read_image
 
@@ -63,23 +68,49 @@ def photos(n: int) -> tuple[Box, Tensor]:
     return box, torch.stack([read_image(path, box.inputs) for path in paths[:n]])
 
 
-def agreement(box: Box, x: Tensor, subsets: int, size: int = 8) -> dict[str, Any]:
-    """Grades of the best-known methods over random subsets: how many are decided, and how many pairs of those agree."""
-    draw, figures = torch.Generator().manual_seed(0), {}
+def agreement(
+    box: Box, x: Tensor, subsets: int, found: dict[str, Any], save: Callable[[], None], size: int = 8
+) -> None:
+    """Grades of the best-known methods over random subsets: how many are decided, and how many pairs of those agree.
+
+    The ten methods are ranked as `rank_methods` does it: what they share is computed once for each subset.
+    """
+    draw, per_subset = torch.Generator().manual_seed(0), found.setdefault("per subset", [])
     rows = [torch.randperm(len(x), generator=draw)[:size] for _ in range(subsets)]
+    for k in range(len(per_subset), subsets):
+        start, seconds = time.process_time(), {}
+
+        def timed(*args: Any, seconds: dict[str, float] = seconds, **kwargs: Any) -> Verdict:
+            begin = time.process_time()
+            judged = verdict(*args, **kwargs)
+            seconds[judged.method] = round(time.process_time() - begin, 2)
+            return judged
+
+        ranked = ub.checks.rank_methods(box, x[rows[k]], {n: method(n) for n in BEST_KNOWN}, seed=k, verdict_fn=timed)
+        per_subset.append({
+            "cpu_s": round(time.process_time() - start, 2),
+            "methods": {n: [v.grade, v.reason, seconds[v.method]] for n, v in ranked.items()},
+        })  # fmt: skip
+        print(k, per_subset[-1], flush=True)
+        save()
+    found |= summary(per_subset, size)
+
+
+def summary(per_subset: list[dict[str, Any]], size: int) -> dict[str, Any]:
+    """Figures by method, and of all."""
+    figures: dict[str, Any] = {}
     for name in BEST_KNOWN:
-        start = time.process_time()
-        grades = [verdict(box, x[r], method(name), seed=k).grade for k, r in enumerate(rows)]
+        grades, reasons, seconds = zip(*(row["methods"][name] for row in per_subset), strict=True)
         figures[name] = {g: grades.count(g) for g in (PASS, FAIL, INCONCLUSIVE, NOT_APPLICABLE)}
-        figures[name]["cpu_s"] = round((time.process_time() - start) / subsets, 2)
-        print(name, figures[name], flush=True)
+        undecided = [r for g, r in zip(grades, reasons, strict=True) if g == INCONCLUSIVE]
+        figures[name] |= {"undecided": dict(Counter(undecided)), "cpu_s": round(fmean(seconds), 2)}
     decided = sum(f[PASS] + f[FAIL] for f in figures.values())
     pairs = sum(len(list(itertools.combinations(range(f[PASS] + f[FAIL]), 2))) for f in figures.values())
     disagree = sum(f[PASS] * f[FAIL] for f in figures.values())
     return {
-        "subsets": subsets, "examples": size, "methods": figures, "decided": decided / (subsets * len(BEST_KNOWN)),
-        "agreeing_pairs": 1 - disagree / max(1, pairs),
-        "cpu_s_of_ten_methods": round(sum(f["cpu_s"] for f in figures.values()), 1),
+        "subsets": len(per_subset), "examples": size, "methods": figures,
+        "decided": decided / (len(per_subset) * len(BEST_KNOWN)), "agreeing_pairs": 1 - disagree / max(1, pairs),
+        "cpu_s_of_ten_methods": round(fmean(row["cpu_s"] for row in per_subset), 1),
     }  # fmt: skip
 
 
@@ -137,16 +168,20 @@ def main() -> None:
     args = parser.parse_args()
     file, subsets = RESULTS / "verdicts.json", 3 if args.fast else 20
     figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if "mnist" in args.parts:
-        figures["mnist_cnn"] = agreement(*mnist_cnn(200), subsets)
-    if "cifar" in args.parts:
-        figures["resnet20"] = agreement(*cifar_resnet(200), subsets)
+
+    def save() -> None:
+        if not args.fast:
+            with contextlib.redirect_stdout(io.StringIO()):
+                write("verdicts", {"what": __doc__.partition("\n")[0], **figures})
+
+    for part, name, opened in (("mnist", "mnist_cnn", mnist_cnn), ("cifar", "resnet20", cifar_resnet)):
+        if part in args.parts:
+            agreement(*opened(200), subsets, figures.setdefault(name, {}), save)
     if "untrained" in args.parts:
         figures["untrained"] = untrained((mnist_cnn(8), cifar_resnet(8)), 1 if args.fast else 5)
     if "photos" in args.parts:
         figures["squeezenet_photos"] = on_photos(4 if args.fast else 12)
-    if not args.fast:
-        write("verdicts", {"what": __doc__.partition("\n")[0], **figures})
+    save()
     print(json.dumps(figures, indent=1))
 
 
