@@ -23,7 +23,8 @@ from unboxed.checks.verdict import (
     grade,
     grade_of_interval,
 )
-from unboxed.checks.verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS, VerdictSubject, VerdictTest
+from unboxed.checks.verdict_subject import VerdictSubject
+from unboxed.checks.verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS, VerdictTest
 from unboxed.engine.intervals import Interval, bootstrap_mean_interval
 from unboxed.engine.randomized import randomize_layers
 

@@ -139,8 +139,10 @@ class RemovalCurves:
 
     def followed_by(self, other: RemovalCurves) -> RemovalCurves:
         """These curves and those by other fills."""
-        parts = [(self.fractions, other.fractions, 0), (self.morf, other.morf, 1), (self.lerf, other.lerf, 1)]
-        return RemovalCurves(*(torch.cat([a, b], axis) for a, b, axis in parts), self.variants + other.variants)
+        return RemovalCurves(
+            torch.cat([self.fractions, other.fractions]), torch.cat([self.morf, other.morf], 1),
+            torch.cat([self.lerf, other.lerf], 1), self.variants + other.variants,
+        )  # fmt: skip
 
     def where(self, chosen: Tensor, other: RemovalCurves) -> RemovalCurves:
         """These curves for the examples chosen (N,), the other ones for the rest."""

@@ -30,7 +30,8 @@ from .labels import check_same_inputs_and_outputs
 from .methods import OptionalPrecomputedMap, TestedMethod, compute_map, resolve_target
 from .perturbing import align_maps
 from .relevance_gain import RemovalCurves
-from .verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS, VerdictSubject, VerdictTest
+from .verdict_subject import VerdictSubject
+from .verdict_tests import REQUIRED_TEST_NAMES, VERDICT_TESTS, VerdictTest
 
 PASS: Final = "pass"
 INCONCLUSIVE: Final = "inconclusive"
