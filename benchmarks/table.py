@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,12 +202,13 @@ Cells = list[tuple[str, str, float]]  # (what, against which peer, times faster)
 
 
 def _headlines(read: Callable[[str], dict[str, Any]]) -> Cells:
-    occlusion_f, minimal_f, smoothgrad_f, lime_f = (read(n) for n in ("occlusion", "minimal", "smoothgrad", "lime"))
+    occlusion_f, minimal_f, lime_f = (read(n) for n in ("occlusion", "minimal", "lime"))
+    tcav_f = read("concepts_tcav_captum")["same_work"]
     cells = [
         ("occlusion of VGG-16, same drops", "captum, at its best batch size", occlusion_f["vgg16"]["times_faster"]),
         ("DeepFool, same images, smaller distances", "foolbox", 1 / minimal_f["deepfool"]["l2"]["ratio"]),
         ("LIME until seeds agree, in model runs", "captum", _runs_ratio(lime_f["digits"], "captum")),
-        ("SmoothGrad of 50 samples, 32 images", "captum", 1 / smoothgrad_f["batch_32"]["ratio"]),
+        ("TCAV of 10 concepts in 3 layers, same signs", "captum", 1 / tcav_f["ratio"]),
         ("PGD-40 of a robust model, as strong", "foolbox", read("pgd")["mnist-robust"]["dropping_times_faster"]),
         ("`gradient` of one image, same map", "captum", 1 / read("gradient")["batch_1"]["ratio"]),
     ]
@@ -309,6 +311,43 @@ def verdict_roc(f: dict[str, Any]) -> list[str]:
         cells = [_share_with_interval(f["summary"][s][key]) for s in splits]
         lines.append(f"| {text} | {' | '.join(cells)} |")
     return lines
+
+
+STEADY = "<!-- steady:begin -->", "<!-- steady:end -->"
+
+
+def steadiness(f: dict[str, Any]) -> list[str]:
+    """How steady verdicts are over subsets, what they cost, and what photos and random weights get; a sentence each."""
+    names = {"mnist_cnn": "the MNIST CNN", "resnet20": "ResNet-20"}
+    lines = [_steadiness_of(names[key], f[key]) for key in names if key in f]
+    random, photos = f["untrained"], f["squeezenet_photos"]
+    judged = random["pass"] + random["fail"] + random["inconclusive"]
+    grades = {name: row["grade"] for name, row in photos["methods"].items()}
+    controls = [grades[name] for name in grades if name in ("noise", "edges") or name.endswith("untrained model")]
+    methods = [name for name in grades if grades[name] == "pass"]
+    seconds = [row["cpu_s"] for row in photos["methods"].values()]
+    lines.append(f"- On models with random weights {random['fail']} of {judged} fail, {random['pass']} pass.")
+    lines.append(
+        f"- On {photos['photos']} photos, with SqueezeNet, {', '.join(methods[:-1])} and {methods[-1]} pass; of noise, edges and an "
+        f"untrained model's maps {controls.count('fail')} of {len(controls)} fail; {photos['not_tested_share']:.0%} of "
+        f"the tests are left out. A method costs {min(seconds):.0f} to {max(seconds):.0f} s of CPU there."
+    )
+    return lines
+
+
+def _steadiness_of(name: str, f: dict[str, Any]) -> str:
+    both = [key for key, row in f["methods"].items() if row["pass"] and row["fail"]]
+    rows = f["methods"].values()
+    reasons = Counter[str]()
+    for row in rows:
+        reasons.update(row.get("undecided", {}))
+    mixed = f" ({', '.join(both)} pass on some subsets and fail on others)" if both else ""
+    why = ", ".join(f"{count} by {reason.removeprefix('undecided: ')!r}" for reason, count in reasons.most_common(3))
+    return (
+        f"- {name}, {f['subsets']} random subsets of {f['examples']} images, ten methods: {f['decided']:.0%} are "
+        f"decided, and {f['agreeing_pairs']:.1%} of the decided pairs agree{mixed}. Ranking the ten costs "
+        f"{f['cpu_s_of_ten_methods']:.0f} s of CPU.{f' Undecided are {why}.' if why else ''}"
+    )
 
 
 OF_CONCEPTS = "<!-- concepts:begin -->", "<!-- concepts:end -->"
@@ -768,6 +807,7 @@ def main() -> None:
     if anew.exists():
         _between(GUIDE, *ANEW, randomization(json.loads(anew.read_text())))
     _between(VERDICTS, *MEASURED, verdict_roc(_read("verdict_roc")))
+    _between(VERDICTS, *STEADY, steadiness(_read("verdicts")))
     if (HERE / "results" / "verdict_roc_concepts.json").exists():
         _between(VERDICTS, *OF_CONCEPTS, verdicts_on_concepts(_read("verdict_roc_concepts")))
     _between(HERE.parent / "README.md", *IN_README, verdict_sentence(_read("verdict_roc")))
