@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(os.environ.get("UNBOXED_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MNIST, CIFAR, PHOTOS = ROOT / "mnist", ROOT / "cifar10", ROOT / "photos"
-WORDS = ROOT / "words"
+WORDS, SENTENCES = ROOT / "words", ROOT / "sentences"
 
 
 def _needs(path: Path) -> pytest.MarkDecorator:
@@ -16,4 +16,4 @@ def _needs(path: Path) -> pytest.MarkDecorator:
 
 
 needs_mnist, needs_cifar, needs_photos = _needs(MNIST), _needs(CIFAR), _needs(PHOTOS)
-needs_words = _needs(WORDS)
+needs_words, needs_sentences = _needs(WORDS), _needs(SENTENCES)

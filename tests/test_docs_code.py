@@ -107,7 +107,10 @@ def beside_the_guide() -> dict[str, Any]:
         safetensors.torch.save_file(model.state_dict(), f"{name}.safetensors")
     x, y = ub.data.digits("test").first(8)
     trainers = SimpleNamespace(Trainer=lambda *args, callbacks, **kwargs: list(callbacks))
+    from checks.outlier_vit import images_with_white_patches, outlier_box
+
     return {
+        "vit_box": outlier_box(), "images": images_with_white_patches(4)[0],
         "F": F, "fresh": ub.Box(model, inputs), "x_test": x, "y_test": y, "progress": 0.5,
         "loader": DataLoader(TensorDataset(x, y), batch_size=4), "optimizer": torch.optim.SGD(model.parameters(), 1e-3),
         "lightning": SimpleNamespace(pytorch=trainers), "transformers": trainers,
@@ -159,6 +162,10 @@ def test_the_code_of_the_page_on_language_runs(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.chdir(tmp_path)
     write_published_words(Path("vectors.txt"))
+    rows = [
+        f"{flag}\t{k % 2}\tthe film was {('not', 'very')[k % 2]} good" for flag in ("tr", "va", "te") for k in range(12)
+    ]
+    Path("bigram_shift.txt").write_text("\n".join(rows))
     torch.manual_seed(0)
     names = run(LANGUAGE, {"model": make_bert(), "tokenizer": make_tokenizer(types=True), "causal_model": gpt2()})
     assert names["a"].conservation.max_error <= 1e-4

@@ -106,7 +106,7 @@ def test_positions_are_averaged_in_large_layers(box: ub.Box) -> None:
 
 def test_erasing_means_erases_them_at_each_position() -> None:
     """The eraser of the means (N, C), applied at each position, has the means erased."""
-    from unboxed.concepts._probe_ablation import LayerFeatureView
+    from unboxed.engine.read.attribute_erasure import LayerFeatureView
     from unboxed.engine.read.features import mean_over_other_axes
 
     h = torch.randn(50, 4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -42,6 +42,8 @@ from .shortcut import shortcut as shortcut
 from .shortcut_report import ShortcutReport as ShortcutReport
 from .similarity import MapSimilarity as MapSimilarity
 from .similarity import map_similarity as map_similarity
+from .tokens import TokenCheck as TokenCheck
+from .tokens import tokens as tokens
 from .verdict import Verdict as Verdict
 from .verdict import verdict as verdict
 

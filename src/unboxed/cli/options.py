@@ -41,12 +41,8 @@ OpenBrowserOption = Annotated[bool, typer.Option("--open/--no-open", help="Open 
 VersionOption = Annotated[
     bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
 ]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        help="zoo:NAME, module:factory, path/to/file.py:factory, a torch.export file (.pt2), or a Hugging Face folder."
-    ),
-]
+MODEL_HELP = "zoo:NAME, module:factory, path/to/file.py:factory, a torch.export file (.pt2), or a Hugging Face folder."
+ModelOption = Annotated[str, typer.Option(help=MODEL_HELP)]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(help="A safetensors file, a checkpoint, or a folder of shards; w.pt:model_ema takes a part of it."),

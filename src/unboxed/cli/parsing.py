@@ -131,6 +131,12 @@ def refuse_texts(box: Box, command: str) -> None:
         )
 
 
+def refuse_options(option: str, others: Mapping[str, object]) -> None:
+    """Raise InputError for options that are given beside one that takes their place."""
+    if given := [name for name, value in others.items() if value is not None]:
+        raise InputError(f"{option} takes no {' and no '.join(given)}")
+
+
 def load_judge(spec: str, box: Box, seed: int) -> Box:
     """A second model for the same images: its inputs are the box's, unless the model defines its own."""
     from .. import loading

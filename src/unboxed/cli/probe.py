@@ -15,6 +15,7 @@ from ..concepts import LayerProbe, Probing, probe
 from ..data.tables import check_table_path, read_columns
 from ..engine.intervals import Interval
 from ..errors import DataError
+from ..language import SentenceProbing, load_probing_task, load_vectors, probe_sentences
 from ..plots.figures import figures
 from ..validation import suggestion_text
 from .results import print_written_paths, write_figures_and_facts
@@ -44,12 +45,46 @@ def run_probe(
 ) -> Probing:  # fmt: skip
     """Probe the layers: print a table and the verdict, write figures and numbers to `out`."""
     result = probe(box, data, attribute, layers, **settings)
+    _print_and_write(result, probing_facts(result), Path(out), box)
+    return result
+
+
+def run_probe_sentences(
+    task: Path, box: Box | None, vectors: Path | None, layers: Any, out: str | os.PathLike[str], **settings: Any
+) -> SentenceProbing:  # fmt: skip
+    """Probe sentences by a model's layers, or by word vectors: print a table and the verdict, write to `out`."""
+    sentences = load_probing_task(task)
+    encoder = load_vectors(vectors, ignore_case=True) if box is None and vectors is not None else box
+    result = probe_sentences(encoder, sentences, layers, **settings)  # type: ignore[arg-type]
+    _print_and_write(result, sentence_probing_facts(result), Path(out), box)
+    return result
+
+
+def _print_and_write(result: Probing, facts: dict[str, Any], out: Path, box: Box | None) -> None:
     images = {f"{name}.png": image for name, image in figures(result, box).items()}
-    paths = write_figures_and_facts(images, probing_facts(result), Path(out), RESULTS_FILE)
+    paths = write_figures_and_facts(images, facts, out, RESULTS_FILE)
     Console().print(_probing_table(result))
     typer.echo(f"{result.verdict}: {result.reason}")
+    if isinstance(result, SentenceProbing):
+        typer.echo(result.comparison)
     print_written_paths(paths)
-    return result
+
+
+def sentence_probing_facts(result: SentenceProbing) -> dict[str, Any]:
+    """For JSON: as `probing_facts`, with the bag of words."""
+    words = result.bag_of_words
+    return {
+        "task": result.task,
+        "encoder": result.encoder,
+        "pooling": result.pooling,
+        "bag_of_words": _interval_to_list(words.accuracy),
+        "bag_of_words_vocabulary": words.n_words,
+        "gain_over_bag_of_words": {
+            p.layer: _interval_to_list(gain) for p, gain in zip(result.layers, result.gains, strict=True)
+        },
+        "note": result.note,
+        **probing_facts(result),
+    }
 
 
 def probing_facts(result: Probing) -> dict[str, Any]:

@@ -4,6 +4,8 @@ A method is a file here; what two of them share moves into `engine`. Each stands
 random model, a control task, a frozen dictionary), and its result says when there is nothing to see.
 """
 
+from ..engine.read.layer_probes import LayerProbe as LayerProbe
+from ..engine.read.layer_probes import Probing as Probing
 from ..namespaces import dir_of_exports, taking_known_names
 from ._dictionary_table import DictionaryScore as DictionaryScore
 from ._tcav_diagnostics import Diagnostics as Diagnostics
@@ -22,8 +24,6 @@ from .discover import DiscoveredConcept as DiscoveredConcept
 from .discover import DiscoveredConcepts as DiscoveredConcepts
 from .discover import discover as discover
 from .dissect import dissect as dissect
-from .probe import LayerProbe as LayerProbe
-from .probe import Probing as Probing
 from .probe import probe as probe
 from .prototypes import Prototypes as Prototypes
 from .prototypes import prototypes as prototypes

@@ -6,8 +6,7 @@ Alain & Bengio 2017, "Understanding intermediate layers using linear classifier 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,12 +15,13 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.linear.clusters import cluster_rows
-from ..engine.linear.probing import FeatureProbe, ProbeKind, probe_features
+from ..engine.linear.probing import ProbeKind, probe_features
 from ..engine.output_change import output_change_unit_text
+from ..engine.read.attribute_erasure import LayerFeatureView, erased_example_indices, erasure_test
 from ..engine.read.channel_axes import unit_axis
 from ..engine.read.edits import unit_addresses
 from ..engine.read.features import SKETCH_SIZE, input_and_hidden_layer_addresses, read_features, resolve_layers
-from ..engine.results import ResultMixin
+from ..engine.read.layer_probes import LayerProbe, Probing
 from ..errors import InputError
 from ..model.nan_checks import check_no_nan
 from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
@@ -29,7 +29,6 @@ from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import valid_seed
 from ._attribute import ExamplesWithAttribute, read_examples_with_attribute
-from ._probe_ablation import MAX_REMAINING_INFORMATION_SHARE, ErasureTest, LayerFeatureView, erasure_test
 
 Attribute = Annotated[
     Sequence[Any] | Tensor | None, ValueRole("object"), "The attribute's class of each example (N,): numbers or names."
@@ -43,121 +42,6 @@ N_DEFAULT_PROBED_LAYERS = 6  # hidden layers, evenly spaced in depth
 MAX_UNPOOLED_FEATURES = 8192  # of a layer; of more the means over positions are read
 MAX_INPUT_TYPE_CLUSTERS, MIN_EXAMPLES_PER_INPUT_TYPE = 100, 5  # clusters of inputs
 MAX_ERASED_EXAMPLES = 200  # that the model is run on with each set of directions erased
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LayerProbe(ResultMixin):
-    """What is read from one layer, and whether the model uses it.
-
-    Attributes:
-        layer: Its address.
-        probe: Accuracy with its controls, in intervals at 90 % over the tested examples.
-        erasure: What erasing the attribute does to the outputs; None where that was not tested.
-        are_means: Whether the features are the units' means over positions.
-    """
-
-    layer: str
-    probe: FeatureProbe
-    erasure: ErasureTest | None
-    are_means: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """One of "used", "not used", "not decodable" and "not tested"."""
-        if not self.probe.is_decodable:
-            return "not decodable"
-        if self.erasure is None:
-            return "not tested"
-        if self.erasure.is_used:
-            return "used"
-        return (
-            "not used" if self.erasure.has_statistical_power and not self._is_attribute_still_readable else "not tested"
-        )
-
-    @property
-    def reason(self) -> str:
-        """The verdict's reason in one sentence, from its controls."""
-        p, e = self.probe, self.erasure
-        if not p.is_decodable:
-            read = f"{p.accuracy.mean:.0%} right, {p.majority:.0%} by the most frequent class"
-            return f"The probe predicts no better than the classes' frequencies: {read}."
-        return (
-            "No directions were erased here: only that it can be read is known."
-            if e is None
-            else self._erasure_effect_text(e)
-        )
-
-    def _erasure_effect_text(self, e: ErasureTest) -> str:
-        change, random_change = (float(c.double().mean()) for c in (e.change, e.random_change))
-        costs = f"Erasing its {n_directions_text(e.rank)} changes the outputs by {change:.2g}, random ones by "
-        costs += f"{random_change:.2g} on average (p = {e.p_value:.2g})"
-        if self.verdict != "not tested":
-            small = f"; that is {e.share:.1g} of what erasing its own outputs costs" * (e.is_significant != e.is_used)
-            return f"{costs}{small}."
-        if not e.has_enough_draws:
-            return f"{costs}; {e.random_change.shape[1]} random draws are too few for a level of 5 %."
-        if not e.has_statistical_power:
-            return f"{costs}; erasing what the outputs are read from costs no more, so that this layer cannot tell."
-        left, read = e.remaining.mean, self.probe.information.mean
-        return f"{costs}; a new probe still reads {left:.2g} of {read:.2g} bits, so that it was not erased."
-
-    @property
-    def _is_attribute_still_readable(self) -> bool:
-        left = 0.0 if self.erasure is None else self.erasure.remaining.low
-        return left > MAX_REMAINING_INFORMATION_SHARE * self.probe.information.mean
-
-
-def n_directions_text(n: int) -> str:
-    """Like "1 direction" or "9 directions"."""
-    return f"{n} direction{'s' if n > 1 else ''}"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Probing(ResultMixin):
-    """What can be read of an attribute from each layer, and whether the model uses it.
-
-    Attributes:
-        layers: A `LayerProbe` per layer, in the order asked for.
-        names: The names of the attribute's classes.
-        counts: (K,) examples of each class.
-        n_examples: Number of examples N.
-        kind: "linear" or "mlp".
-        unit: Of the outputs' change: "nats", or "share of the outputs' variance".
-        types: What has one class in the control task: "clusters of similar inputs", or "given types".
-    """
-
-    returns: ClassVar[str] = "curve"
-
-    layers: tuple[LayerProbe, ...]
-    names: tuple[str, ...]
-    counts: Tensor
-    n_examples: int
-    kind: ProbeKind
-    unit: str
-    types: str
-
-    @property
-    def best(self) -> LayerProbe:
-        """The layer from which the attribute is read best; of equal ones the first whose use was tested."""
-        return max(self.layers, key=lambda p: (p.probe.information.mean, p.erasure is not None))
-
-    @property
-    def verdict(self) -> str:
-        """The verdict of the tested layer from which the attribute is read best.
-
-        One layer decides, so that many layers are not many chances. The others' are in `layers`.
-        """
-        return self._most_informative_tested_layer.verdict
-
-    @property
-    def reason(self) -> str:
-        """The verdict's reason in one sentence, with the layer."""
-        return f"{self._most_informative_tested_layer.layer}: {self._most_informative_tested_layer.reason}"
-
-    @property
-    def _most_informative_tested_layer(self) -> LayerProbe:
-        tested = [p for p in self.layers if p.erasure is not None and p.probe.is_decodable]
-        return max(tested, key=lambda p: p.probe.information.mean) if tested else self.best
 
 
 def _run_card_example_on_last_layer(method: Any, box: Box) -> Any:
@@ -268,7 +152,7 @@ def probe(
         else _check_input_types(types, examples)
     )
     outputs = check_no_nan(mean_over_positions(box(examples.x, batch_size=batch_size))).detach().double().cpu()
-    found = []
+    rows, found = erased_example_indices(box, len(examples.x), MAX_ERASED_EXAMPLES), []
     for address in addresses:
         h, view = _read_layer_features_and_view(box, examples.x, address, batch_size)
         read = probe_features(
@@ -278,8 +162,9 @@ def probe(
         erasure = None
         if n_random and read.is_decodable and address not in MODEL_END_ADDRESSES:
             erasure = erasure_test(
-                box, examples.x, examples.y, h, view, examples.labels, outputs=outputs, n_random=n_random,
-                max_examples=MAX_ERASED_EXAMPLES, n_folds=n_folds, seed=seed, batch_size=batch_size,
+                box, examples.x[rows.to(examples.x.device)], rows, examples.y, h, view, examples.labels,
+                outputs=outputs, before=outputs[rows], n_random=n_random, n_folds=n_folds, seed=seed,
+                batch_size=batch_size,
             )  # fmt: skip
         found.append(LayerProbe(address, read, erasure, view.unit_axis is not None))
     return Probing(

@@ -1,8 +1,9 @@
 """What does it know of words? Word vectors, their neighbors and analogies, maps, and the bias that is in them.
 
 A question about words is a file here; what a second one needs of it moves into a file that starts with _. Word vectors
-have no model to open, so these are plain functions of `WordVectors`, or of any function from texts to vectors. Of
-language models: `continuation`, which makes a target of given or generated words.
+have no model to open, so these are plain functions of `WordVectors`, or of any function from texts to vectors;
+`probe_sentences` takes models, too. Of language models: `continuation`, which makes a target of given or generated
+words.
 """
 
 from ..namespaces import dir_of_exports, taking_known_names
@@ -29,11 +30,15 @@ from .files import load_vectors as load_vectors
 from .lens import Lens as Lens
 from .lens import logit_lens as logit_lens
 from .lens import tuned_lens as tuned_lens
+from .probing_tasks import ProbingTask as ProbingTask
+from .probing_tasks import load_probing_task as load_probing_task
 from .remaining_bias import BiasMeasures as BiasMeasures
 from .remaining_bias import RemainingBias as RemainingBias
 from .remaining_bias import remaining_bias as remaining_bias
 from .seat import seat as seat
 from .seat import sentences as sentences
+from .sentence_probing import SentenceProbing as SentenceProbing
+from .sentence_probing import probe_sentences as probe_sentences
 from .vectors import WordVectors as WordVectors
 from .weat import WEAT as WEAT
 from .weat import WEATs as WEATs

@@ -44,7 +44,7 @@ def embed_word_set(
     if len(present) < MIN_WORDS_PER_SET:
         detail = f"; without a vector: {_word_list_text(missing)}" if missing else ""
         raise InputError(f"the set {name!r} needs {MIN_WORDS_PER_SET} words or more; got {len(present)}{detail}")
-    unit = _checked_unit_vectors(_vectors_of_texts(source, list(present.values())), list(present), name)
+    unit = _checked_unit_vectors(vectors_of_texts(source, list(present.values())), list(present), name)
     replaced = {w: spelling for w, spelling in present.items() if spelling != w}
     return EmbeddedWordSet(name, tuple(present), unit, missing, replaced)
 
@@ -76,7 +76,7 @@ def _find_word_or_alternative(
     return None
 
 
-def _vectors_of_texts(source: WordVectorsOrTextEncoder, texts: list[str]) -> Tensor:
+def vectors_of_texts(source: WordVectorsOrTextEncoder, texts: list[str]) -> Tensor:
     """The vectors (N, D) of texts. Raises InputError where a function gives something else."""
     if isinstance(source, WordVectors):
         rows: Tensor = source.vectors[[source.index(t) for t in texts]]

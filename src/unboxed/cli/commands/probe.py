@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ...errors import InputError
 from ..app import app
 from ..options import (
+    DATA_HELP,
+    MODEL_HELP,
     ClassesOption,
-    DataOption,
     DebugOption,
     MeanOption,
-    ModelOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -22,12 +23,24 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, refuse_texts
+from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, refuse_options, refuse_texts
 
 
 @app.command()
 def probe(
-    model: ModelOption, data: DataOption,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    data: Annotated[str | None, typer.Option(help=f"{DATA_HELP}.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Sentences in SentEval's format, in place of --data: lines of tr, va or te, a label and a "
+                          "sentence, separated by tabs; also .gz. For a model of texts, or --vectors."),
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Word vectors whose mean is a sentence's, in place of --model.")
+    ] = None,
+    pooling: Annotated[
+        str, typer.Option(help="With --text: the mean of a layer's tokens, or the first or last one.")
+    ] = "mean",
     attribute: Annotated[
         str | None,
         typer.Option(help="A CSV, TSV or Parquet file with a row per example, in their order; FILE:COLUMN names one of "
@@ -43,16 +56,28 @@ def probe(
     outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
-    """What does it know? From which layers an attribute can be read, and whether the model uses it."""
+    """What does it know? From which layers an attribute can be read, and whether the model uses it.
+
+    With --text: what vectors of sentences carry, beside a bag of words.
+    """
     with errors_as_exit_codes(debug):
         from ... import loading
-        from ..probe import read_attribute_file, run_probe
+        from ..probe import read_attribute_file, run_probe, run_probe_sentences
 
+        addresses = None if layers is None else layers.split(",")
+        settings: dict[str, Any] = {"kind": "mlp" if mlp else "linear", "n_random": n_random, "seed": seed}
+        if text is not None:
+            refuse_options("--text", {"--data": data, "--attribute": attribute, "--n": n})
+            if (model is None) == (vectors is None):
+                raise InputError("--text wants --model, a model of texts, or --vectors, a file of word vectors")
+            opened = None if model is None else open_box(model, weights, shape, mean, std, classes, outputs, seed)[0]
+            run_probe_sentences(text, opened, vectors, addresses, out, pooling=pooling, **settings)
+            return
+        if model is None or data is None or vectors is not None:
+            raise InputError("wanted --model and --data, or --text with --model or --vectors")
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "probe")
         examples: Any = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
         box = box_with_data_class_names(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)
-        addresses = None if layers is None else layers.split(",")
-        settings = {"kind": "mlp" if mlp else "linear", "n_random": n_random, "max_examples": n, "seed": seed}
-        run_probe(box, examples, values, addresses, out, **settings)
+        run_probe(box, examples, values, addresses, out, max_examples=n, **settings)

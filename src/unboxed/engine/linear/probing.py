@@ -32,6 +32,7 @@ MAX_WORSE_PENALTIES = (
 )
 N_FOLDS, N_CONTROL_TASKS = 5, 5
 MIN_PROBE_EXAMPLES = 4
+MIN_INFORMATION_BITS = 1e-6  # less is rounding, as of features that are constant
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class FeatureProbe:
     @property
     def is_decodable(self) -> bool:
         """Whether the probe predicts better than the classes' frequencies, by the interval."""
-        return self.information.low > 0
+        return self.information.low > MIN_INFORMATION_BITS
 
 
 def probe_features(

@@ -7,6 +7,7 @@ from . import activations as activations
 from . import adversarial as adversarial
 from . import attribution as attribution
 from . import checks as checks
+from . import checks_tokens as checks_tokens
 from . import common as common
 from . import concepts_dictionary as concepts_dictionary
 from . import concepts_discover as concepts_discover

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...concepts import LayerProbe, Probing
 from ...engine.intervals import Interval
-from ..charts import line_chart
+from ...language import SentenceProbing
+from ..charts import bar_chart, line_chart
 from ..figures import Figures, figures
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ RANDOM_DRAWS_BAND_QUANTILES = 0.05, 0.95  # of the random draws, shaded
 @figures.register(Probing)
 def _probe_figures(result: Probing, box: Box | None = None, *, data: Any = None) -> Figures:
     """Accuracy by layer; where directions were erased, the change of the outputs by layer, too."""
-    images = {"accuracy": probe_accuracy_chart(result)}
+    if isinstance(result, SentenceProbing) and len(result.layers) == 1:
+        images = {"accuracy": _one_vector_chart(result)}
+    else:
+        images = {"accuracy": probe_accuracy_chart(result)}
     if any(p.erasure is not None for p in result.layers):
         images["erased"] = erasure_effect_chart(result)
     return images
@@ -35,6 +39,8 @@ def probe_accuracy_chart(result: Probing) -> Any:
         f"control ({result.types})": (at, [p.probe.control.mean for p in layers]),
         "most frequent class": (at, [p.probe.majority for p in layers]),
     }
+    if isinstance(result, SentenceProbing):
+        lines["bag of words"] = (at, [result.bag_of_words.accuracy.mean] * len(layers))
     controlled = _interval_ends_per_layer(layers, lambda p: p.probe.control)
     bands = {
         "probe": _interval_ends_per_layer(layers, lambda p: p.probe.accuracy),
@@ -43,11 +49,35 @@ def probe_accuracy_chart(result: Probing) -> Any:
     return line_chart(
         lines,
         bands=bands,
-        title=f"{PROBE_NAME_BY_KIND[result.kind]} probes of {class_names_or_count_text(result)}: {result.verdict}",
+        title=_accuracy_title(result),
         y_label="accuracy on held-out examples",
         y_range=(0, 1),
         ticks=[p.layer for p in layers],
     )
+
+
+def _accuracy_title(result: Probing) -> str:
+    subject = f"{result.task} by {result.encoder}" if isinstance(result, SentenceProbing) else None
+    return (
+        f"{PROBE_NAME_BY_KIND[result.kind]} probes of {subject or class_names_or_count_text(result)}: {result.verdict}"
+    )
+
+
+def _one_vector_chart(result: SentenceProbing) -> Any:
+    """The probe of an encoder without layers beside the bag of words, the control task and the most frequent class."""
+    read, words = result.layers[0].probe, result.bag_of_words.accuracy
+    bars = {
+        result.layers[0].layer: read.accuracy,
+        "bag of words": words,
+        f"control ({result.types})": read.control,
+        "most frequent class": Interval(read.majority, read.majority, read.majority, read.accuracy.n_examples, 1),
+    }
+    ends = [i.low for i in bars.values()], [i.high for i in bars.values()]
+    means = [i.mean for i in bars.values()]
+    return bar_chart(
+        {"accuracy": means}, list(bars), title=_accuracy_title(result), label="accuracy on held-out examples",
+        intervals={"accuracy": ends}, value_range=(0, 1.1),
+    )  # fmt: skip
 
 
 def _interval_ends_per_layer(

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .. import rng
-from ..box import Box
-from ..engine.intervals import Interval, bootstrap_mean_interval
-from ..engine.linear.erasure import Eraser, FeatureCovariance
-from ..engine.linear.probing import probe_features
-from ..engine.linear.splits import stratified_folds
-from ..engine.output_change import output_change
-from ..engine.read.edited_runs import run_variants
-from ..engine.results import ResultMixin
-from ..engine.rows import evenly_spaced_indices
-from ..model.batching import BatchSize
-from ..model.hooks import Edit
-from ..objectives import logit
+from ... import rng
+from ...box import Box
+from ...model.batching import BatchSize
+from ...model.hooks import Edit
+from ...objectives import logit
+from ..intervals import Interval, bootstrap_mean_interval
+from ..linear.erasure import Eraser, FeatureCovariance
+from ..linear.probing import probe_features
+from ..linear.splits import stratified_folds
+from ..output_change import output_change
+from ..results import ResultMixin
+from ..rows import evenly_spaced_indices
+from .edited_runs import run_variants
 
 SIGNIFICANCE_LEVEL = 0.05
 MIN_OUTPUT_CHANGE_SHARE_IF_USED = (
@@ -105,6 +106,19 @@ def _permutation_p_value(change: Tensor, random_change: Tensor) -> float:
     return (1 + n_as_large) / (1 + random_change.shape[1])
 
 
+class FeatureView(Protocol):
+    """How features (N, D) lie in a layer's activations."""
+
+    @property
+    def address(self) -> str: ...
+
+    def edit(self, h: Tensor, eraser: Eraser) -> Tensor:
+        """Activations (R, ...) with features erased."""
+
+    def of_rows(self, rows: Tensor) -> FeatureView:
+        """The view of these examples (R,)."""
+
+
 @dataclass(frozen=True)
 class LayerFeatureView:
     """A layer's activations as features (N, D): all values, or the units' means over positions."""
@@ -121,12 +135,16 @@ class LayerFeatureView:
             return eraser(values.reshape(len(h), -1)).view(h.shape).to(h)
         return eraser(values.movedim(self.unit_axis, -1)).movedim(-1, self.unit_axis).to(h)
 
+    def of_rows(self, rows: Tensor) -> LayerFeatureView:
+        """The same view: it lies in all examples alike."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class _PerRowEraserEdit:
     """Each row's activations edited by the eraser of its half and variant."""
 
-    view: LayerFeatureView
+    view: FeatureView  # of the examples (R,)
     erasers: Sequence[Sequence[Eraser]]  # [half][variant]
     halves: Tensor  # (R,)
     variants: Tensor  # (R,)
@@ -136,17 +154,24 @@ class _PerRowEraserEdit:
         for code in torch.unique(codes).tolist():
             rows = (codes == code).nonzero().flatten().to(h.device)
             half, variant = divmod(code, len(self.erasers[0]))
-            edited[rows] = self.view.edit(h[rows], self.erasers[half][variant])
+            edited[rows] = self.view.of_rows(rows).edit(h[rows], self.erasers[half][variant])
         return edited
 
 
+def erased_example_indices(box: Box, n: int, max_examples: int) -> Tensor:
+    """Which of n examples the model is run on with directions erased: evenly spaced; all, where they are dependent."""
+    return torch.tensor(evenly_spaced_indices(n, n if box.batch_dependent else max_examples))
+
+
 def erasure_test(
-    box: Box, x: Tensor, y: Tensor, h: Tensor, view: LayerFeatureView, labels: Tensor | None, *, outputs: Tensor,
-    n_random: int, max_examples: int, n_folds: int, seed: int, batch_size: BatchSize,
+    box: Box, x: Tensor, rows: Tensor, y: Tensor, h: Tensor, view: FeatureView, labels: Tensor | None, *,
+    outputs: Tensor, before: Tensor, n_random: int, n_folds: int, seed: int, batch_size: BatchSize,
 ) -> ErasureTest | None:  # fmt: skip
     """Erase the attribute y (N,) from a layer with features h (N, D) and run the model on; None: nothing to erase.
 
-    `outputs` (N, K) are the model's. Half of the examples fits the erasers of the other half.
+    `x` (M, ...) are the inputs of the examples `rows` (M,), which are run; `view` and the model's outputs `before`
+    (M, K) are theirs. `outputs` (N, K'), some or all of the model's, fit the eraser of its own outputs. Half of the
+    examples fits the erasers of the other half.
     """
     halves = stratified_folds(y, N_CROSS_FIT_FOLDS, seed, "halves")
     erasers = [_fit_erasers(h[halves != half], y[halves != half], outputs[halves != half], n_random, (seed, half))
@@ -154,25 +179,28 @@ def erasure_test(
     rank = min(half[0].rank for half in erasers)
     if not rank:
         return None
-    rows = torch.tensor(evenly_spaced_indices(len(x), len(x) if box.batch_dependent else max_examples))
-    placed = [[_eraser_to_box(e, box) for e in half] for half in erasers]
-    half_of = halves.to(box.device)[rows.to(box.device)]
-
-    def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
-        return {view.address: _PerRowEraserEdit(view, placed, half_of[examples], variants)}
-
-    n_variants = len(erasers[0])
-    run = run_variants(box, x[rows.to(x.device)], logit(0), make_edits, n_variants, batch_size=batch_size)
-    after = run.logits  # (M, P, K)
+    after = _logits_with_directions_erased(box, x, halves[rows], view, erasers, batch_size)  # (M, P, K)
     if after is None:
         return None
     erased = torch.empty_like(h)
     for half in range(N_CROSS_FIT_FOLDS):
         erased[halves == half] = erasers[half][0](h[halves == half])
     remaining = probe_features(erased, y, n_folds=n_folds, n_controls=0, description_length=False, seed=seed)
-    before = outputs[rows].to(after)
     truth = None if labels is None else labels.cpu()[rows].to(after.device)
-    return _make_erasure_test_result(box, rank, before, after, truth, remaining.information)
+    return _make_erasure_test_result(box, rank, before.to(after), after, truth, remaining.information)
+
+
+def _logits_with_directions_erased(
+    box: Box, x: Tensor, half_of_row: Tensor, view: FeatureView, erasers: Sequence[Sequence[Eraser]],
+    batch_size: BatchSize,
+) -> Tensor | None:  # fmt: skip
+    placed = [[_eraser_to_box(e, box) for e in half] for half in erasers]
+    half_of = half_of_row.to(box.device)
+
+    def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
+        return {view.address: _PerRowEraserEdit(view.of_rows(examples), placed, half_of[examples], variants)}
+
+    return run_variants(box, x, logit(0), make_edits, len(erasers[0]), batch_size=batch_size).logits
 
 
 def _fit_erasers(h: Tensor, y: Tensor, outputs: Tensor, n_random: int, key: tuple[int, int]) -> list[Eraser]:
