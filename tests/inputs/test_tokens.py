@@ -264,6 +264,48 @@ def test_models_and_tokenizers_that_do_not_fit_are_refused() -> None:
         ub.Box(nn.Linear(3, 2), ub.Tokens(make_tokenizer()), outputs="logits")
 
 
+class WithPositions(nn.Module):
+    """Two tables of embeddings, and no config that says how many positions there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.positions, self.head = nn.Embedding(128, 8), nn.Embedding(12, 8), nn.Linear(8, 2)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        h = self.embed(ids) + self.positions(torch.arange(ids.shape[1]))
+        return self.head((h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))  # type: ignore[no-any-return]
+
+
+def letters(text: str) -> list[int]:
+    return [ord(c) for c in text]
+
+
+def test_a_text_longer_than_the_positions_of_any_model_is_refused() -> None:
+    box = ub.Box(WithPositions(), ub.Tokens(letters, embedding="embed"), outputs="logits")
+    assert box(["a" * 12]).shape == (1, 2)
+    for run in (box, lambda texts: ub.attribution.integrated_gradients(box, texts)):
+        with pytest.raises(InputError, match=r"fails on texts of 13 tokens .*max_length"):
+            run(["a" * 13])
+    told = ub.Box(WithPositions(), ub.Tokens(letters, embedding="embed", max_length=12), outputs="logits")
+    with pytest.raises(InputError, match="text 1 has 13 tokens, and the model takes 12"):
+        told(["a", "a" * 13])
+
+
+def test_a_model_whose_embedding_layer_cannot_be_found_is_refused() -> None:
+    with pytest.raises(InputError, match=r"cannot be determined: it has 'embed', 'positions'; name it by"):
+        ub.Box(WithPositions(), ub.Tokens(letters), outputs="logits")
+    with pytest.raises(InputError, match="'head' is a Linear, which embeds no ids"):
+        ub.Box(WithPositions(), ub.Tokens(letters, embedding="head"), outputs="logits")
+    with pytest.raises(InputError, match="no module 'embedding'"):
+        ub.Box(WithPositions(), ub.Tokens(letters, embedding="embedding"), outputs="logits")
+
+
+def test_an_id_that_is_in_no_vocabulary_is_refused() -> None:
+    box = ub.Box(WithPositions(), ub.Tokens(letters, embedding="embed"), outputs="logits")
+    with pytest.raises(InputError, match="embeddings of 128 tokens; got the ids 97 to 8,364"):
+        box(["a€"])
+
+
 def test_methods_that_would_change_ids_refuse_texts() -> None:
     box = open_model(make_bert)
     y = torch.tensor([0, 1, 2])

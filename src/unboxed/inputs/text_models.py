@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -21,6 +22,7 @@ def find_embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
     if path is not None:
         if path not in modules:
             raise InputError(f"there is no module {path!r} in this model")
+        _check_embeds_ids(path, modules[path])
         return path, modules[path]
     try:
         found = model.get_input_embeddings()  # type: ignore[operator]
@@ -31,8 +33,22 @@ def find_embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
         found = next(iter(embeddings.values()))
     if found is None:
         listed = f"it has {', '.join(map(repr, embeddings))}" if embeddings else "it has no nn.Embedding"
-        raise InputError(f"the embedding layer can't be told: {listed}; name it by Tokens(..., embedding='path')")
+        raise InputError(
+            f"the embedding layer cannot be determined: {listed}; name it by Tokens(..., embedding='path')"
+        )
     return next(name for name, m in modules.items() if m is found), found
+
+
+def _check_embeds_ids(path: str, layer: nn.Module) -> None:
+    """Raise InputError unless the layer gives a vector (D,) of each id."""
+    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            shape = tuple(layer.forward(torch.zeros(1, 1, dtype=torch.long, device=device)).shape)
+    except Exception as error:  # whatever a layer of another kind makes of ids
+        raise InputError(f"{path!r} is a {type(layer).__name__}, which embeds no ids: {error}") from error
+    if len(shape) != 3 or shape[:2] != (1, 1):
+        raise InputError(f"{path!r} gives {shape} of one id (1, 1); wanted an embedding layer, which gives (1, 1, D)")
 
 
 def n_embeddings(layer: nn.Module) -> int | None:

@@ -26,7 +26,8 @@ def feeding_text_embeddings(inputs: Inputs, x: Tensor) -> AbstractContextManager
 def feeding_embeddings(layer: nn.Module, ids: Tensor, embeddings: Tensor, name: str) -> Iterator[None]:
     """While open, the layer returns the embeddings (N, T, D or more) where it is called with the ids (N, T).
 
-    Raises InputError where it was not called with them once, as of an encoder and decoder that share it.
+    Raises InputError where it was not called with them once, as of an encoder and decoder that share it, and where the
+    model has no position for a token.
     """
     n_calls, is_stopped = 0, True
 
@@ -41,6 +42,11 @@ def feeding_embeddings(layer: nn.Module, ids: Tensor, embeddings: Tensor, name: 
     try:
         yield
         is_stopped = False
+    except IndexError as error:
+        raise InputError(
+            f"the model fails on texts of {ids.shape[1]} tokens ({error}): where it has positions for fewer, say how "
+            "many by Tokens(..., max_length=), and shorten texts or cut them by truncate=True"
+        ) from error
     finally:
         handle.remove()
     if not is_stopped and n_calls != 1:
