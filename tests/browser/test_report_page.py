@@ -133,16 +133,43 @@ def test_the_top_of_the_page_answers_the_three_questions(browser: Browser, page_
 def test_one_example_is_followed_through_the_sections(browser: Browser, page_file: Path) -> None:
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
     page.goto(page_file.as_uri())
-    row = page.locator("#example .soft").inner_text().split(".")[0].split()[-1]
-    steps = page.locator(".steps li")
+    row = page.locator("#example .soft:visible").inner_text().split(".")[0].split()[-1]
+    steps = page.locator(".steps li:visible")
     assert steps.count() >= 6
     assert f"example {row}" in steps.first.inner_text()
-    for link in page.locator(".steps li > a").all():
+    for link in page.locator(".steps li:visible > a").all():
         slug = (link.get_attribute("href") or "#").removeprefix("#")
         link.click()
         page.wait_for_function("(slug) => document.querySelector(`#${slug} > details`).open", arg=slug)
         texts = page.locator(f"#{slug}").inner_text()
         assert slug in ("class-images", "map") or row in texts, slug  # of its predicted class; a canvas
+    page.close()
+
+
+def test_another_example_is_chosen_for_all_chapters(browser: Browser, page_file: Path) -> None:
+    page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
+    page.goto(page_file.as_uri())
+    buttons, story = page.locator(".chooser button"), page.locator("#example .soft:visible")
+    first = story.inner_text()
+    assert buttons.count() == 6
+    for k in (1, 5):
+        buttons.nth(k).click()
+        assert page.locator('.chooser [aria-pressed="true"]').count() == 1
+        assert story.inner_text().split(".")[0] == buttons.nth(k).get_attribute("title")
+        row = story.inner_text().split(".")[0].split()[-1]
+        for chapter in ("chapter-looks", "chapter-believe", "chapter-knows"):
+            shown = page.locator(f"#{chapter} > .best .per-example > :visible").first
+            assert row in shown.inner_text(), chapter
+        assert page.evaluate("document.documentElement.scrollHeight") < 8 * 900
+    assert story.inner_text() != first
+    page.close()
+
+
+def test_without_scripts_the_first_example_is_shown(browser: Browser, page_file: Path) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(page_file.as_uri())
+    assert page.locator("#example .soft:visible").count() == 1
+    assert not page.locator(".chooser").is_visible()
     page.close()
 
 

@@ -88,4 +88,4 @@ def test_a_finding_is_shown_without_the_model(
     assert not [p for p in parts(finding) if isinstance(p, (ub.Box, nn.Module, ReportContext, ReportData))]
     with ReportFolder(tmp_path) as folder:
         assert len(render_blocks([*section.show(finding)], PageImageStore(folder))) > 200
-        assert all(figure.picture.size > (0, 0) for figure in finding.cover)
+        assert all(figure.picture.size > (0, 0) for figure in finding.cover(0))

@@ -241,7 +241,7 @@ def test_frames_of_a_morph_have_the_probabilities_next_to_them(made: Made) -> No
         assert f.line("step ") == re.findall(r"step (\d+)", f.alt)[0]
     data = re.findall(r'<script type="application/json">(.*?)</script>', made.page.source, re.DOTALL)
     sliders = [found for text in data if "frames" in (found := json.loads(text))]
-    assert len(sliders) == 3
+    assert len(sliders) == 4
     for slider in sliders:
         for frame, probs in zip(slider["frames"], slider["probs"], strict=True):
             assert made.box(pixels(frame)[None]).softmax(1)[0].tolist() == pytest.approx(probs, abs=NEAR)

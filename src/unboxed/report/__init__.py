@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,6 +57,7 @@ from .blocks import Block, Caution
 from .context import ReportContext, Section
 from .finding import Finding, NotApplicable
 from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
+from .followed import FollowedExample, followed_examples
 from .interrupts import sigterm_as_keyboard_interrupt
 from .pictures import PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
@@ -120,6 +121,11 @@ class _ReportInProgress:
     title: str = ""
     headline: list[str] = field(default_factory=list)
     interrupted: bool = False
+
+    @cached_property
+    def followed(self) -> list[FollowedExample]:
+        """The examples that a reader can follow."""
+        return followed_examples(self.context, self.pictures)
 
     def add(self, slug: str, finding: Finding) -> None:
         """Keep what the page's top and report.json take from a finding; its tensors are freed."""
@@ -274,7 +280,8 @@ def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedS
             return rendered(not_applicable=unmet)
         finding, blocks = _find_and_show_with_warnings(work.context, section)
         best = section.best(finding) if section.best else ()
-        followed, best_html = render_figures(finding.cover, work.pictures), render_blocks(best, work.pictures)
+        n_followed, best_html = len(work.context.followed_indices), render_blocks(best, work.pictures)
+        followed = [render_figures(finding.cover(i), work.pictures) for i in range(n_followed)]
         html = render_blocks(blocks, work.pictures)
         work.add(section.slug, finding)
         failure = "interrupted: only a part" * work.interrupted
@@ -306,7 +313,7 @@ def _find_and_show_with_warnings(context: ReportContext, section: Section[Any]) 
 def _page_html(work: _ReportInProgress, progress: str = "") -> str:
     context = work.context
     subject = f"{type(context.box.model).__name__}{context.data.prefixed_name_or_empty(' on ')}"
-    return render_page(subject, work.title, work.headline, "", work.sections, context.followed_text, progress)
+    return render_page(subject, work.title, work.headline, "", work.sections, work.followed, progress)
 
 
 def _report_json(work: _ReportInProgress, folder: ReportFolder, failures: dict[str, str]) -> bytes:

@@ -24,8 +24,8 @@ from .attack_figures import (
     accuracy_by_class_table,
     adversarial_and_change_figures,
     adversarial_figure,
-    captioned_figure,
-    class_and_prob_text,
+    input_and_change_figures,
+    smallest_change_grid,
 )
 from .attack_words import ROBUST_ACCURACY_TEXT, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence
 from .blocks import (
@@ -34,11 +34,11 @@ from .blocks import (
     Collapsible,
     ColorScaleImages,
     Figure,
-    FigureGrid,
     FileLinks,
     Heading,
     MethodInterpretation,
     Paragraph,
+    PerExample,
     Table,
 )
 from .context import ReportContext, Section, require_uninterrupted
@@ -88,11 +88,12 @@ class RobustnessFinding(Finding):
         """Of this model."""
         return self.models[0].robustness
 
-    @property
-    def cover(self) -> Sequence[Figure]:
-        if not (self.has_images and self.shown):
-            return []
-        return [adversarial_figure("this model", self.models[0].changes[0], self.classes)]
+    n_followed: int = 1  # of the examples shown, the first
+
+    def cover(self, place: int) -> Sequence[Figure]:
+        if not self.has_images or place >= self.n_followed:
+            return ()
+        return [adversarial_figure("this model", self.models[0].changes[place], self.classes)]
 
     def to_dict(self) -> dict[str, Any]:
         changes = {m.name: [{"distance": c.distance, "is_adversarial": c.is_adversarial} for c in m.changes]
@@ -118,7 +119,7 @@ def find(context: ReportContext) -> RobustnessFinding:
         answer=sentence, headline=(sentence,), attacked=[s.rows[i] for i in attacked], models=models,
         no_robust_model_reason=no_robust_model_reason, shown=context.examples(shown), classes=s.classes, nouns=nouns,
         accuracy=s.accuracy, n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
-        is_grayscale=_is_single_channel_or_flat(context.box),
+        is_grayscale=_is_single_channel_or_flat(context.box), n_followed=len(context.followed_indices),
     )  # fmt: skip
 
 
@@ -136,10 +137,10 @@ def _attacked_indices(context: ReportContext) -> list[int]:
 
 
 def _shown_example_indices(context: ReportContext) -> list[int]:
-    """Indices of the examples with figures: the followed one, then correct ones; where none is correct, any."""
-    s = context.survey
+    """Indices of the examples with figures: the followed ones, then correct ones; where none is correct, any."""
+    s, followed = context.survey, context.followed_indices
     others = s.typical_indices or s.indices_by_margin
-    return list(dict.fromkeys([context.followed_index, *others]))[:MAX_SHOWN_EXAMPLES]
+    return list(dict.fromkeys([*followed, *others]))[: max(MAX_SHOWN_EXAMPLES, len(followed))]
 
 
 def _labels_or_predictions(context: ReportContext) -> Tensor:
@@ -219,18 +220,13 @@ def show(finding: RobustnessFinding) -> list[Block]:
 
 
 def best(finding: RobustnessFinding) -> list[Block]:
-    """Two examples, the smallest change that fools the model, and the result; accuracies where inputs are no images."""
+    """The followed example and the next, the smallest change that fools the model, and the result; accuracies where
+    inputs are no images."""
     if not finding.has_images:
         return [_accuracy_table(finding.models[:1])]
-    changes = finding.models[0].changes[:N_BEST_EXAMPLES]
-    factor = attack_sheet.round_magnification_factor(colors.max_magnitude(*(c.delta for c in changes)))
-    figures = list[Figure]()
-    for c in changes:
-        lines = (class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
-        figures.append(captioned_figure(colors.image_to_rgb(c.original), "input", lines))
-        figures += adversarial_and_change_figures("this model", c, finding.classes, factor)
-    title = f"The smallest change that fools it, beside the input, and the change times {factor:g}:"
-    return [FigureGrid(figures, title, n_together=3 if len(figures) == 3 * len(changes) else 1)]
+    changes = finding.models[0].changes
+    pairs = [[c, *changes[i + 1 :], *changes[:i]][:N_BEST_EXAMPLES] for i, c in enumerate(changes)]
+    return [PerExample([[smallest_change_grid(pair, finding.classes)] for pair in pairs[: finding.n_followed]])]
 
 
 def _adversarial_lead_text(finding: RobustnessFinding) -> str:
@@ -302,10 +298,8 @@ def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
     )
     blocks: list[Block] = []
     for i, example in enumerate(finding.shown):
-        c = finding.models[0].changes[i]
-        lines = (class_and_prob_text(finding.classes[c.class_before], c.probs_before[0]),)
-        figures = [captioned_figure(colors.image_to_rgb(c.original), "input", lines)]
-        for m in finding.models:
+        figures = input_and_change_figures(finding.models[0].changes[i], finding.classes, factor)
+        for m in finding.models[1:]:
             figures += adversarial_and_change_figures(m.name, m.changes[i], finding.classes, factor)
         blocks.append(example.with_figures(figures))
     if finding.is_grayscale:

@@ -9,7 +9,7 @@ from ..adversarial.changes import PredictionChange
 from ..engine.optimize.constraints import format_eps
 from ..engine.proportion import Proportion
 from ..plots import attack_sheet, colors
-from .blocks import Figure, Table
+from .blocks import Figure, FigureGrid, Table
 from .pictures import PageImage
 from .words import format_named_prob, format_percent, format_prob
 
@@ -39,6 +39,21 @@ def adversarial_figure(model: str, change: PredictionChange, classes: Sequence[s
         f"p of {classes[change.class_after]} before: {format_prob(change.probs_before[1])}",
     )
     return captioned_figure(colors.image_to_rgb(change.image), f"fools {model}", lines, "bad")
+
+
+def input_and_change_figures(change: PredictionChange, classes: Sequence[str], factor: float) -> list[Figure]:
+    """The input, the input changed, and the change."""
+    lines = (class_and_prob_text(classes[change.class_before], change.probs_before[0]),)
+    figure = captioned_figure(colors.image_to_rgb(change.original), "input", lines)
+    return [figure, *adversarial_and_change_figures("this model", change, classes, factor)]
+
+
+def smallest_change_grid(changes: Sequence[PredictionChange], classes: Sequence[str]) -> FigureGrid:
+    """Each input, the input changed, and the change."""
+    factor = attack_sheet.round_magnification_factor(colors.max_magnitude(*(c.delta for c in changes)))
+    figures = [f for c in changes for f in input_and_change_figures(c, classes, factor)]
+    title = f"The smallest change that fools it, beside the input, and the change times {factor:g}:"
+    return FigureGrid(figures, title, n_together=3 if len(figures) == 3 * len(changes) else 1)
 
 
 def captioned_figure(image: Any, head: str, lines: tuple[str, ...], tone: str = "") -> Figure:

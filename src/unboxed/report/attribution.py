@@ -40,6 +40,7 @@ from .rows import (
     find_column_contributions,
     is_table,
     show_column_contributions,
+    show_images_or_rows,
 )
 from .verdict_notes import check_note_from_verdict
 from .words import count_noun, error_sentence
@@ -87,16 +88,15 @@ class AttributionFinding(Finding):
     columns: list[MethodMapColumn]
     notes: list[str]  # why there is no map of a kind
     push: ExampleMovedAlongGradients | None = None
-    followed: int = 0  # the followed example's place among the examples
+    followed: list[int] = field(default_factory=list)  # the places of the followed examples among the examples
 
     @property
     def examples(self) -> list[Example]:
         return [example for group in self.groups.values() for example in group]
 
-    @property
-    def cover(self) -> Sequence[Figure]:
+    def cover(self, place: int) -> Sequence[Figure]:
         column = self.columns[0]
-        figure = _map_figure(column, self.followed, COVER_SIDE_PIXELS)
+        figure = _map_figure(column, self.followed[place], COVER_SIDE_PIXELS)
         lines = (*figure.lines[1:], f"scale ±{column.scale:.3g}")
         return [replace(figure, head=figure.lines[0], lines=lines)]
 
@@ -119,7 +119,7 @@ def find(context: ReportContext) -> AttributionFinding:
         columns=columns,
         notes=notes,
         push=_move_along_gradients(context),
-        followed=indices.index(context.followed_index),
+        followed=[indices.index(i) for i in context.followed_indices],
     )
 
 
@@ -143,6 +143,8 @@ def _example_groups(context: ReportContext) -> dict[str, list[int]]:
     for title, indices in by_outcome.items():
         used = {i for group in groups.values() for i in group}
         groups[title] = [i for i in indices if i not in used][:MAX_EXAMPLES_PER_GROUP]
+    used = {i for group in groups.values() for i in group}
+    groups[title] += [i for i in context.followed_indices if i not in used]  # typical ones of more classes
     return {title: group for title, group in groups.items() if group}
 
 
@@ -306,25 +308,12 @@ def find_maps_or_contributions(context: ReportContext) -> Finding:
     return find_column_contributions(context) if is_table(context) else find(context)
 
 
-def show_maps_or_contributions(finding: Finding) -> list[Block]:
-    if isinstance(finding, RowAttributionFinding):
-        return show_column_contributions(finding)
-    return show(finding) if isinstance(finding, AttributionFinding) else []
-
-
-def best_maps_or_contributions(finding: Finding) -> list[Block]:
-    """What is seen before the section is opened."""
-    if isinstance(finding, RowAttributionFinding):
-        return best_column_contributions(finding)
-    return best(finding) if isinstance(finding, AttributionFinding) else []
-
-
 SECTION = Section(
     "Why this prediction?",
     "gradients",
     find_maps_or_contributions,
-    show_maps_or_contributions,
+    show_images_or_rows(show, RowAttributionFinding, show_column_contributions),
     needs=("pixels or table",),
     chapter=chapters.MISTAKES,
-    best=best_maps_or_contributions,
+    best=show_images_or_rows(best, RowAttributionFinding, best_column_contributions),
 )

@@ -237,6 +237,14 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
+class PerExample:
+    """What is shown of each example that a reader can follow: that of the chosen one is seen."""
+
+    variants: Sequence[Sequence[Block]]
+    kind: ClassVar[str] = "per_example"
+
+
+@dataclass(frozen=True)
 class Code:
     text: str
     kind: ClassVar[str] = "code"

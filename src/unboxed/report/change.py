@@ -15,7 +15,7 @@ from ..plots.colors import Array
 from ..plots.files import gif_bytes
 from ..synthesis import Morph, morph
 from . import chapters
-from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, FrameSlider, MethodInterpretation
+from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, FrameSlider, MethodInterpretation, PerExample
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .judge_model import classify_by_judge, judge_or_missing_reason
@@ -26,11 +26,12 @@ from .rows import (
     find_counterfactuals,
     is_table,
     show_counterfactuals,
+    show_images_or_rows,
 )
 from .words import count_noun, format_named_prob, format_prob, format_range
 
 MAX_SLIDER_FRAMES = 25  # under a slider
-N_FRAMES_IN_STRIP = 6
+N_FRAMES_IN_STRIP, MAX_SLIDERS = 6, 4
 N_SHOWN_CLASS_PROBABILITIES = 5  # classes whose probability is shown
 FRAME_SIDE_PIXELS, STRIP_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
 MAX_MORPH_ITERATIONS, MIN_MORPH_ITERATIONS = 200, 40
@@ -78,11 +79,14 @@ class MorphFinding(Finding):
     frames: Morph = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
-    @property
-    def cover(self) -> Sequence[Figure]:
-        outcome = self.outcomes[0]
+    n_followed: int = 1  # of the outcomes, the first
+
+    def cover(self, place: int) -> Sequence[Figure]:
+        if place >= self.n_followed:
+            return ()
+        outcome = self.outcomes[place]
         words = f"morphed to {outcome.target}" if outcome.reached else f"toward {outcome.target}: not\u00a0reached"
-        return [_morph_frame_figure(outcome, _morph_frames(self, 0)[-1], COVER_SIDE_PIXELS, words)]
+        return [_morph_frame_figure(outcome, _morph_frames(self, place)[-1], COVER_SIDE_PIXELS, words)]
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def find(context: ReportContext) -> MorphFinding:
         max_steps=steps,
         frames=morphs,
         classes=context.survey.classes,
+        n_followed=min(len(plans), len(context.followed_indices)),
     )
 
 
@@ -128,31 +133,32 @@ def _affordable_plans_and_steps(context: ReportContext, plans: list[MorphPlan]) 
 
 
 def _morph_plans(context: ReportContext) -> list[MorphPlan]:
-    """The most confident error to its label, the lowest margin to its runner-up, a typical example to its runner-up."""
+    """The followed examples; the most confident error to its label, the lowest margin and a typical example to their
+    runner-ups."""
     s = context.survey
-    plans, used = [_followed_morph_plan(context)], {context.followed_index}
+    plans, used = [_followed_morph_plan(context, i) for i in context.followed_indices], {*context.followed_indices}
     if s.misclassified and s.labels is not None and (i := s.misclassified[0]) not in used:
         plans.append(MorphPlan(i, int(s.labels[i]), "The most confident error, to its label"))
         used.add(i)
-    if (i := next((i for i in s.indices_by_margin if i not in used), -1)) >= 0:
+    if (i := s.indices_by_margin[0]) not in used:
         name = "The lowest margin" if s.exclusive_classes else "An example"
         plans.append(MorphPlan(i, int(s.runner_up[i]), f"{name}, to its runner-up"))
         used.add(i)
-    if unused := [i for i in s.typical_indices if i not in used]:
-        plans.append(MorphPlan(unused[0], int(s.runner_up[unused[0]]), "A typical example, to its runner-up"))
+    if s.typical_indices and not used.intersection(s.typical_indices):
+        i = s.typical_indices[0]
+        plans.append(MorphPlan(i, int(s.runner_up[i]), "A typical example, to its runner-up"))
     return plans
 
 
-def _followed_morph_plan(context: ReportContext) -> MorphPlan:
-    """The followed example: to its label where the model is wrong, else to its runner-up."""
-    s, i = context.survey, context.followed_index
+def _followed_morph_plan(context: ReportContext, i: int) -> MorphPlan:
+    """A followed example: to its label where the model is wrong, else to its runner-up."""
+    s = context.survey
     if s.labels is not None and s.is_correct is not None and not s.is_correct[i]:
-        name = "The most confident error" if i == s.misclassified[0] else "The followed example"
+        name = "The most confident error" if i == s.misclassified[0] else "An error"
         return MorphPlan(i, int(s.labels[i]), f"{name}, to its label")
-    is_lowest = s.exclusive_classes and i == s.indices_by_margin[0]
-    return MorphPlan(
-        i, int(s.runner_up[i]), f"{'The lowest margin' if is_lowest else 'The followed example'}, to its runner-up"
-    )
+    is_lowest, is_typical = s.exclusive_classes and i == s.indices_by_margin[0], i in s.typical_indices
+    name = "The lowest margin" if is_lowest else "A typical example" if is_typical else "The followed example"
+    return MorphPlan(i, int(s.runner_up[i]), f"{name}, to its runner-up")
 
 
 def _morph_outcome(
@@ -204,7 +210,7 @@ def show(finding: MorphFinding) -> list[Block]:
     return [
         MethodInterpretation.of(morph, *finding.check),
         *_reduced_steps_cautions(finding),
-        *(_morph_frame_slider(finding, i) for i in range(len(finding.outcomes))),
+        *(_morph_frame_slider(finding, i) for i in range(min(MAX_SLIDERS, len(finding.outcomes)))),
     ]
 
 
@@ -217,10 +223,15 @@ def _reduced_steps_cautions(finding: MorphFinding) -> list[Block]:
 
 def best(finding: MorphFinding) -> list[Block]:
     """The followed example on its way to the other class."""
-    outcome, frames = finding.outcomes[0], _morph_frames(finding, 0)
+    return [PerExample([[_morph_strip(finding, i)] for i in range(finding.n_followed)])]
+
+
+def _morph_strip(finding: MorphFinding, morph_index: int) -> FigureGrid:
+    outcome, frames = finding.outcomes[morph_index], _morph_frames(finding, morph_index)
     shown = [frames[t] for t in draw.evenly_spaced_indices(len(frames), N_FRAMES_IN_STRIP)]
-    name = f"{outcome.source.heading}, changed step by step until the model predicts {outcome.target}:"
-    return [FigureGrid([_morph_frame_figure(outcome, frame) for frame in shown], name)]
+    until = "until the model predicts" if outcome.reached else "toward"
+    name = f"{outcome.source.heading}, changed step by step {until} {outcome.target}:"
+    return FigureGrid([_morph_frame_figure(outcome, frame) for frame in shown], name)
 
 
 def _morph_frames(finding: MorphFinding, morph_index: int) -> list[MorphFrame]:
@@ -306,26 +317,13 @@ def find_morphs_or_counterfactuals(context: ReportContext) -> Finding:
     return find(context)
 
 
-def show_morphs_or_counterfactuals(finding: Finding) -> list[Block]:
-    if isinstance(finding, CounterfactualFinding):
-        return show_counterfactuals(finding)
-    return show(finding) if isinstance(finding, MorphFinding) else []
-
-
-def best_morphs_or_counterfactuals(finding: Finding) -> list[Block]:
-    """What is seen before the section is opened."""
-    if isinstance(finding, CounterfactualFinding):
-        return best_counterfactuals(finding)
-    return best(finding) if isinstance(finding, MorphFinding) else []
-
-
 SECTION = Section(
     "What would change its prediction?",
     "morphs",
     find_morphs_or_counterfactuals,
-    show_morphs_or_counterfactuals,
+    show_images_or_rows(show, CounterfactualFinding, show_counterfactuals),
     needs=("pixels or table", "classes"),
     objective_call=MINIMAL_ATTACK_CALL_TEMPLATE,
     chapter=chapters.PICTURES,
-    best=best_morphs_or_counterfactuals,
+    best=show_images_or_rows(best, CounterfactualFinding, best_counterfactuals),
 )

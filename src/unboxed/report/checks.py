@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,18 @@ from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
 from ..plots import draw
 from . import chapters
-from .blocks import Block, Caution, Collapsible, Figure, FigureGrid, Heading, Paragraph, RankedMethod, RankedMethods
+from .blocks import (
+    Block,
+    Caution,
+    Collapsible,
+    Figure,
+    FigureGrid,
+    Heading,
+    Paragraph,
+    PerExample,
+    RankedMethod,
+    RankedMethods,
+)
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
@@ -41,11 +52,18 @@ class RankingFinding(Finding):
     ranked: list[str]  # methods that apply, the most trustworthy first
     shown: list[Example]
     has_images: bool
-    maps: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # {method: (N, C, H, W)}, of those ranked
+    maps: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # {method: (n, C, H, W)}, of those ranked
+
+    def cover(self, place: int) -> Sequence[Figure]:
+        if place >= len(self.shown):
+            return ()
+        return [_map_figure(n, self.maps[n][place], self.methods[n]) for n in self.ranked[:1]]
 
     @property
-    def cover(self) -> Sequence[Figure]:
-        return [_map_figure(n, self.maps[n][0], self.methods[n]) for n in self.ranked[:1]] if self.shown else []
+    def best(self) -> list[str]:
+        """The methods whose maps are seen before the section is opened: the most trustworthy and the least."""
+        n = N_BEST_MAPS - 1 if len(self.ranked) > N_BEST_MAPS else N_BEST_MAPS
+        return [*self.ranked[:n], *self.ranked[n:][-1:]]
 
     def to_dict(self) -> dict[str, Any]:
         verdicts = {name: {**v.to_dict(), **v.figures} for name, v in self.methods.items()}
@@ -58,8 +76,8 @@ class RankingFinding(Finding):
 def find(context: ReportContext) -> RankingFinding:
     verdicts, not_run = verdicts_and_unaffordable_methods(context)
     ranked = [n for n in sorted(verdicts, key=lambda name: verdicts[name].rank) if verdicts[n].grade != NOT_APPLICABLE]
-    indices = context.example_indices[:N_EXPLAINED_EXAMPLES_PER_METHOD] if context.has_images else []
-    return RankingFinding(
+    indices = context.followed_indices if context.has_images else []
+    finding = RankingFinding(
         answer=_grade_counts_text(ranked, verdicts),
         headline=(_grade_counts_text(ranked, verdicts),),
         examples=len(context.verdict_inputs),
@@ -68,8 +86,9 @@ def find(context: ReportContext) -> RankingFinding:
         ranked=ranked,
         shown=context.examples(indices),
         has_images=context.has_images,
-        maps=_maps_by_method(context, indices, ranked) if indices else {},
+        maps={},
     )
+    return replace(finding, maps=_maps_by_method(context, indices, ranked, finding.best)) if indices else finding
 
 
 def _grade_counts_text(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> str:
@@ -94,10 +113,14 @@ def verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str,
     return verdicts, not_run
 
 
-def _maps_by_method(context: ReportContext, indices: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+def _maps_by_method(
+    context: ReportContext, indices: Sequence[int], names: Sequence[str], best: Sequence[str]
+) -> dict[str, Tensor]:
+    """The maps of these examples by the best methods, of the first ones by all."""
     x = context.box.validate_inputs(context.inputs(indices))
     score = resolve_target(context.box, x, None)
-    return {name: compute_map(context.box, context.candidates[name], x, score) for name in names}
+    n = {name: len(x) if name in best else N_EXPLAINED_EXAMPLES_PER_METHOD for name in names}
+    return {name: compute_map(context.box, context.candidates[name], x[: n[name]], score[: n[name]]) for name in names}
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -126,10 +149,10 @@ def best(finding: RankingFinding) -> list[Block]:
     blocks: list[Block] = [RankedMethods([_make_ranked_method(n, finding.methods[n]) for n in finding.ranked], True)]
     if not finding.shown:
         return blocks
-    n_best = N_BEST_MAPS - 1 if len(finding.ranked) > N_BEST_MAPS else N_BEST_MAPS
-    names = [*finding.ranked[:n_best], *finding.ranked[n_best:][-1:]]
-    maps = [_map_figure(n, finding.maps[n][0], finding.methods[n]) for n in names]
-    return [FigureGrid([finding.shown[0].figure(FIGURE_SIDE_PIXELS), *maps]), *blocks]
+    maps = [[_map_figure(n, finding.maps[n][i], finding.methods[n]) for n in finding.best]
+            for i in range(len(finding.shown))]  # fmt: skip
+    grids = [FigureGrid([e.figure(FIGURE_SIDE_PIXELS), *m]) for e, m in zip(finding.shown, maps, strict=True)]
+    return [PerExample([[grid] for grid in grids]), *blocks]
 
 
 def _nothing_learned_caution(finding: RankingFinding, names: Sequence[str]) -> list[Block]:
@@ -162,7 +185,7 @@ def _side_by_side_map_blocks(finding: RankingFinding) -> list[Block]:
         Heading("Side by side"),
         Paragraph(lead + "each map has its own scale, printed below it.", "soft"),
     ]
-    for i, example in enumerate(finding.shown):
+    for i, example in enumerate(finding.shown[:N_EXPLAINED_EXAMPLES_PER_METHOD]):
         maps = [_map_figure(n, finding.maps[n][i], finding.methods[n]) for n in finding.ranked]
         blocks.append(example.with_figures([example.input_figure(FIGURE_SIDE_PIXELS), *maps]))
     return blocks

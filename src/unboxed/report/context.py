@@ -32,6 +32,7 @@ from .words import format_named_prob, format_prob
 TRAINING_DATA_NEED, TEXTS_NEED = "training data", "texts"  # what a section may need
 N_VERDICT_EXAMPLES, N_VERDICT_EXAMPLES_OF_LARGE_MODEL = 8, 4  # examples on which methods are judged
 N_VERDICT_TEXTS = 12  # a text has few words, so that more of them decide
+N_FOLLOWED_EXAMPLES, N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL, MAX_FOLLOWED_ERRORS = 6, 3, 3  # that a reader can follow
 MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES = 5e11  # of one verdict, above which the model counts as large
 MODULE_CALL_OVERHEAD_FLOPS = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_CAPTION_VALUES = 3  # outputs or labels of an example that are named in its caption
@@ -88,21 +89,15 @@ class ReportContext:
         s = self.survey
         return (s.misclassified or s.indices_by_margin)[0] if self.example is None else s.rows.index(self.example)
 
-    @property
-    def followed_text(self) -> str:
-        """Which example is followed, and why."""
-        s, i = self.survey, self.followed_index
-        label = self.label_name(i)
-        truth = "" if label is None else f" Its {'true value' if s.targets is not None else 'label'} is {label}."
-        why = "its margin is the lowest" if s.exclusive_classes else "it is the first"
-        if s.misclassified:
-            why = "it is the most confident error"
-        elif s.targets is not None:
-            why = "its error is the largest"
-        chosen = "It was asked for." if self.example is not None else f"It was chosen because {why}."
-        verb = "The model's output is" if self.is_regression else "The model predicts"
-        name = self.data.file_name(s.rows[i]) or f"Example {s.rows[i]}"
-        return f"{name}. {verb} {self.prediction_text(i)}.{truth} {chosen}"
+    @cached_property
+    def followed_indices(self) -> list[int]:
+        """The examples that a reader can follow: that one, then errors, the lowest margin, and typical ones."""
+        if not self.has_images:
+            return [self.followed_index]
+        n = N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL if self.is_large else N_FOLLOWED_EXAMPLES
+        s = self.survey
+        errors, typical = s.misclassified[1:MAX_FOLLOWED_ERRORS], s.typical_indices[:N_FOLLOWED_EXAMPLES]
+        return list(dict.fromkeys([*self.example_indices[:3], *errors, *typical]))[:n]
 
     @cached_property
     def example_indices(self) -> list[int]:
@@ -116,13 +111,22 @@ class ReportContext:
         s = self.survey
         return list(dict.fromkeys([*s.typical_indices[:1], *s.indices_by_margin[:1]]))[:max_examples]
 
+    @property
+    def _n_verdict_examples(self) -> int:
+        return N_VERDICT_TEXTS if self.has_texts else N_VERDICT_EXAMPLES
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether verdicts, and what is made of each followed example, must do with few examples."""
+        flops = (estimated_verdict_flops(self.box, m, self._n_verdict_examples) for m in self.candidates.values())
+        return min(flops, default=0.0) > MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES
+
     @cached_property
     def verdict_indices(self) -> list[int]:
         """The examples on which methods are judged: the report's examples, then others from all over the data."""
-        n = N_VERDICT_TEXTS if self.has_texts else N_VERDICT_EXAMPLES
+        n = self._n_verdict_examples
         others = evenly_spaced_indices(len(self.survey.rows), 2 * n)
-        least_flops = min((estimated_verdict_flops(self.box, m, n) for m in self.candidates.values()), default=0.0)
-        n = N_VERDICT_EXAMPLES_OF_LARGE_MODEL if least_flops > MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES else n
+        n = N_VERDICT_EXAMPLES_OF_LARGE_MODEL if self.is_large else n
         return list(dict.fromkeys([*self.example_indices[:n], *others]))[:n]
 
     @cached_property

@@ -45,9 +45,11 @@ class Finding:
     headline: tuple[str, ...] = ()
     interrupted: bool = False
 
-    @property
-    def cover(self) -> Sequence[Figure]:
-        """What the section shows of the followed example, at the top of the page: one or two figures."""
+    def cover(self, place: int) -> Sequence[Figure]:
+        """What the section shows, at the top of the page, of an example that is followed: one or two figures.
+
+        A reader can choose among several examples; `place` counts them, 0 is the one followed at first.
+        """
         return ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..influence.influence_functions import without_large_score_warning
 from ..plots import colors
 from ..plots.results.influence import format_score
 from . import chapters
-from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph
+from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph, PerExample
 from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .influence_checks import (
@@ -96,9 +96,9 @@ class InfluenceFinding(Finding):
     suspected_mislabels: tuple[SuspectedLabel, ...]
     removal: RemovalProof | None  # where the training can be run again at a low cost
 
-    @property
-    def cover(self) -> Sequence[Figure]:
-        return [_scored_example_figure(e, "taught by", "", BEST_SIDE_PIXELS) for e in self.answers[0].helpful[:1]]
+    def cover(self, place: int) -> Sequence[Figure]:
+        helpful = [e for answer in self.answers[place : place + 1] for e in answer.helpful[:1]]
+        return [_scored_example_figure(e, "taught by", "", BEST_SIDE_PIXELS) for e in helpful]
 
     @property
     def is_measured(self) -> bool:
@@ -110,7 +110,7 @@ class InfluenceFinding(Finding):
 
 
 def find(context: ReportContext) -> InfluenceFinding:
-    rows = context.example_indices[:MAX_INFLUENCE_QUERIES]
+    rows = context.followed_indices[:MAX_INFLUENCE_QUERIES]
     train = _read_training_examples(context)
     solver = influence.Kronecker()  # fitted once for scores, pixels and the verdict
     method, taken = scoring_method_and_train_input(context, train, solver)
@@ -230,12 +230,16 @@ def show(finding: InfluenceFinding) -> list[Block]:
 
 def best(finding: InfluenceFinding) -> list[Block]:
     """The training examples behind the followed example's prediction."""
-    answer = finding.answers[0]
+    grids = [_influences_grid(answer) for answer in finding.answers]
+    return [PerExample([[grid] for grid in grids])] if all(grid.figures for grid in grids) else []
+
+
+def _influences_grid(answer: AnswerWithInfluences) -> FigureGrid:
     figures = [answer.query.figure(BEST_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
     figures += [_scored_example_figure(e, "helpful", "good", BEST_SIDE_PIXELS) for e in answer.helpful]
     figures += [_scored_example_figure(e, "harmful", "bad", BEST_SIDE_PIXELS) for e in answer.harmful]
     text = "An example, the training examples that made its prediction likelier, and those that made it less likely:"
-    return [FigureGrid(figures, text)] if figures else []
+    return FigureGrid(figures, text)
 
 
 def _removal_blocks(removal: RemovalProof | None) -> list[Block]:

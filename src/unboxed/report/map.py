@@ -13,7 +13,7 @@ from ..activations import TsneMaps, nearest_neighbors, tsne
 from ..plots import draw
 from ..plots import embedding as drawn
 from . import chapters
-from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, MethodInterpretation, Paragraph
+from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, MethodInterpretation, Paragraph, PerExample
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import PageFile
@@ -45,11 +45,10 @@ class MapFinding(Finding):
     group_names: list[str]
     has_labels: bool
     has_images: bool
-    followed: int  # the followed example's place among the N
+    followed: list[int]  # the places of the followed examples among the N
 
-    @property
-    def cover(self) -> Sequence[Figure]:
-        return [_neighbor_figure(self, rank) for rank in (0,)] if self.has_images else []
+    def cover(self, place: int) -> Sequence[Figure]:
+        return [_neighbor_figure(self, self.followed[place], 0)] if self.has_images else []
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -57,8 +56,8 @@ class MapFinding(Finding):
 
 def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFinding:
     s = context.survey
-    followed = context.followed_index
-    indices = sorted({*draw.evenly_spaced_indices(len(s.rows), max_points), followed})
+    followed = context.followed_indices
+    indices = sorted({*draw.evenly_spaced_indices(len(s.rows), max_points), *followed})
     if len(indices) < MIN_MAPPED_EXAMPLES:
         raise NotApplicable(f"A map needs at least {MIN_MAPPED_EXAMPLES} examples; the data have {len(indices)}.")
     x = context.inputs(indices)
@@ -84,7 +83,7 @@ def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFi
         group_names=group_names,
         has_labels=s.labels is not None,
         has_images=context.has_images,
-        followed=indices.index(followed),
+        followed=[indices.index(i) for i in followed],
     )
 
 
@@ -133,15 +132,19 @@ def best(finding: MapFinding) -> list[Block]:
     """The followed example and its nearest neighbors in the last hidden layer."""
     if not finding.has_images:
         return []
+    return [PerExample([[_neighbor_grid(finding, i)] for i in finding.followed])]
+
+
+def _neighbor_grid(finding: MapFinding, i: int) -> FigureGrid:
     k = list(finding.neighbors.values())[-1].shape[1]
-    figures = [finding.shown[finding.followed].figure(), *(_neighbor_figure(finding, rank) for rank in range(k))]
-    return [FigureGrid(figures, "An example, and those that are nearest to it in the last hidden layer:")]
+    figures = [finding.shown[i].figure(), *(_neighbor_figure(finding, i, rank) for rank in range(k))]
+    return FigureGrid(figures, "An example, and those that are nearest to it in the last hidden layer:")
 
 
-def _neighbor_figure(finding: MapFinding, rank: int) -> Figure:
-    """The example that is `rank`-th nearest to the followed one in the last hidden layer."""
+def _neighbor_figure(finding: MapFinding, i: int, rank: int) -> Figure:
+    """The example that is `rank`-th nearest to the i-th in the last hidden layer."""
     neighbors = list(finding.neighbors.values())[-1]  # (N, k)
-    return finding.shown[int(neighbors[finding.followed, rank])].figure()
+    return finding.shown[int(neighbors[i, rank])].figure()
 
 
 def _label_agreement_text(finding: MapFinding) -> str:
@@ -205,7 +208,7 @@ def _map_block(finding: MapFinding) -> MapBlock:
         "map-plane", layers, finding.groups, finding.group_names, is_wrong, lines, [e.name for e in finding.shown],
         f"Map of {count_noun(finding.examples, 'example')}, colored by {color}",
         "Point at a dot to see its example; click it to see its nearest neighbors in the layer.",
-        keys, make_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None, finding.followed,
+        keys, make_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None, finding.followed[0],
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class OverviewFinding(Finding):
     matrix_classes: list[str] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     matrix: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
     n_omitted_classes: int = 0
-    followed: Example | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # None where inputs are no images
+    followed: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # none where inputs are no images
     misclassified: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # none where inputs are no images
     ambiguous: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     exclusive_classes: bool = True
@@ -83,9 +83,8 @@ class OverviewFinding(Finding):
     label_scores: list[LabelScore] = field(default_factory=list)  # of yes/no labels
     position_scores: list[PositionScore] = field(default_factory=list)  # of label maps
 
-    @property
-    def cover(self) -> Sequence[Figure]:
-        return [] if self.followed is None else [self.followed.figure(show_runner_up=not self.misclassified)]
+    def cover(self, place: int) -> Sequence[Figure]:
+        return [e.figure(show_runner_up=not self.misclassified) for e in self.followed[place : place + 1]]
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -129,7 +128,7 @@ def find(context: ReportContext) -> OverviewFinding:
         matrix_classes=[context.class_name(k) for k in shown_classes],
         matrix=s.confusion[shown_classes][:, shown_classes],
         n_omitted_classes=len(s.classes) - len(shown_classes),
-        followed=context.examples([context.followed_index])[0] if context.has_images else None,
+        followed=context.examples(context.followed_indices) if context.has_images else [],
         misclassified=context.examples(errors),
         ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if is_shown else [],
         exclusive_classes=s.exclusive_classes,

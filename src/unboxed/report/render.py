@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..plots.text import hyphens_to_minus_signs
 from .blocks import Block, Figure, column_width, figures_per_row, longest_caption_word, phone_columns
 from .chapters import Chapter
+from .followed import FollowedExample
 from .pictures import PageImageStore
 from .words import format_bar_prob
 
@@ -28,7 +29,7 @@ class RenderedSection:
     chapter: Chapter | None = None
     headline: Sequence[str] = ()  # sentences for the top of the page
     best: str = ""  # HTML that is seen before the section is opened
-    followed: str = ""  # HTML: the followed example in this section
+    followed: Sequence[str] = ()  # HTML: each followed example in this section, "" where it is not shown
 
     @property
     def short_title(self) -> str:
@@ -114,12 +115,12 @@ def render_page(
     headline: Sequence[str],
     cover: str,
     sections: Sequence[RenderedSection],
-    followed: str = "",
+    followed: Sequence[FollowedExample] = (),
     progress: str = "",
 ) -> str:
     """The whole page: `subject` names the model and the data, `cover` is the HTML beside the headline.
 
-    `followed` says which example is followed through the sections; `progress` that the page is still being made.
+    `followed` are the examples that can be followed through the sections; `progress` says that the page is being made.
     """
     shown = [s for s in sections if not s.not_applicable]
     return _jinja_environment().get_template("page.html").render(

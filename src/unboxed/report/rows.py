@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
 
 def is_table(context: ReportContext) -> bool:
     return isinstance(context.box.inputs, Features)
+
+
+def show_images_or_rows(
+    show_images: Callable[[Any], list[Block]], row_finding: type[Finding], show_rows: Callable[[Any], list[Block]]
+) -> Callable[[Finding], list[Block]]:
+    """What shows the findings of images, and those of rows of a table."""
+    return lambda finding: show_rows(finding) if isinstance(finding, row_finding) else show_images(finding)
 
 
 # -- why this prediction? ----------------------------------------------------------------------------------------------

@@ -67,11 +67,12 @@ class ClassImageFinding(Finding):
     no_judge_reason: str
     differences: dict[str, float]  # {class: root mean square difference between its starts}
     plan: ClassImagePlan  # what the model affords
-    cover_class: int  # index into `classes`, of the example on the cover
+    followed_classes: list[int | None]  # of each followed example, its class as an index into `classes`
 
-    @property
-    def cover(self) -> Sequence[Figure]:
-        figure = _class_image_figure(self, "robust", self.cover_class, side=COVER_SIDE_PIXELS)
+    def cover(self, place: int) -> Sequence[Figure]:
+        if (k := self.followed_classes[place]) is None:
+            return ()
+        figure = _class_image_figure(self, "robust", k, side=COVER_SIDE_PIXELS)
         tone = "" if self.judged and is_judge_approval_weak_evidence(self.judged) else figure.tone
         return [replace(figure, head=f"image of {figure.head}", tone=tone)]
 
@@ -115,7 +116,7 @@ def find(context: ReportContext) -> ClassImageFinding:
         no_judge_reason=no_judge_reason,
         differences=dict(zip(names, differences.tolist(), strict=True)),
         plan=plan,
-        cover_class=_cover_class_index(context, classes),
+        followed_classes=_classes_of_followed_examples(context, classes),
     )
 
 
@@ -165,11 +166,10 @@ def _rms_difference_between_starts(images: Tensor) -> Tensor:
     return torch.stack([(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]).mean(0).cpu()
 
 
-def _cover_class_index(context: ReportContext, classes: Sequence[int]) -> int:
-    """The index of the class that the example on the cover is classified as."""
-    s = context.survey
-    answer = int(s.predicted[context.followed_index])
-    return classes.index(answer) if answer in classes else 0
+def _classes_of_followed_examples(context: ReportContext, classes: Sequence[int]) -> list[int | None]:
+    """The indices of the classes that the followed examples are classified as; None where it has no image."""
+    answers = context.survey.predicted[context.followed_indices].tolist()
+    return [classes.index(answer) if answer in classes else None for answer in answers]
 
 
 # -- show --------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,15 @@
     remember(root.dataset.theme);
   });
 
+  function follow(k) {
+    for (const group of document.querySelectorAll(".per-example")) {
+      const variants = [...group.children], chosen = variants[k] || variants[0];
+      for (const one of variants) one.hidden = one !== chosen;
+    }
+    for (const button of document.querySelectorAll(".chooser button")) button.setAttribute("aria-pressed", String(Number(button.dataset.choose) === k));
+  }
+  for (const button of document.querySelectorAll(".chooser button")) button.addEventListener("click", () => follow(Number(button.dataset.choose)));
+
   for (const morph of document.querySelectorAll(".morph")) {
     const data = JSON.parse(morph.querySelector("script").textContent);
     const image = morph.querySelector(".stage > img");
