@@ -22,6 +22,7 @@ from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
+from .inputs.labels import readable_class_names
 from .objectives import Objective, mean_over_positions
 from .validation import valid_seed
 
@@ -200,7 +201,9 @@ class _Run(MethodRun):
             if self.classes[0] == self.classes[1]:
                 raise InputError(f"target and versus are both {box.classes[self.classes[0]]!r}: give another class")
         self.score, self.top_outputs = self._score(), _top_outputs(box, x)
-        self.side_maps: dict[str, dict[str, Tensor]] = {box.classes[k]: {} for k in self.classes[1:] and self.classes}
+        self.side_maps: dict[str, dict[str, Tensor]] = {
+            readable_class_names(box.classes)[k]: {} for k in self.classes[1:] and self.classes
+        }
 
     def _score(self) -> Any:
         """The class (1,), or the difference of two classes' scores."""
@@ -216,7 +219,9 @@ class _Run(MethodRun):
         with suppress(UnboxedError):
             for k in self.classes[1:] and self.classes:
                 one = torch.tensor([k], device=self.box.device)
-                self.side_maps[self.box.classes[k]][name] = compute_map(self.box, self.methods[name], self.x, one)
+                self.side_maps[readable_class_names(self.box.classes)[k]][name] = compute_map(
+                    self.box, self.methods[name], self.x, one
+                )
 
     def explanation(self) -> Explanation:
         """What there is so far, the most trustworthy first; methods that are not judged yet come last."""
@@ -255,11 +260,12 @@ def partial_settings_text(method: AttributionMethodFn) -> str:
 
 
 def _output_name(box: Box, k: int) -> str:
-    return f"output {box.classes[k]}" if box.outputs == "regression" else box.classes[k]
+    return f"output {box.classes[k]}" if box.outputs == "regression" else readable_class_names(box.classes)[k]
 
 
 def _top_outputs(box: Box, x: Tensor) -> dict[str, float]:
     logits = box(x)
     values = logits if box.outputs == "regression" else box.probs_from_logits(logits)
     top = torch.topk(mean_over_positions(values)[0], min(N_TOP_OUTPUTS, values.shape[1]))
-    return {box.classes[k]: v for v, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
+    names = readable_class_names(box.classes)
+    return {names[k]: v for v, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import unboxed as ub
 from unboxed import cli
 from unboxed.errors import InputError
+from unboxed.plots.explanation_sheet import map_picture
 from unboxed.report import SECTIONS, report
 from unboxed.report.render import RenderedSection, group_into_chapters
 
@@ -98,3 +99,23 @@ def test_an_example_that_is_not_there_is_refused(box: ub.Box, tmp_path: Path) ->
         with pytest.raises(InputError, match="example must be"):
             report(box, data(box), tmp_path / "out", example=example, quiet=True)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_wordnet_and_of_long_files_are_read(box: ub.Box, folder: Path, tmp_path: Path) -> None:
+    names = ("n02099601 golden_retriever", "n02012849 crane", "n03126707 crane")
+    named = ub.Box(box.model, box.inputs, classes=names, outputs="logits")
+    made = report(named, data(box), tmp_path / "a", sections=["overview"], quiet=True)
+    page = made.path.read_text(encoding="utf-8")
+    assert "golden retriever" in page
+    assert "crane (2)" in page
+    assert "n02099601" not in page
+    (folder / "0" / "0-1.png").rename(folder / "0" / "a_file_with_a_very_long_name.png")
+    made = report(box, ub.data.folder(folder, box), tmp_path / "b", sections=["overview"], quiet=True)
+    assert "a_\u200bfile_\u200bwi…name.png" in made.path.read_text(encoding="utf-8").replace("0/\u200b", "")
+
+
+def test_maps_of_photos_lie_over_them() -> None:
+    photo, flat = torch.rand(3, 128, 128), torch.full((3, 128, 128), 1e-9)
+    assert map_picture(photo, flat, 1.0).shown.std() > 5  # the photo is seen through the map
+    small = map_picture(photo[:, :28, :28], flat[:, :28, :28], 1.0)
+    assert small.shown.std() == 0  # that of a small image is alone

@@ -108,6 +108,23 @@ def unique_class_names(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name} ({k})" if name in repeated else name for k, name in enumerate(classes))
 
 
+@lru_cache(maxsize=64)
+def readable_class_names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Unique names as a person reads them: of "n02099601 golden_retriever, retriever" the first name alone.
+
+    >>> readable_class_names(("n02099601 golden_retriever", "n02012849 crane", "n03126707 crane"))
+    ('golden retriever', 'crane (1)', 'crane (2)')
+    """
+    lines = [WORDNET_SYNSET_PATTERN.fullmatch(name) for name in classes]
+    if not any(line and line[2] for line in lines):
+        return classes
+    names = [
+        line[2].split(",")[0].replace("_", " ").strip() if line and line[2] else name
+        for line, name in zip(lines, classes, strict=True)
+    ]
+    return unique_class_names(names)
+
+
 def match_label_names_to_classes(
     names: Sequence[str], classes: Sequence[str], names_source: str = "labels"
 ) -> dict[str, int]:

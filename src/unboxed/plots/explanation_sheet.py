@@ -9,7 +9,7 @@ from PIL import Image
 
 from . import colors
 from .attribution_plot import overlay_map
-from .draw import VMAX_QUANTILE, map_to_rgb_and_range_text
+from .draw import VMAX_QUANTILE, map_to_rgb_and_range_text, signed_map_to_rgb
 from .sheet import Tile, contact_sheet
 from .tables import contribution_bars, stack_panels
 
@@ -27,13 +27,16 @@ class MapPicture(NamedTuple):
     scale: str
 
 
-def map_picture(x: Any, m: Any) -> MapPicture:
-    """A map (C or 1, H, W) of an input (C, H, W); maps of another size than the photo's are not laid over it."""
-    rgb, scale = map_to_rgb_and_range_text(m)
+def map_picture(x: Any, m: Any, vmax: float | None = None) -> MapPicture:
+    """A map (C or 1, H, W) of an input (C, H, W), on the scale of -vmax to vmax or on its own.
+
+    Maps of another size than the photo's are not laid over it.
+    """
+    rgb, scale = map_to_rgb_and_range_text(m) if vmax is None else (signed_map_to_rgb(m, vmax), f"±{vmax:.3g}")
     image, summed = colors.image_to_rgb(x), colors.sum_channels(m)
     if max(image.shape[:2]) <= colors.MAX_PIXELATED_SIDE_PIXELS or image.shape[:2] != summed.shape[-2:]:
         return MapPicture(rgb, rgb, scale)
-    vmax = colors.max_magnitude(summed, quantile=VMAX_QUANTILE)
+    vmax = colors.max_magnitude(summed, quantile=VMAX_QUANTILE) if vmax is None else vmax
     return MapPicture(overlay_map(image, summed, vmax), rgb, scale)
 
 

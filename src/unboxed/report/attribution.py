@@ -16,6 +16,7 @@ from ..errors import UnboxedError
 from ..model import relu_rules
 from ..objectives import Objective
 from ..plots import colors, draw
+from ..plots.explanation_sheet import map_picture
 from ..plots.sheet import ColorBar
 from . import chapters
 from .blocks import (
@@ -96,7 +97,8 @@ class AttributionFinding(Finding):
 
     def cover(self, place: int) -> Sequence[Figure]:
         column = self.columns[0]
-        figure = _map_figure(column, self.followed[place], COVER_SIDE_PIXELS)
+        i = self.followed[place]
+        figure = _map_figure(column, i, self.examples[i].x, COVER_SIDE_PIXELS)
         lines = (*figure.lines[1:], f"scale ±{column.scale:.3g}")
         return [replace(figure, head=figure.lines[0], lines=lines)]
 
@@ -238,7 +240,7 @@ def best(finding: AttributionFinding) -> list[Block]:
     """Some examples, each with the map of its prediction."""
     column, figures = finding.columns[0], list[Figure]()
     for i, example in enumerate(finding.examples[:N_EXPLAINED_ERRORS]):
-        figure = _map_figure(column, i, COVER_SIDE_PIXELS)
+        figure = _map_figure(column, i, example.x, COVER_SIDE_PIXELS)
         figures += [example.figure(COVER_SIDE_PIXELS), replace(figure, head=figure.lines[0], lines=figure.lines[1:])]
     text = "Beside each example: where a brighter pixel makes that prediction likelier (red) or less likely (blue)."
     return [FigureGrid(figures, text, n_together=2)]
@@ -256,11 +258,12 @@ def _example_group_blocks(finding: AttributionFinding) -> Iterator[Block]:
 def _example_with_map_figures(
     example: Example, columns: Sequence[MethodMapColumn], example_index: int
 ) -> ExampleWithFigures:
-    figures = [example.input_figure(FIGURE_SIDE_PIXELS), *(_map_figure(c, example_index) for c in columns)]
+    figures = [example.input_figure(FIGURE_SIDE_PIXELS), *(_map_figure(c, example_index, example.x) for c in columns)]
     return example.with_figures(figures, show_runner_up=True)
 
 
-def _map_figure(column: MethodMapColumn, example_index: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
+def _map_figure(column: MethodMapColumn, example_index: int, x: Tensor, side: int = FIGURE_SIDE_PIXELS) -> Figure:
+    """A map of the input x (C, H, W), laid over it where it is a photo."""
     title = (
         f"{GRADIENT_COLUMN_TITLE} of {column.targets[example_index]}"
         if column.title == GRADIENT_COLUMN_TITLE
@@ -271,7 +274,7 @@ def _map_figure(column: MethodMapColumn, example_index: int, side: int = FIGURE_
     )
     alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
     return Figure(
-        PageImage(draw.signed_map_to_rgb(column.maps[example_index], column.scale), alt, side), "", (title, *notes)
+        PageImage(map_picture(x, column.maps[example_index], column.scale).shown, alt, side), "", (title, *notes)
     )
 
 

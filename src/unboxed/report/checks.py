@@ -13,7 +13,7 @@ from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
-from ..plots import draw
+from ..plots.explanation_sheet import map_picture
 from . import chapters
 from .blocks import (
     Block,
@@ -57,7 +57,7 @@ class RankingFinding(Finding):
     def cover(self, place: int) -> Sequence[Figure]:
         if place >= len(self.shown):
             return ()
-        return [_map_figure(n, self.maps[n][place], self.methods[n]) for n in self.ranked[:1]]
+        return [_map_figure(self, n, place) for n in self.ranked[:1]]
 
     @property
     def best(self) -> list[str]:
@@ -149,8 +149,7 @@ def best(finding: RankingFinding) -> list[Block]:
     blocks: list[Block] = [RankedMethods([_make_ranked_method(n, finding.methods[n]) for n in finding.ranked], True)]
     if not finding.shown:
         return blocks
-    maps = [[_map_figure(n, finding.maps[n][i], finding.methods[n]) for n in finding.best]
-            for i in range(len(finding.shown))]  # fmt: skip
+    maps = [[_map_figure(finding, n, i) for n in finding.best] for i in range(len(finding.shown))]
     grids = [FigureGrid([e.figure(FIGURE_SIDE_PIXELS), *m]) for e, m in zip(finding.shown, maps, strict=True)]
     return [PerExample([[grid] for grid in grids]), *blocks]
 
@@ -186,16 +185,17 @@ def _side_by_side_map_blocks(finding: RankingFinding) -> list[Block]:
         Paragraph(lead + "each map has its own scale, printed below it.", "soft"),
     ]
     for i, example in enumerate(finding.shown[:N_EXPLAINED_EXAMPLES_PER_METHOD]):
-        maps = [_map_figure(n, finding.maps[n][i], finding.methods[n]) for n in finding.ranked]
+        maps = [_map_figure(finding, n, i) for n in finding.ranked]
         blocks.append(example.with_figures([example.input_figure(FIGURE_SIDE_PIXELS), *maps]))
     return blocks
 
 
-def _map_figure(name: str, attribution_map: Tensor, verdict: Verdict) -> Figure:
-    image, scale_text = draw.map_to_rgb_and_range_text(attribution_map)
+def _map_figure(finding: RankingFinding, name: str, i: int) -> Figure:
+    """The map of the i-th example shown, laid over it where it is a photo."""
+    picture, verdict = map_picture(finding.shown[i].x, finding.maps[name][i]), finding.methods[name]
     title = attribution_cards()[name].name
-    picture = PageImage(image, f"{title} ({verdict.badge}, {scale_text})", FIGURE_SIDE_PIXELS)
-    return Figure(picture, title, (verdict.badge, scale_text), TONE_BY_GRADE[verdict.grade])
+    image = PageImage(picture.shown, f"{title} ({verdict.badge}, {picture.scale})", FIGURE_SIDE_PIXELS)
+    return Figure(image, title, (verdict.badge, picture.scale), TONE_BY_GRADE[verdict.grade])
 
 
 SECTION = Section("Which map to trust?", "ranking", find, show, chapter=chapters.BELIEF, best=best, texts=True)

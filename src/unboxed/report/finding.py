@@ -12,6 +12,7 @@ from ..engine.results import json_summary
 from ..plots import colors
 from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Table
 from .pictures import PageImage
+from .words import breakable
 
 METADATA_OF_FIELD_NOT_IN_JSON = {"in_summary": False}
 """The metadata of a dataclass field that the page shows and report.json leaves out."""
@@ -104,7 +105,7 @@ class Example:
         probability = self.output if self.prediction else ""
         label = "" if self.label is None else f"label {self.label}"
         rival = f"or {self.runner_up}" if show_runner_up and self.runner_up else ""
-        return (*filter(None, (probability, label, rival)), self.name)
+        return (*filter(None, (probability, label, rival)), breakable(self.name))
 
     def figure(self, side: int = 112, *, show_runner_up: bool = False) -> Figure:
         """The input with its prediction and label."""

@@ -19,13 +19,13 @@ from ..engine.read.class_labels import data_name_for_messages, dataset_class_nam
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
 from ..inputs.items import SkippedExamples, item_or_data_error
-from ..inputs.labels import are_default_class_names, label_to_value
+from ..inputs.labels import are_default_class_names, label_to_value, readable_class_names
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from .words import shorten_middle
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
-MAX_FILE_NAME_CHARACTERS = 28  # that are printed
+MAX_FILE_NAME_CHARACTERS = 20  # that are printed
 BINARY_CLASS_NAMES = ("no", "yes")  # of a model with one probability, unless they are named
 
 
@@ -209,6 +209,6 @@ def _split_item_into_input_and_label(item: Any, labeled: bool) -> tuple[Any, Any
 def _class_names_of_box_or_data(data_classes: tuple[str, ...], box: Box) -> tuple[str, ...]:
     """The box's class names; the data's, where the box only has numbers."""
     if not are_default_class_names(box.classes):
-        return box.classes
+        return readable_class_names(box.classes)
     unnamed = BINARY_CLASS_NAMES if box.outputs == "binary" else box.classes
-    return data_classes if len(data_classes) == len(box.classes) else unnamed
+    return readable_class_names(data_classes) if len(data_classes) == len(box.classes) else unnamed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -88,6 +89,11 @@ def shorten_middle(text: str, max_characters: int) -> str:
     """
     n_kept = max_characters - 1
     return text if len(text) <= max_characters else f"{text[: n_kept - n_kept // 2]}…{text[-(n_kept // 2) :]}"
+
+
+def breakable(name: str) -> str:
+    """A file's name that may be broken after its dashes, underscores and slashes."""
+    return re.sub(r"([-_/])(?=.)", "\\1\u200b", name)
 
 
 def layer_display_name(address: str) -> str:
