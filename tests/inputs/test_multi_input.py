@@ -184,3 +184,17 @@ def test_a_loader_of_other_examples_is_refused(kind: str) -> None:
     one = DataLoader(TensorDataset(torch.rand(6, 1, 4, 4)), batch_size=2)
     with pytest.raises((DataError, InputError), match=r"several inputs is a dict or tuple|wanted a tuple|input 0"):
         ub.activations.statistics(box(kind), one, ["image"])
+
+
+def test_the_map_of_one_part_by_its_name() -> None:
+    box = ub.Box(Both(), inputs("dict"))
+    x = {"image": torch.rand(2, 1, 4, 4), "table": torch.randn(2, 2)}
+    found = ub.attribution.gradient(box, x, 1)
+    assert torch.equal(found["table"], found.map["table"])
+    assert tuple(found["image"].shape) == (2, 1, 4, 4)
+    with pytest.raises(KeyError, match="no map of 'text': one of image, table"):
+        found["text"]
+    single = ub.attribution.gradient(ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), ub.Pixels((1, 2, 2))),
+                                     torch.rand(1, 1, 2, 2), 0)  # fmt: skip
+    with pytest.raises(KeyError, match="it is one map"):
+        single["image"]

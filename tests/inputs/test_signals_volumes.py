@@ -228,3 +228,12 @@ def test_a_table_is_packed_as_it_is() -> None:
     table, x = ub.Features(("a", "b")), torch.rand(2, 2)
     assert table.pack(x) is x
     assert table.unpack(x) is x
+
+
+def test_signals_of_another_range_are_told_how_to_be_given() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, 3))
+    x, low, high = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(0)), -5.0, 5.0
+    with pytest.raises(InputError, match=r"signals must be in \[0, 1\].*mean=-a / \(b - a\), std=1 / \(b - a\)"):
+        ub.Box(model, ub.Pixels((2, 64))).validate_inputs(x)
+    box = ub.Box(model, ub.Pixels((2, 64), mean=-low / (high - low), std=1 / (high - low)))
+    torch.testing.assert_close(box((x - low) / (high - low)), model(x).detach(), rtol=1e-4, atol=1e-5)

@@ -453,3 +453,24 @@ def test_what_an_optimizer_keeps_of_each_weight_is_no_average(key: str, tmp_path
     torch.save({"model": raw, key.split(".")[0]: moments}, tmp_path / "c.pt")
     loading.weights(model, tmp_path / "c.pt")
     assert all(bool((p == 0.5).all()) for p in model.state_dict().values())
+
+
+def test_nan_is_no_difference_between_a_tensor_and_itself(tmp_path: Path) -> None:
+    """NaN in a file is reported by what is computed with it, not as two values of tied weights."""
+    state = {name: h.clone() for name, h in net(1).state_dict().items()}
+    state["0.weight"][0, 0] = torch.nan
+    torch.save(state, tmp_path / "w.pt")
+    loading.weights(net(), tmp_path / "w.pt")
+    tied = net()
+    tied[2] = nn.Linear(4, 4)
+    tied.append(nn.Linear(4, 4))
+    tied[3].weight = tied[2].weight
+    broken = {name: h.clone() for name, h in tied.state_dict().items()}
+    for name in ("2.weight", "3.weight"):
+        broken[name][1, 1] = torch.nan
+    torch.save(broken, tmp_path / "w.pt")
+    loading.weights(tied, tmp_path / "w.pt")
+    broken["3.weight"][0, 0] += 1
+    torch.save(broken, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="tied"):
+        loading.weights(tied, tmp_path / "w.pt")

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.engine.column_units import column_changes
+from unboxed.engine.column_units import ColumnChange, column_changes
 from unboxed.plots import charts, tables
 from unboxed.report import report
+from unboxed.report.blocks import Paragraph
+from unboxed.report.rows import CounterfactualRow, _counterfactual_blocks
 
 
 def table() -> tuple[ub.Box, Tensor, Tensor]:
@@ -100,3 +102,11 @@ def test_points_of_a_swarm_do_not_overlap_where_they_are_many() -> None:
     assert len(set(offsets)) == 21
     assert abs(offsets).max() <= 0.45
     assert (charts._swarm_offsets(np.arange(5.0)) == 0).all()
+
+
+def test_a_table_that_is_cut_says_that_more_columns_change() -> None:
+    changes = [ColumnChange(f"column {i}", 0.0, 2.0 - i / 10, 2.0 - i / 10, "") for i in range(7)]
+    row = CounterfactualRow("title", 3, "a", "b", True, 0.1, 0.9, changes)
+    leads = [next(b for b in _counterfactual_blocks(row, n) if isinstance(b, Paragraph)).text for n in (5, 7)]
+    assert "with these columns (and 2 others, by less) changed, the probability of b goes" in leads[0]
+    assert "with these columns changed, the probability of b goes" in leads[1]

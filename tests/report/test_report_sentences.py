@@ -39,7 +39,7 @@ def test_neighbors_that_are_misclassified_bear_the_mark() -> None:
     assert [map._neighbor_figure(finding, rank).tone for rank in (0, 1)] == ["bad", "good"]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("n", "text"), [(60, "; 95% interval 88.5% to 99.6%"), (999, "; 95% interval"), (1000, "")])
+@pytest.mark.parametrize(("n", "text"), [(60, "; 95% interval 88.6% to 99.1%"), (999, "; 95% interval"), (1000, "")])
 def test_an_accuracy_on_few_examples_has_its_interval(n: int, text: str) -> None:
     outputs = torch.tensor([[0.9, 0.1]]).repeat(n, 1)
     labels = torch.zeros(n, dtype=torch.long)

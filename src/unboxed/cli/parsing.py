@@ -45,6 +45,7 @@ COMMAND_LINE_ADVICE_BY_PATTERN: Mapping[str, str] = {
     r"\bignore_case=True\b": "--ignore-case",
     r" --eps  ": " ",
     r"\bub\.logit\(": "logit(",
+    r"; take examples by \.first\(n\) or in a loop, or remove the file": "; remove the file",
 }
 """What errors advise callers in Python, and the same on the command line, in this order."""
 EXIT_CODE_BAD_INPUT, EXIT_CODE_SECTION_FAILED, EXIT_CODE_INTERRUPTED = (
@@ -66,7 +67,7 @@ def errors_as_exit_codes(debug: bool) -> Iterator[None]:
     """An error of ours is one line on stderr and an exit code; no traceback unless asked for."""
     escape_undecodable_output()
     with warnings.catch_warnings():
-        warnings.showwarning = print_warning_as_note  # type: ignore[assignment]
+        warnings.showwarning = _WarningsAsNotes()  # type: ignore[assignment]
         try:
             yield
         except UnboxedError as error:
@@ -86,11 +87,18 @@ def rewrite_advice_for_command_line(message: str) -> str:
     return message
 
 
-def print_warning_as_note(message: Warning | str, category: type[Warning], *location: Any) -> None:
-    if issubclass(category, UnboxedWarning):
-        typer.secho(f"note: {message}", fg="yellow", err=True)
-    else:
-        typer.echo(warnings.formatwarning(message, category, *location[:2]), err=True, nl=False)
+class _WarningsAsNotes:
+    """Prints our warnings as notes of one line, each once."""
+
+    def __init__(self) -> None:
+        self._printed = set[str]()
+
+    def __call__(self, message: Warning | str, category: type[Warning], *location: Any) -> None:
+        if not issubclass(category, UnboxedWarning):
+            typer.echo(warnings.formatwarning(message, category, *location[:2]), err=True, nl=False)
+        elif (note := rewrite_advice_for_command_line(str(message))) not in self._printed:
+            self._printed.add(note)
+            typer.secho(f"note: {note}", fg="yellow", err=True)
 
 
 def print_report_path_and_exit_on_failure(

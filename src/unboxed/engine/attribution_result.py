@@ -86,6 +86,15 @@ class Attribution(ResultViewsMixin, Tensor):
         """{name: value} of what the method gives besides the map, its target and its score."""
         return {name: value for name, value in vars(self).items() if name not in COMMON_FIELD_NAMES}
 
+    def __getitem__(self, index: Any) -> Any:
+        """A plain tensor of the map; by the name of an input, of several, the map of that one."""
+        if isinstance(index, str):
+            if not isinstance(self.map, Mapping) or index not in self.map:
+                known = f"one of {', '.join(self.map)}" if isinstance(self.map, Mapping) else "it is one map"
+                raise KeyError(f"there is no map of {index!r}: {known}")
+            return self.map[index]
+        return super().__getitem__(index)
+
     def __getattr__(self, name: str) -> Any:
         extras = ", ".join(self.extras)
         besides = f"; besides the map it gives {extras}" if extras else ""

@@ -174,7 +174,8 @@ class Pixels:
         return x
 
     def _out_of_range_message(self, low: float, high: float) -> str:
-        problem = f"images must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
+        noun = {2: "signals", 4: "volumes"}.get(len(self.own_shape), "images")
+        problem = f"{noun} must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
         if low > -SEEMS_NORMALIZED_BELOW_MINUS and high <= 2:
             return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
         if low >= 0 and high > 255:
@@ -183,7 +184,12 @@ class Pixels:
             return f"{problem}: they look like 8-bit values, divide them by 255"
         if self.mean != 0.0 or self.std != 1.0:
             return f"{problem}: they look normalized already. The box normalizes; pass pixels, or box.inputs.decode(x)"
-        return f"{problem}: they look normalized. Give Pixels their mean and std and pass images in [0, 1]"
+        if noun == "signals":
+            return (
+                f"{problem}. Of values from a to b give Pixels(shape, mean=-a / (b - a), std=1 / (b - a)) and pass "
+                "(x - a) / (b - a): the model gets x"
+            )
+        return f"{problem}: they look normalized. Give Pixels their mean and std and pass {noun} in [0, 1]"
 
     def _as_channel_tensor(self, value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
         if isinstance(value, (int, float)):

@@ -131,9 +131,16 @@ def tied_names_with_different_values(tensors: TensorDict, state: TensorDict) -> 
     pairs = []
     for name in (name for name, h in state.items() if name in tensors and _has_values(h)):
         other = first.setdefault(_storage_key(state[name]), name)
-        if not torch.equal(tensors[name], tensors[other]):
+        if not _is_equal_with_nan(tensors[name], tensors[other]):
             pairs.append((other, name))
     return pairs
+
+
+def _is_equal_with_nan(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, NaN being the same as NaN."""
+    if torch.equal(a, b) or a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
+        return torch.equal(a, b)
+    return torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
 
 
 def closest_weight_match(flat: TensorDict, state: TensorDict) -> tuple[TensorDict, list[str]]:

@@ -70,7 +70,7 @@ class MapPair:
 class CompareFinding(Finding):
     """Similarity with other models, maps of both, and the units that the predictions need."""
 
-    untrained: dict[str, float]  # {layer: its similarity with itself before training}
+    untrained: dict[str, float]  # {layer: its similarity with that of an untrained copy of the model}
     comparisons: list[CKAComparison]
     has_others: bool
     notes: list[str]  # why a model is missing
@@ -201,15 +201,15 @@ def _deepest_large_map_layer(box: Box) -> str | None:
 
 
 def _training_change_text(untrained: dict[str, float]) -> str:
-    """What training changed most and least, in a sentence."""
+    """Which layers differ most and least from an untrained copy, in a sentence."""
     if not untrained:
         return ""
     by_similarity = sorted(untrained, key=lambda path: untrained[path])
     most_changed, least_changed = layer_display_name(by_similarity[0]), layer_display_name(by_similarity[-1])
     lowest, highest = untrained[by_similarity[0]], untrained[by_similarity[-1]]
     if len(untrained) == 1:
-        return f"Similarity of {least_changed} before and after training: {highest:.2f}."
-    text = f"Training changed {most_changed} most (its similarity with itself before training is {lowest:.2f})"
+        return f"Similarity of {least_changed} with an untrained copy of the model: {highest:.2f}."
+    text = f"Of an untrained copy of the model, {most_changed} differs most (similarity {lowest:.2f})"
     return f"{text} and {least_changed} least ({highest:.2f})."
 
 

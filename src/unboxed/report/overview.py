@@ -183,7 +183,7 @@ def _accuracy_interval_text(survey: Survey) -> str:
     if len(survey.rows) >= MIN_EXAMPLES_WITHOUT_INTERVAL:
         return ""
     correct = Proportion(len(survey.rows) - len(survey.misclassified), len(survey.rows))
-    low, high = map(format_percent, correct.clopper_pearson_interval)
+    low, high = map(format_percent, correct.wilson_interval)
     return f"; 95% interval {low} to {high}"
 
 

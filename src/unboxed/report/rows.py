@@ -174,10 +174,12 @@ def best_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
 
 def _counterfactual_blocks(row: CounterfactualRow, n_columns: int = MAX_DRAWN_TABLE_COLUMNS) -> list[Block]:
     reached = "" if row.reached else " (not reached)"
+    n_more = len(row.changes) - n_columns
+    more = f" (and {count_noun(n_more, 'other')}, by less)" if n_more > 0 else ""
     lead = (
-        f"Example {row.example}, predicted {row.before}: with these columns changed, the probability of {row.target} "
-        f"goes from {format_prob(row.p_before)} to {format_prob(row.p_after)}{reached}. Columns stay within their "
-        "bounds, and categories as they are."
+        f"Example {row.example}, predicted {row.before}: with these columns{more} changed, the probability of "
+        f"{row.target} goes from {format_prob(row.p_before)} to {format_prob(row.p_after)}{reached}. Columns stay "
+        "within their bounds, and categories as they are."
     )
     cells = [[c.name, f"{c.before:.4g}", f"{c.after:.4g}", _signed_number_text(c.change)] for c in row.changes]
     unit = row.changes[0].unit.strip("()") if row.changes else ""
