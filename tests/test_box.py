@@ -1,5 +1,7 @@
 """The box: what it recognizes, what it refuses, how layers are addressed."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -230,3 +232,19 @@ def test_one_output_is_one_class() -> None:
 def test_images_of_another_size_are_pointed_to_what_resizes_them(model: Net, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"ub\.image\(images, like=box\) resizes"):
         boxed(model).predict(torch.rand(shape).numpy())
+
+
+def test_a_copy_is_of_the_same_model_and_does_not_run_it() -> None:
+    calls = list[int]()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    box = ub.Box(model, ub.Pixels((1, 8, 8)), outputs="logits")
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    box.refresh()
+    calls.clear()
+    other = copy.copy(box)
+    assert calls == []
+    assert other.model is box.model
+    x = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(other(x), box(x))
+    model.double()
+    assert other(x).dtype == box(x).dtype == torch.float64  # each sees that the model has changed

@@ -174,8 +174,14 @@ class Box:
             fix_other_inputs_of_model(self.model, self.inputs, varied, self.validate_inputs(x), self.model_dtype), part
         )
 
+    def __copy__(self) -> Box:
+        """The same model, which need not be opened again."""
+        clone = object.__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        return clone
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and unpickled boxes open their model again."""
+        """Deep copies and unpickled boxes open their model again."""
         return _unpickle_box, (type(self), self.model, self.inputs, self.mode, self._options)
 
     def _profile_model(self) -> None:
