@@ -12,6 +12,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each worker 
 import pytest
 import torch
 
+from quick_reports import make_reports_quick
 from unboxed import errors
 from unboxed.model import locks
 
@@ -49,6 +50,11 @@ def _threads_of_pytest_run_no_model() -> Iterator[None]:
 @pytest.fixture
 def threads_run_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "NEXT_MODULE_WAIT_SECONDS", 0.001)
+
+
+@pytest.fixture
+def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_reports_quick(monkeypatch)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

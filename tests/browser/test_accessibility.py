@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import unboxed as ub
+from quick_reports import make_reports_quick
 from unboxed.report import report
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     box, examples = model_and_examples()
     result = ub.attribution.integrated_gradients(box, examples[0][:3])
     result.save(out / "result.html")
-    made = report(box, examples, out / "report", judge=box, training=examples, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        make_reports_quick(patch)
+        made = report(box, examples, out / "report", judge=box, training=examples, quiet=True)
     return {"report": made.path, "result": out / "result.html"}
 
 

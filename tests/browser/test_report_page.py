@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from quick_reports import make_reports_quick
 from unboxed import Box, Pixels
 from unboxed.report import SECTIONS as ALL_SECTIONS
 from unboxed.report import report
@@ -30,7 +31,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, len(LONG))).eval()
     box = Box(model, Pixels((1, 8, 8)), classes=LONG)
     examples = (torch.rand(60, 1, 8, 8), torch.arange(60) % len(LONG))
-    return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, training=examples, quiet=True).path
+    with pytest.MonkeyPatch.context() as patch:
+        make_reports_quick(patch)
+        return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, training=examples, quiet=True).path
 
 
 class Seen:

@@ -73,6 +73,7 @@ def test_an_attack_without_an_objective_names_its_option(kind: str, file: Path) 
         assert "Box(" not in text
 
 
+@pytest.mark.usefixtures("quick_reports")
 @every_kind
 def test_a_report_of_such_labels(kind: str, file: Path) -> None:
     code, text = run("report", file, kind, "-q")

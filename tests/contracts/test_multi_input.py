@@ -189,6 +189,7 @@ def wrong(): return Two(), "images"
         ub.load(f"{tmp_path / 'two.py'}:wrong")
 
 
+@pytest.mark.usefixtures("quick_reports")
 @each_kind
 def test_a_report_leaves_out_what_it_cannot_show(kind: str, tmp_path: Path) -> None:
     box, x = opened(kind), values(kind, 12)

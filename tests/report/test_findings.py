@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from quick_reports import make_reports_quick
 from unboxed.report import SECTIONS as ALL_SECTIONS
 from unboxed.report import Finding, Section
 from unboxed.report.context import TEXTS_NEED, ReportContext
@@ -49,7 +50,9 @@ def findings() -> dict[str, Finding]:
     y = (box.predict(x) + (torch.arange(40) % 5 == 0).long()) % len(box.classes)
     source = ReportData((x, y), box)
     context = ReportContext(box, source, collect_outputs_and_labels(box, source, None), judge=box, training=(x, y))
-    found = {section.slug: section.find(context) for section in SECTIONS}
+    with pytest.MonkeyPatch.context() as patch:
+        make_reports_quick(patch)
+        found = {section.slug: section.find(context) for section in SECTIONS}
     model.is_on = False
     return found
 

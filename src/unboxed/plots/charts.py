@@ -460,6 +460,9 @@ def _chart_axes(width: int, height: int, title: str, transparent: bool = False) 
         chart.axes.set_title(to_printable(title))
         yield chart
         buffer = BytesIO()
-        figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.14, transparent=transparent)
+        once = {"compress_level": 0}  # it is read again below
+        figure.savefig(
+            buffer, format="png", bbox_inches="tight", pad_inches=0.14, transparent=transparent, pil_kwargs=once
+        )
     with Image.open(buffer) as image:
         chart.image = image.convert("RGBA" if transparent else "RGB")

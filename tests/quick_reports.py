@@ -1,0 +1,24 @@
+"""Reports whose sections do little: for tests of what a page says of a model, not of how well it is explained."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "context": {"N_VERDICT_EXAMPLES": 2, "MAX_FLOPS_PER_REPORT_MAP": 1e6},
+    "inversion": {"MAX_STEPS_PER_LAYER": 10, "N_SUFFICIENT_STEPS_PER_LAYER": 10, "MIN_STEPS_PER_LAYER": 5},
+    "dream": {"MAX_STEPS_PER_OCTAVE": 4, "MAX_TEXTURE_STEPS": 10, "MIN_TEXTURE_STEPS": 5},
+    "parts": {"MAX_EXAMPLES": 60, "FIT_STEPS": 20, "DRAWING_STEPS": 8, "N_RANDOM": 2},
+    "influence_checks": {"N_RETRAININGS": 6},
+}
+"""{module of the report: {constant: a smaller value}}."""
+
+
+def make_reports_quick(patch: pytest.MonkeyPatch) -> None:
+    """Fewer examples, samples and steps in all sections, until the patch is undone."""
+    for module, constants in SETTINGS.items():
+        for name, value in constants.items():
+            patch.setattr(importlib.import_module(f"unboxed.report.{module}"), name, value)
