@@ -1,13 +1,10 @@
 """What all tests share: few threads (the suite runs in parallel), deterministic torch, and where warnings point."""
 
 import gc
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each worker starts others, which import torch again
 
 import pytest
 import torch
