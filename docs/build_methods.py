@@ -98,6 +98,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "suspected_mislabels": {"n_neighbors": 20},
     "removal": {"max_fraction": 0.05},
     "group": {"damping": None},
+    "hotflip": {"max_swaps": 3, "n_candidates": 16},
     "probe": {"attribute": None, "layers": None, "n_controls": 2, "n_random": 39, "description_length": False},
 }
 """Arguments in place of an example's, which are there to be run on every model."""
@@ -119,12 +120,15 @@ def draw_figures(names: Sequence[str] = ()) -> None:
         if names and card.key not in names:
             continue
         x, y = _examples(card, data)
+        opened = box
+        if "texts" in card.needs:
+            opened, x, y = _text_examples()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 call, given = _Call(card, data), (x, y) if "x" in card.settings else None
-                result = card.example(call, box, x, y)
-                images = figures(result, box, data=call.train or (data if call.has_data else given))
+                result = card.example(call, opened, x, y)
+                images = figures(result, opened, data=call.train or (data if call.has_data else given))
             except UnboxedError as error:
                 print(f"{card.key}: {error}")
                 continue
@@ -139,6 +143,19 @@ def _examples(card: Card, data: Any) -> tuple[Any, Any]:
     rows = [int((y == k).nonzero()[0]) for k in DIGITS]
     rows = rows[:N_ATTACKED] if card.family == "adversarial" and card.returns == "adversarial" else rows
     return x[rows], y[rows]
+
+
+def _text_examples() -> tuple[Any, list[str], Any]:
+    """A small classifier of reviews, trained here, four reviews and their classes."""
+    import torch
+
+    import unboxed as ub
+    from unboxed.data.reviews import review_words
+    from unboxed.training.text_classifier import train_text_classifier
+
+    train, test = ub.data.reviews(1000), ub.data.reviews(len(DIGITS), seed=1)
+    model, tokenizer = train_text_classifier(train.texts, train.labels, train.classes, words=review_words())
+    return ub.Box(model, ub.Tokens(tokenizer)), test.texts, torch.tensor(test.labels)
 
 
 class _Call:

@@ -34,6 +34,7 @@ DESCRIPTION_BY_NEED = {
     "relu": "ReLUs",
     "attention": "attention layers",
     "linear end": "a linear layer that gives the logits",
+    "texts": "inputs that are texts (Tokens)",
     "generator": "an image as its output: a generator",
 }
 DESCRIPTION_BY_AXIOM = {
@@ -46,6 +47,7 @@ DESCRIPTION_BY_RETURN_KIND = {
     "attribution": "a map with one value per input value or per position",
     "images": "images, with their frames where they were asked for",
     "adversarial": "adversarial images, with success, distance and queries",
+    "texts": "texts with words swapped, with success, swaps and queries",
     "table": "numbers in rows and columns",
     "embedding": "points in two dimensions",
     "curve": "numbers along an axis",

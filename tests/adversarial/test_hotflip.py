@@ -103,7 +103,7 @@ def test_the_vocabulary_may_be_larger_than_a_text() -> None:
 def test_it_needs_texts() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
     x, y = ub.data.digits("test").first(2)
-    with pytest.raises(InputError, match=r"HotFlip needs a model of texts \(Tokens\); this one takes Pixels"):
+    with pytest.raises(InputError, match=r"HotFlip needs a model that takes texts \(Tokens\); this one takes Pixels"):
         hotflip(box, x, y)
 
 

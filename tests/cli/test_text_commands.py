@@ -56,3 +56,13 @@ def test_run_refuses_a_method_without_texts(folder: Path, texts: Path, tmp_path:
     said = run("run", "pgd", "--model", folder, "--data", texts, "--eps", ".1", "-o", tmp_path)
     assert said.exit_code == 2
     assert said.stderr.startswith("error: PGD takes no texts, and this is a model of texts;")
+
+
+def test_run_swaps_words(folder: Path, texts: Path, tmp_path: Path) -> None:
+    said = run("run", "hotflip", "--model", folder, "--data", texts, "-o", tmp_path, "--n", 4, "--quiet")
+    assert said.exit_code == 0, said.output
+    assert "fooled" in said.output
+    assert (tmp_path / "swaps.png").is_file()
+    refused = run("run", "hotflip", "--model", "zoo:digits-cnn", "--data", "digits", "-o", tmp_path)
+    assert refused.exit_code == 2
+    assert "HotFlip needs a model that takes texts (Tokens)" in refused.output

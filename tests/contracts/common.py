@@ -8,7 +8,7 @@ import pytest
 
 import unboxed as ub
 from unboxed.cards import Card
-from unboxed.errors import LayerError, OutputError, RuleError, UnboxedError
+from unboxed.errors import InputError, LayerError, OutputError, RuleError, UnboxedError
 from unboxed.testing import models
 from unboxed.testing.cases import (
     MethodCase,
@@ -134,4 +134,6 @@ refuse(("self_influence",), ("checkpointed_reentrant",), UnboxedError)  # torch 
 refuse(("probe",), ("parameterless", "exported_flat"), LayerError)  # no module runs
 refuse(("shortcuts",), ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
 refuse(("dissect",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions
+NEED_TEXTS = tuple(n for n, c in CARDS.items() if "texts" in c.needs)
+refuse(NEED_TEXTS, MODELS, InputError)  # these models take images
 refuse(("causal_units",), ("mlp", "relu_logits", "lstm", "parameterless", "exported_flat"), LayerError)  # no positions

@@ -11,6 +11,7 @@ import pytest
 
 from contracts.common import CARDS, call_example, make_case
 from contracts.test_bad_input import refused
+from contracts.test_texts import text_case
 from unboxed.errors import InputError
 from unboxed.settings import Setting
 
@@ -80,7 +81,7 @@ def with_numpy_ints(method: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_whole_numbers_of_numpy_are_taken(name: str) -> None:
     card = CARDS[name]
-    c = make_case("transformer" if "attention" in card.needs else "plain")
+    c = text_case() if "texts" in card.needs else make_case("transformer" if "attention" in card.needs else "plain")
     assert card.example(with_numpy_ints(card.method), c.box, c.x, c.y) is not None
 
 

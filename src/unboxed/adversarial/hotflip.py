@@ -8,19 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..box import Box
+from ..cards import card
 from ..errors import InputError
 from ..inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
 from ..model.batching import map_in_batches
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
-from ..parameters import BatchSize
-from ..settings import AtLeast, AtMost, Unit, check_settings, takes_texts
+from ..parameters import AttackTarget, BatchSize, CustomAttackObjective, InputBatch, Labels
+from ..settings import AtLeast, AtMost, Unit, check_settings
 from .goal import AttackGoal, make_goal
 from .result import Adversarial
 
@@ -33,6 +34,8 @@ Swap = tuple[int, str, str]
 class WordSwaps(Adversarial):
     """Texts with words swapped, and which of them fool the model; `distance` is the number of swaps."""
 
+    returns: ClassVar[str] = "texts"
+
     tokens: tuple[tuple[str, ...], ...] = ()  # of each new text
     swaps: tuple[tuple[Swap, ...], ...] = ()  # of each text, in the order of the text
 
@@ -44,15 +47,25 @@ class WordSwaps(Adversarial):
         return "\n".join([*shown[:MAX_PRINTED_TEXTS], *rest])
 
 
-@takes_texts
+@card(
+    name="HotFlip",
+    source="Ebrahimi et al. 2018, arXiv:1712.06751, section 3",
+    shows="How few words the answer to a text hangs on, and which.",
+    does_not_show="That a reader would still read the text as before: swaps need not keep its meaning.",
+    needs=("texts",),
+    example=lambda method, box, x, y: method(box, x, y, max_swaps=1, n_candidates=2),
+    texts=True,
+    runs=lambda s: s["max_swaps"] * (s["n_candidates"] + 1),
+    order=90,
+)
 def hotflip(
     box: Box,
-    x: Any,
-    y: Any = None,
+    x: InputBatch,
+    y: Labels = None,
     *,
     max_swaps: Annotated[int, AtLeast(1), Unit("swaps"), "Largest number of tokens that are swapped."] = 3,
-    target: Any = None,
-    objective: Objective | None = None,
+    target: AttackTarget = None,
+    objective: CustomAttackObjective = None,
     n_candidates: Annotated[int, AtLeast(1), "Swaps per step that the model is asked about, the most promising."] = 16,
     min_similarity: Annotated[
         float, AtLeast(-1), AtMost(1), "Smallest cosine similarity of a token's embedding with that of its swap."
@@ -68,7 +81,7 @@ def hotflip(
 
     Args:
         box: The opened model, of texts (`Tokens`).
-        x: The texts.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]. Here texts.
         y: Correct classes (N,), or one for all. Not needed with `target` or `objective`.
         max_swaps: Largest number of tokens that are swapped.
         target: Class to become (N,), or one for all. None: any class but y.
@@ -112,7 +125,7 @@ def hotflip(
     """
     check_settings(hotflip, locals())
     if not isinstance(box.inputs, Tokens):
-        raise InputError(f"HotFlip needs a model of texts (Tokens); this one takes {type(box.inputs).__name__}")
+        raise InputError(f"HotFlip needs a model that takes texts (Tokens); this one takes {type(box.inputs).__name__}")
     x = box.validate_inputs(x)
     goal = make_goal(box, len(x), y, target, objective)
     vocabulary = _Vocabulary.of(box.inputs, x, allowed)

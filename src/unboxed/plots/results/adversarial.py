@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal
+from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal, WordSwaps
 from ...adversarial.changes import prediction_changes
 from ...engine.read.class_labels import labels_are_classes
 from .. import colors
@@ -19,6 +19,7 @@ from ..generated import image_sheet
 from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..tables import MAX_TABLE_ROW_PANELS, column_change_bars, stack_panels
+from ..text_map import TextWithValues, text_sheet
 from .common import MAX_EXAMPLES_PER_FIGURE, class_name, first_image_part, input_part_by_name, row_column_changes
 
 if TYPE_CHECKING:
@@ -43,6 +44,19 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
             else {}
         )
     return {"attack": _sheet_without_predictions(result)}
+
+
+@figures.register(WordSwaps)
+def _word_swap_figures(result: WordSwaps, box: Box | None = None, *, data: Any = None) -> Figures:
+    """The new texts, with the words that were put in on a color; those that are fooled come first."""
+    texts = []
+    for i in _rows_fooled_first(result):
+        put_in = {position for position, *_ in result.swaps[i]}
+        values = [float(k in put_in) for k in range(len(result.tokens[i]))]
+        swaps = ", ".join(f"{old} to {new}" for _, old, new in result.swaps[i]) or "no swap"
+        caption = f"{'fooled' if result.success[i] else 'attack failed'}: {swaps}"
+        texts.append(TextWithValues(result.tokens[i], values, [False] * len(values), caption))
+    return {"swaps": text_sheet(texts, title=_success_title(result), unit="1: put in")}
 
 
 @figures.register(AutoAdversarial)
