@@ -54,7 +54,8 @@ def _word_swap_figures(result: WordSwaps, box: Box | None = None, *, data: Any =
         put_in = {position for position, *_ in result.swaps[i]}
         values = [float(k in put_in) for k in range(len(result.tokens[i]))]
         swaps = ", ".join(f"{old} to {new}" for _, old, new in result.swaps[i]) or "no swap"
-        caption = f"{'fooled' if result.success[i] else 'attack failed'}: {swaps}"
+        outcome = "fooled" if result.success[i] else "attack failed"
+        caption = "misclassified as it is" if result.initially_misclassified[i] else f"{outcome}: {swaps}"
         texts.append(TextWithValues(result.tokens[i], values, [False] * len(values), caption))
     return {"swaps": text_sheet(texts, title=_success_title(result), unit="1: put in")}
 
