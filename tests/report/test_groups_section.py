@@ -26,6 +26,9 @@ def test_a_group_with_errors_is_reported(tmp_path: Path) -> None:
     page = (tmp_path / "r" / "index.html").read_text()
     assert "Where it fails" in page
     assert "follow the patch" in page
+    assert len(facts["prototypes"]["groups"]) == 2
+    assert "Prototypes and criticisms" in page
+    assert page.count(">criticism<") == 8
 
 
 def test_without_labels_there_are_shortcuts_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Does it fail on a group, or use a shortcut? Groups with more errors, and patches that decide answers."""
+"""Does it fail on a group, or use a shortcut? Groups with more errors, patches that decide answers, prototypes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from .. import concepts
 from ..checks.verdict import capitalize_and_end_with_period
-from ..concepts import ErrorSlices, Shortcuts
+from ..concepts import ErrorSlices, Prototypes, Shortcuts
+from ..concepts.prototypes import ClassPrototypes
 from ..concepts.shortcuts import MIN_EXPLAINED_EXAMPLES, ExplanationCluster
 from ..concepts.slices import ErrorSlice
 from ..engine.rows import evenly_spaced_indices
+from ..plots.results.common import image_tiles
 from ..plots.results.concepts_groups import cluster_tiles, slice_tiles
 from ..plots.sheet import Tile
 from . import chapters
@@ -27,15 +29,17 @@ N_EXPLAINED_EXAMPLES_PER_CLASS, N_PASTES_PER_CLUSTER, MAX_CLUSTERS_PER_CLASS = (
 )  # examples and pastes per class and cluster
 MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all forward passes of a part, above which it is left out
 N_SHOWN_CLUSTERS, N_SHOWN_SLICES = 3, 3
+N_PROTOTYPE_CLASSES, MIN_PROTOTYPE_EXAMPLES_PER_CLASS = 2, 20
 TILE_SIDE_PIXELS = 84
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GroupsFinding(Finding):
-    """Error slices and shortcuts, each with its test; None where it was not searched for."""
+    """Error slices, shortcuts and prototypes, each with its test; None where it was not searched for."""
 
     slices: ErrorSlices | None
     shortcuts: Shortcuts | None
+    prototypes: Prototypes | None = None
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -50,7 +54,9 @@ def find(context: ReportContext) -> GroupsFinding:
             f"{MIN_EXPLAINED_EXAMPLES} images that are "
             "predicted as one class, and a model that is not too large for so many passes."
         )
-    return GroupsFinding(answer=_groups_answer_text(slices, shortcuts), slices=slices, shortcuts=shortcuts)
+    prototypes = _find_prototypes(context, rows)
+    answer = _groups_answer_text(slices, shortcuts)
+    return GroupsFinding(answer=answer, slices=slices, shortcuts=shortcuts, prototypes=prototypes)
 
 
 def _find_slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
@@ -89,6 +95,20 @@ def _find_shortcuts(context: ReportContext, rows: list[int]) -> Shortcuts | None
     )
 
 
+def _find_prototypes(context: ReportContext, rows: list[int]) -> Prototypes | None:
+    """Of the classes with the most errors; without labels, or errors, of those with the most examples."""
+    predicted, labels = context.survey.predicted[rows], context.survey.labels
+    of_class = predicted if labels is None else labels[rows]
+    counts = of_class.bincount()
+    errors = of_class[of_class != predicted].bincount(minlength=len(counts))
+    order = (errors * (len(rows) + 1) + counts).argsort(descending=True, stable=True)
+    classes = [k for k in order.tolist() if counts[k] >= MIN_PROTOTYPE_EXAMPLES_PER_CLASS][:N_PROTOTYPE_CLASSES]
+    if not context.has_images or not classes or context.forward_flops(len(rows)) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH:
+        return None
+    x = context.box.restore_structure(context.inputs(rows))
+    return concepts.prototypes(context.box, x if labels is None else (x, labels[rows]), classes, seed=context.seed)
+
+
 def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> str:
     sentences = list[str]()
     if slices is not None:
@@ -106,7 +126,11 @@ def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None)
 
 
 def show(finding: GroupsFinding) -> list[Block]:
-    return [*_slice_blocks(finding.slices), *_shortcut_blocks(finding.shortcuts)]
+    return [
+        *_slice_blocks(finding.slices),
+        *_shortcut_blocks(finding.shortcuts),
+        *_prototype_blocks(finding.prototypes),
+    ]
 
 
 def _slice_blocks(result: ErrorSlices | None) -> list[Block]:
@@ -155,11 +179,28 @@ def _cluster_example_block(result: Shortcuts, c: ExplanationCluster, vmax: float
     return ExampleWithFigures(f"class {result.class_name(c.target)}", lines, figures, "bad" if c.is_shortcut else "")
 
 
-def _tiles_to_figures(tiles: list[Tile | None], what: str) -> list[Figure]:
-    """Tiles with their captions; tiles without one are examples."""
+def _prototype_blocks(result: Prototypes | None) -> list[Block]:
+    if result is None:
+        return []
+    tone = {"pass": "good", "fail": "bad"}.get(result.verdict, "")
+    note = MethodInterpretation.of(concepts.prototypes, capitalize_and_end_with_period(result.reason), tone)
+    text = f"The examples that represent a class in {result.layer}, and criticisms: those that these leave out most."
+    return [Heading("Prototypes"), Paragraph(text), note, *(_class_block(result, g) for g in result.groups)]
+
+
+def _class_block(result: Prototypes, group: ClassPrototypes) -> ExampleWithFigures:
+    n, images = len(group.prototypes), group.examples
+    lines = (f"{n} of {group.n_examples} examples", f"then {len(group.criticisms)} criticisms")
+    figures = [] if images is None else _tiles_to_figures(image_tiles(images[:n]), "prototype", "prototype")
+    figures += [] if images is None else _tiles_to_figures(image_tiles(images[n:]), "criticism", "criticism")
+    return ExampleWithFigures(f"class {result.class_name(group)}", lines, figures)
+
+
+def _tiles_to_figures(tiles: list[Tile | None], what: str, default: str = "example") -> list[Figure]:
+    """Tiles with their captions, or the default one."""
     return [
         Figure(PageImage(t.image, f"image {what}: {' '.join(t.caption.split())}", TILE_SIDE_PIXELS), "",
-               tuple(t.caption.split("\n")) if t.caption else ("example",))
+               tuple(t.caption.split("\n")) if t.caption else (default,))
         for t in tiles if t is not None
     ]  # fmt: skip
 
