@@ -1,13 +1,13 @@
 """Influence functions of a CNN, which is not convex, against training again from its final parameters.
 
 Koh & Liang 2017, section 4.2, with their published network: six convolutions of 8 (at last 10) channels with tanh,
-their mean and a linear layer, weight decay .001, damping .01, on a tenth of MNIST's training images (5,500;
-1,100 here). They trained for 500,000 steps of Adam, and for 30,000 more without a point, and found R = .86 over the 100
-points of the largest influence on one test image. Here Adam is followed by L-BFGS on all points and by steps of the inverse
-Gauss-Newton matrix. Not even these end at a minimum, so that whatever is trained on moves, without a point or with
-all of them; therefore training goes on equally long from there with all points and without one, by the same steps of
-gradient descent with momentum on all points, and the difference of the two ends is what leaving the point out did.
-The weight decay takes in the biases.
+their mean and a linear layer, weight decay .001, damping .01, on a tenth of MNIST's training images (5,500; 1,100
+here). They trained for 500,000 steps of Adam, and for 30,000 more without a point, and found R = .86 over the 100
+points of the largest influence on one test image. Here Adam is followed by L-BFGS on all points and by steps of the
+inverse Gauss-Newton matrix. Not even these end at a minimum, so that whatever is trained on moves, without a point or
+with all of them; therefore training goes on equally long from there with all points and without one, by the same
+steps of gradient descent with momentum on all points, and the difference of the two ends is what leaving the point
+out did. The weight decay takes in the biases.
 """
 
 from __future__ import annotations
