@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.report import report
+from unboxed.report.score_intervals import mean_absolute_error, mean_average_precision, mean_r2
 from unboxed.report.scores import average_precision, label_scores, output_errors, position_scores
 
 PIXELS = ub.Pixels((1, 6, 6))
@@ -120,3 +122,29 @@ def test_labels_of_another_form_are_left_out(outputs: Any, tmp_path: Path) -> No
         data = list(zip(images(), y, strict=True))
         _, facts = written(box, data, tmp_path / str(i))
         assert facts["title"] == "3 outputs"
+
+
+def test_weighted_scores_are_those_of_the_repeated_examples() -> None:
+    torch.manual_seed(0)
+    true, predicted = torch.randn(12, 3).double(), torch.randn(12, 3).double()
+    p, y = (torch.rand(12, 3) * 4).round().double() / 4, torch.randint(0, 2, (12, 3)).double()  # with ties
+    counts = torch.tensor([3, 0, 1, 1, 2, 1, 0, 1, 1, 0, 1, 1])
+    rows, weights = torch.arange(12).repeat_interleave(counts), counts.double()[None]
+    errors = output_errors(predicted[rows], true[rows], "abc")
+    assert float(mean_r2(weights, predicted, true)) == pytest.approx(sum(e.r2 for e in errors) / 3)
+    assert float(mean_absolute_error(weights, predicted[:, :1], true[:, :1])) == pytest.approx(errors[0].mae)
+    scores = label_scores(p[rows], y[rows], "abc")
+    expected = sum(s.average_precision for s in scores) / 3
+    assert float(mean_average_precision(weights, p, y)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("outputs", "k"), [("regression", 1), ("regression", 3), ("multilabel", 3)])
+def test_the_score_of_the_title_has_an_interval(outputs: Any, k: int, tmp_path: Path) -> None:
+    box, x = ub.Box(flat(k), PIXELS, outputs=outputs), images()
+    truth = box(x) + torch.randn(30, k) if outputs == "regression" else (box(x) + torch.randn(30, k) > 0).float()
+    page, facts = written(box, (x, truth.detach()), tmp_path)
+    low, high = map(float, re.findall(r"; 95% interval ([-\d.]+) to ([-\d.]+)\.", page.replace("\u2212", "-"))[0])
+    title = float(facts["title"].replace("\u2212", "-").split()[-1])
+    assert low < title < high
+    few = [report(box, (x[:4], truth[:4].detach()), tmp_path / "few", sections=["overview"], quiet=True).path]
+    assert "95% interval" not in few[0].read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from ..atomic_write import to_printable
 from . import colors
 from .colors import to_float64_array
 from .embedding import class_colors
+from .legend import add_legend_below
 from .text import hyphens_to_minus_signs
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def line_chart(
             axes.set_xticks(range(len(ticks)), [to_printable(t) for t in ticks], rotation=30, ha="right")
         axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label))
         if len(lines) > 1:
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            add_legend_below(axes)
     return chart.image
 
 
@@ -189,7 +190,7 @@ def bar_chart(
         if value_range is not None:
             axes.set_xlim(*value_range)
         if len(series) > 1:
-            axes.legend(loc="center left", bbox_to_anchor=(1.08, 0.5))
+            add_legend_below(axes)
     return chart.image
 
 

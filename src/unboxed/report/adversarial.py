@@ -279,7 +279,12 @@ def _recheck_of_changed_examples(finding: RobustnessFinding) -> CheckNote:
 
 
 def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
-    columns = ["", "attack", *(f"eps {format_eps(e)}" for e in models[0].robustness.eps), "median adversarial distance"]
+    columns = [
+        "model",
+        "attack",
+        *(f"eps {format_eps(e)}" for e in models[0].robustness.eps),
+        "median adversarial distance",
+    ]
     rows = []
     for m in models:
         r = m.robustness

@@ -154,7 +154,7 @@ def _ranked_methods(explanation: Explanation) -> list[RankedMethod]:
 def verdict_figures_table(verdicts: Iterable[Verdict]) -> Table:
     """The figures of both tests of each method."""
     rows = [[v.method, v.badge, *(_figure_text(v, test) for test in ("randomization", "removal"))] for v in verdicts]
-    return Table(["method", "", "randomization", "relevance gain"], rows, frozenset({2, 3}))
+    return Table(["method", "verdict", "randomization", "relevance gain"], rows, frozenset({2, 3}))
 
 
 def _figure_text(verdict: Verdict, test: str) -> str:

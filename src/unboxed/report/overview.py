@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.proportion import Proportion
 from ..model.layers import Layer
 from . import chapters
 from .blocks import (
@@ -27,6 +26,7 @@ from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, examples_block
 from .input_nouns import input_shapes_text
 from .layer_table import layer_table_blocks
+from .score_intervals import accuracy_interval_text, score_interval_text
 from .scores import (
     HEADLINE_FN_BY_SCORE_KIND,
     LabelScore,
@@ -39,7 +39,6 @@ from .skipped import skipped_text
 from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
-MIN_EXAMPLES_WITHOUT_INTERVAL = 1000  # from which the accuracy's interval is not printed beside it
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
 N_EXPLAINED_ERRORS, N_BEST_EXAMPLES = 3, 7  # before the section is opened
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
@@ -159,10 +158,13 @@ def _title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple
     examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.prefixed_name_or_empty(' of ')}"
     for name, scores in scored.items():
         title, sentence = HEADLINE_FN_BY_SCORE_KIND[name](scores)
-        return title, (f"Measured on {examples_text}.", sentence)
+        return title, (
+            f"Measured on {examples_text}{score_interval_text(s, context.box.outputs, context.seed)}.",
+            sentence,
+        )
     if s.accuracy is not None:
         return f"{format_percent(s.accuracy)} accuracy", (
-            f"Measured on {examples_text}{_accuracy_interval_text(s)}.",
+            f"Measured on {examples_text}{accuracy_interval_text(s)}.",
             *_misclassification_sentences(context),
         )
     if s.exclusive_classes:
@@ -176,15 +178,6 @@ def _title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple
         low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
         title = f"Outputs from {low} to {high}" if low != high else f"Its output is always {low}"
     return title, (f"Measured on {examples_text}. {_no_accuracy_reason(context)}, so there is no accuracy.",)
-
-
-def _accuracy_interval_text(survey: Survey) -> str:
-    """The 95 % interval of the accuracy on few examples, after the words that say how many; of many it is narrow."""
-    if len(survey.rows) >= MIN_EXAMPLES_WITHOUT_INTERVAL:
-        return ""
-    correct = Proportion(len(survey.rows) - len(survey.misclassified), len(survey.rows))
-    low, high = map(format_percent, correct.wilson_interval)
-    return f"; 95% interval {low} to {high}"
 
 
 def _no_accuracy_reason(context: ReportContext) -> str:
