@@ -1,4 +1,4 @@
-"""How far the score of the page's title may be off on few examples: accuracies by Wilson's interval, others by the bootstrap."""
+"""How far the score in the page's title may be off on few examples: Wilson's interval of accuracies, else bootstrap."""
 
 from __future__ import annotations
 
