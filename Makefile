@@ -3,6 +3,8 @@
 PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
+# Compiled modules are kept: without them each worker, and each process that a test starts, compiles 600 files again.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
 .PHONY: help demo test contracts lint bench pictures
@@ -20,10 +22,10 @@ demo: .venv/user.stamp
 	$(BIN)/unboxed demo -o $(OUT) $(ARGS)
 
 test: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 contracts: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/contracts/test_contract_values.py \
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/contracts/test_contract_values.py \
 	  tests/loading/test_huggingface.py \
 	  tests/test_diagnosis.py --all-pairs $(ARGS)
 
