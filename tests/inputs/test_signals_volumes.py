@@ -114,6 +114,7 @@ def test_verdicts_judge_maps_of_signals_and_volumes(kind: str, method: str) -> N
     assert getattr(ub.attribution, method)(box, x).shape[2:] == SHAPES[kind][1:]
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.parametrize("kind", SHAPES)
 def test_the_report_and_figures_show_curves_and_slices(kind: str, tmp_path: Path) -> None:
     box, x = opened(kind)

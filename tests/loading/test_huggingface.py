@@ -88,6 +88,8 @@ def test_a_folder_is_opened_explained_and_reported(
     """All sections and methods by `make contracts`; else each on one of the architectures, without the ranking."""
     name, box = opened
     every = request.config.getoption("--all-pairs")
+    if not every:
+        request.getfixturevalue("quick_reports")
     part = slice(None) if every else slice(OFTEN.index(name), None, len(OFTEN))
     sections = [
         section for section in SECTIONS if "texts" not in section.needs and (every or section.slug != "ranking")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from quick_reports import make_reports_quick
 from unboxed import Box, Features, Pixels, data
 from unboxed.checkpointing import weights_digest
 from unboxed.engine.randomized import randomize_all_layers
@@ -83,7 +84,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Page, dict[s
     """One whole report, with a judge."""
     out = tmp_path_factory.mktemp("report") / "out"
     examples = (quadrants(ANSWERS, BRIGHT), torch.tensor(LABELS))
-    found = report(box_of(), examples, out, judge=box_of(), training=examples, quiet=True, command="unboxed report <x>")
+    settings: Any = {"judge": box_of(), "training": examples, "quiet": True, "command": "unboxed report <x>"}
+    with pytest.MonkeyPatch.context() as patch:
+        make_reports_quick(patch)
+        found = report(box_of(), examples, out, **settings)
     return found, Page(found.path), json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
@@ -289,6 +293,7 @@ def test_outputs_that_are_no_rivals_have_no_confusion_matrix(outputs: str, tmp_p
     assert page.has("This section needs classes") == (outputs == "regression")
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_table_of_features_is_opened_as_far_as_it_goes(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     box = Box(model, Features(("a", "b", "c")))
@@ -312,6 +317,7 @@ def test_of_many_classes_the_confused_ones_are_shown(tmp_path: Path) -> None:
     assert len(facts["classes"]) == 1000
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.parametrize("shape", [(1, 5, 9), (2, 12, 12), (3, 44, 32)])
 def test_images_of_any_size_and_channels(shape: tuple[int, int, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
