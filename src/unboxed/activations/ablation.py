@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
+from ..engine.read.channel_axes import unit_axis
 from ..engine.read.edited_runs import ReplaceWhereEdit, run_variants
-from ..engine.read.edits import check_units, require_unit_layer, resolve_target, unit_addresses, unit_or_position_masks
+from ..engine.read.edits import check_units, require_unit_layer, resolve_target, unit_addresses
 from ..engine.results import ResultMixin
-from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..inputs.examples import input_batches, open_data
+from ..inputs.tokens import Tokens, drop_text_labels
 from ..model.hooks import Edit
 from ..model.layers import input_address
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, Target, UnitIndices
@@ -63,6 +64,7 @@ class Ablation(ResultMixin):
     does_not_show="What units do together: a unit that another can replace seems to matter little.",
     example=lambda method, box, x, y: method(box, x, unit_addresses(box)[-1], [0, 1], target=y),
     exempt={"one forward": "it runs the model once for each unit"},
+    texts=True,
     order=10,
 )
 def ablation(
@@ -78,8 +80,10 @@ def ablation(
 ) -> Ablation:
     """The score and the logits of x with each unit (channel) of a layer ablated, one at a time.
 
-    To see which units a prediction or the accuracy depends on. For several units at once, factors or values of your own
-    use `rewrite`; for parts of a layer that carry a difference between two inputs `patching`.
+    To see which units a prediction or the accuracy depends on. Of texts a unit is a value that each token has (a
+    neuron), ablated at all tokens; for attention heads use `language.head_ablation`, for tokens
+    `attribution.feature_ablation`. For several units at once, factors or values of your own use `rewrite`; for parts of
+    a layer that carry a difference between two inputs `patching`.
 
     Args:
         box: The opened model.
@@ -88,7 +92,7 @@ def ablation(
         units: Units (channels) of the layer; None takes all of them.
         target: The score: a class, one per example (N,), or an objective. None is the class predicted for x as it is.
         replacement: Value that replaces the activations of a unit. "zero", or "mean": the unit's mean over `data` and
-            positions.
+            positions, of texts without padding.
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. Used, and needed, for replacement="mean" only.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory. Pairs of example and unit share
             batches.
@@ -117,18 +121,21 @@ def ablation(
     x = box.validate_inputs(x)
     address = require_unit_layer(box, last_hidden_layer(box) if layer is None else layer)
     shape = box.read(x[:1] if not box.batch_dependent else x, [address])[address].shape[1:]
-    unit_index = torch.tensor(check_units(units, shape[0], address), device=box.device)
+    axis = unit_axis(box, address, len(shape) + 1) if isinstance(box.inputs, Tokens) else 1
+    n_units = shape[axis - 1]
+    unit_index = torch.tensor(check_units(units, n_units, address), device=box.device)
     objective = resolve_target(box, target, x, batch_size)
     is_mean = replacement == "mean"
     value = (
-        _mean_activation_per_channel(box, address, data, batch_size)
+        _mean_activation_per_unit(box, address, data, axis, batch_size)
         if is_mean
-        else torch.zeros(shape[0], device=box.device)
+        else torch.zeros(n_units, device=box.device)
     )
-    replacement_values = broadcast_rows(value, value.new_empty(shape))[None]  # (1, C, 1, ...)
+    unit_shape = [n_units if i == axis else 1 for i in range(1, len(shape) + 1)]  # (C, 1, ...), of texts (1, D)
+    replacement_values = value.view(1, *unit_shape)
 
     def make_unit_ablation_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
-        mask = unit_or_position_masks(unit_index[variants], shape[0], shape, axis=1)
+        mask = torch.nn.functional.one_hot(unit_index[variants], n_units).bool().view(-1, *unit_shape)
         return {address: ReplaceWhereEdit(mask, replacement_values)}
 
     original = run_variants(box, x, objective, batch_size=batch_size)
@@ -163,12 +170,25 @@ def last_hidden_layer(box: Box) -> str:
     return paths[previous] if previous < i and torch.equal(a, b) else input_name  # a branch may be as large
 
 
-def _mean_activation_per_channel(box: Box, layer: str, data: Any, batch_size: BatchSize) -> Tensor:
-    """The mean of each channel (C,) over examples and positions."""
+def _mean_activation_per_unit(box: Box, layer: str, data: Any, axis: int, batch_size: BatchSize) -> Tensor:
+    """The mean of each unit (C,) over examples and positions, of texts without padding."""
     total, count = torch.zeros(()), 0
-    for x in input_batches(open_data(data, box.inputs), CHANNEL_MEAN_BATCH_EXAMPLES):
+    for x in map(box.validate_inputs, _batches_of_data(box, data)):
         h = box.read(x, [layer], batch_size=batch_size)[layer]
-        h = h.flatten(2) if h.ndim > 2 else h[..., None]  # (n, C, positions)
-        total = total.to(h.device) + h.double().sum((0, 2))
-        count += h.shape[0] * h.shape[2]
+        mask = box.inputs.mask(x) if isinstance(box.inputs, Tokens) else None
+        rows = h.movedim(axis, -1)
+        rows = rows[mask] if mask is not None and h.shape[:2] == mask.shape else rows.flatten(0, -2)  # (positions, C)
+        total = total.to(h.device) + rows.double().sum(0)
+        count += len(rows)
     return (total / count).to(box.dtype)
+
+
+def _batches_of_data(box: Box, data: Any) -> Iterator[Any]:
+    """Inputs in batches; a tokenizer's dict, or a tensor of ids, is one."""
+    if not isinstance(box.inputs, Tokens):
+        return input_batches(open_data(data, box.inputs), CHANNEL_MEAN_BATCH_EXAMPLES)
+    texts = drop_text_labels(data)
+    if not isinstance(texts, list):
+        return iter([texts])
+    size = CHANNEL_MEAN_BATCH_EXAMPLES
+    return (texts[i : i + size] for i in range(0, len(texts), size))
