@@ -10,6 +10,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -343,11 +344,14 @@ def _steadiness_of(name: str, f: dict[str, Any]) -> str:
     for row in rows:
         reasons.update(row.get("undecided", {}))
     mixed = f" ({', '.join(both)} pass on some subsets and fail on others)" if both else ""
+    timed = f.get("per subset", [])
+    seconds = fmean(row["cpu_s"] for row in timed) if timed else f["cpu_s_of_ten_methods"]
+    n_timed = f" (mean of {len(timed)} rankings)" if 0 < len(timed) < f["subsets"] else ""
     why = ", ".join(f"{count} by {reason.removeprefix('undecided: ')!r}" for reason, count in reasons.most_common(3))
     return (
         f"- {name}, {f['subsets']} random subsets of {f['examples']} images, ten methods: {f['decided']:.0%} are "
         f"decided, and {f['agreeing_pairs']:.1%} of the decided pairs agree{mixed}. Ranking the ten costs "
-        f"{f['cpu_s_of_ten_methods']:.0f} s of CPU.{f' Undecided are {why}.' if why else ''}"
+        f"{seconds:.0f} s of CPU{n_timed}.{f' Undecided are {why}.' if why else ''}"
     )
 
 
@@ -694,7 +698,7 @@ def dictionaries(f: dict[str, Any]) -> list[str]:
     """Recovery of planted features by regime, MNIST's fc1 beside its twin, and verdicts where there is nothing."""
     parts = [_recovery(f["toy"])] if "toy" in f else []  # an interrupted run has some of its parts
     parts += [_mnist_dictionaries(f["mnist"])] if "mnist" in f else []
-    parts += [_verdicts_of_nothing(f)] if {"concepts", "noise"} <= f.keys() else []
+    parts += [_verdicts_of_nothing(f)] if "noise" in f and "random weights" in f.get("concepts", {}) else []
     return [line for part in parts for line in (*part, "")][:-1]
 
 
@@ -819,7 +823,7 @@ def _dissected(name: str, row: dict[str, Any]) -> str:
 
 def _by_generator_and_concept(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["concept"] == "hole", row["concept"])):  # quadrants first
         groups.setdefault((row["generator"], row["concept"], row["layer"]), []).append(row)
     return list(groups.values())
 
