@@ -251,7 +251,7 @@ def leaderboard() -> str:
 
 def _last_change(path: Path) -> list[str]:
     """The date and the commit at which a result was written."""
-    command = ["git", "log", "-1", "--format=%cs %h", "--", str(path)]
+    command = ["git", "log", "--abbrev=7", "-1", "--format=%cs %h", "--", str(path)]
     log = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE).stdout.split()
     return log if len(log) == 2 else ["-", "-"]
 
