@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def test_words_ranking_and_numbers(folder: Path, tmp_path: Path) -> None:
     texts = ["--text", f"the {TRIGGER} film was not good", "--text", "the plot was dull"]
     said = run(*texts, "--model", folder, *METHODS, "-o", tmp_path)
     assert said.exit_code == 0, said.output
-    assert f"[CLS] the {TRIGGER} film was not good [SEP]" in said.output
+    printed = re.sub(r"\([+-]\d\.\d\d\)", "", words_of(said))  # without colors, each word has its value
+    assert f"[CLS] the {TRIGGER} film was not good [SEP]" in printed
+    assert f"{TRIGGER}(+1.00)" in said.output
     assert "The model predicts triggered (p 0.9" in words_of(said)
     assert "judged on 2 texts" in words_of(said)
     numbers = json.loads((tmp_path / "explained.json").read_text())
@@ -146,12 +149,12 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_words_are_colored_by_sign() -> None:
-    line = _colored_words(
-        TextWithValues(["[CLS]", "un", "##good", "film"], [0.5, 1.0, 0.0, -1.0], [True, *[False] * 3])
-    )
+    text = TextWithValues(["[CLS]", "un", "##good", "film"], [0.5, 1.0, 0.0, -1.0], [True, *[False] * 3])
+    line = _colored_words(text, with_values=False)
     assert line.plain == "[CLS] ungood film"
     styles = {line.plain[s.start : s.end]: str(s.style) for s in line.spans}
     assert styles["[CLS]"] == "dim"
     red, blue = (styles[w].partition(" on ")[2] for w in ("un", "film"))
     assert red != blue
     assert not styles.get("good")  # 0 has no color
+    assert _colored_words(text, with_values=True).plain == "[CLS] un(+1.00)good film(-1.00)"

@@ -105,7 +105,7 @@ def _print(made: TextExplanations, page: Path, figure: Path) -> None:
         if made.effects.is_negligible(i):  # first: what follows is noise
             console.print(effect, highlight=False)
         if best is not None:
-            console.print(_colored_words(made.values(best, i)))
+            console.print(_colored_words(made.values(best, i), with_values=console.color_system is None))
             console.print(f"{made.verdicts[best].method}, scale {made.scale(best, i)}", style="dim", highlight=False)
         if not made.effects.is_negligible(i):
             console.print(effect, highlight=False)
@@ -115,8 +115,8 @@ def _print(made: TextExplanations, page: Path, figure: Path) -> None:
     console.print(escape(f"page: {page}\nmaps: {figure}{_left_out_text(made)}"), highlight=False)
 
 
-def _colored_words(text: TextWithValues) -> Text:
-    """The words of a text on their colors."""
+def _colored_words(text: TextWithValues, with_values: bool) -> Text:
+    """The words of a text on their colors; or, without colors, with their values in parts of the scale."""
     from rich.text import Text
 
     line = Text()
@@ -126,4 +126,6 @@ def _colored_words(text: TextWithValues) -> Text:
         back, ink = (",".join(map(str, color)) for color in background_and_text_color(value))
         style = "dim" if special else "" if value == 0 else f"rgb({ink}) on rgb({back})"
         line.append(to_printable(word), style=style)
+        if with_values and value and not special:
+            line.append(f"({value:+.2f})")
     return line
