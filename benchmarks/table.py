@@ -345,7 +345,7 @@ def _steadiness_of(name: str, f: dict[str, Any]) -> str:
         reasons.update(row.get("undecided", {}))
     mixed = f" ({', '.join(both)} pass on some subsets and fail on others)" if both else ""
     timed = f.get("per subset", [])
-    seconds = fmean(row["cpu_s"] for row in timed) if timed else f["cpu_s_of_ten_methods"]
+    seconds = fmean(float(row["cpu_s"]) for row in timed) if timed else float(f["cpu_s_of_ten_methods"])
     n_timed = f" (mean of {len(timed)} rankings)" if 0 < len(timed) < f["subsets"] else ""
     why = ", ".join(f"{count} by {reason.removeprefix('undecided: ')!r}" for reason, count in reasons.most_common(3))
     return (
