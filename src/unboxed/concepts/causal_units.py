@@ -224,7 +224,7 @@ def causal_units(
     Example:
         >>> import torch, unboxed as ub
         >>> box = ub.load("zoo:digits-gan")
-        >>> codes = torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
+        >>> codes = torch.randn(30, 64, generator=torch.Generator().manual_seed(0))
         >>> result = ub.concepts.causal_units(box, codes, "upper left", "relu3")
         >>> result.removed > 0.6, result.restored > 0.6, result.verdict
         (True, True, 'pass')
