@@ -22,7 +22,7 @@ from .words import count_noun, format_percent, layer_display_name
 
 MAX_MAPPED_EXAMPLES = 1000  # examples of the survey that are mapped
 MIN_MAPPED_EXAMPLES = 6  # for a map
-N_SHOWN_NEIGHBORS = 6  # shown per example
+N_SHOWN_NEIGHBORS, N_BEST_NEIGHBORS = 6, 5  # shown per example; before the section is opened, in even rows
 MAX_CLASSES_WITH_COLOR = 20  # with colors of their own
 MAX_MAP_GRID_IMAGES = 900
 N_VOTING_NEIGHBORS = 10  # nearest points in the map that vote for a label
@@ -136,7 +136,7 @@ def best(finding: MapFinding) -> list[Block]:
 
 
 def _neighbor_grid(finding: MapFinding, i: int) -> FigureGrid:
-    k = list(finding.neighbors.values())[-1].shape[1]
+    k = min(N_BEST_NEIGHBORS, list(finding.neighbors.values())[-1].shape[1])
     figures = [finding.shown[i].figure(), *(_neighbor_figure(finding, i, rank) for rank in range(k))]
     return FigureGrid(figures, "An example, and those that are nearest to it in the last hidden layer:")
 
