@@ -192,9 +192,9 @@ def test_the_map_of_one_part_by_its_name() -> None:
     found = ub.attribution.gradient(box, x, 1)
     assert torch.equal(found["table"], found.map["table"])
     assert tuple(found["image"].shape) == (2, 1, 4, 4)
-    with pytest.raises(KeyError, match="no map of 'text': one of image, table"):
+    with pytest.raises(InputError, match="no map of 'text': one of image, table"):
         found["text"]
     single = ub.attribution.gradient(ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), ub.Pixels((1, 2, 2))),
                                      torch.rand(1, 1, 2, 2), 0)  # fmt: skip
-    with pytest.raises(KeyError, match="it is one map"):
+    with pytest.raises(InputError, match="it is one map"):
         single["image"]

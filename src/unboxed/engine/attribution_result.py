@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..box import Box
+from ..errors import InputError
 from ..inputs.tokens import EmbeddingReduction, Tokens
 from ..objectives import Constant, Objective
 from .result_views import ResultViewsMixin
@@ -91,7 +92,7 @@ class Attribution(ResultViewsMixin, Tensor):
         if isinstance(index, str):
             if not isinstance(self.map, Mapping) or index not in self.map:
                 known = f"one of {', '.join(self.map)}" if isinstance(self.map, Mapping) else "it is one map"
-                raise KeyError(f"there is no map of {index!r}: {known}")
+                raise InputError(f"there is no map of {index!r}: {known}")
             return self.map[index]
         return super().__getitem__(index)
 
