@@ -13,6 +13,7 @@ import torch
 from unboxed import plots
 from unboxed.errors import InputError
 from unboxed.plots import colors
+from unboxed.plots.attribution_plot import OVERLAY_COLOR_LEVEL, overlay_map
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -68,7 +69,7 @@ def test_signed_zero_is_white_and_overlay_shows_the_image_there() -> None:
     _, plain = plots.attribution_plot(m)
     assert (shown(plain)[1, 1] == 255).all()
     _, over = plots.attribution_plot(m, x, kind="overlay")
-    assert (shown(over)[0, 0] == colors.SIGNED_COLORMAP[-1]).all()
+    assert (shown(over)[0, 0] == colors.signed_to_rgb(np.array([[OVERLAY_COLOR_LEVEL]]), 1.0)[0, 0]).all()
     assert shown(over)[0, 1].mean() < shown(over)[1, 1].mean()
 
 
@@ -94,3 +95,10 @@ def test_a_mask_keeps_the_image_where_it_is_true() -> None:
 def test_bad_input(bad: Any) -> None:
     with pytest.raises(InputError):
         bad()
+
+
+def test_the_color_of_an_overlay_grows_in_proportion_to_the_map() -> None:
+    """A map that is laid over by its color and its opacity fades by the square: half of it would be a quarter."""
+    gray, m = np.full((1, 3, 3), 128, np.uint8), np.array([[0.0, 0.5, 1.0]])
+    none, half, full = overlay_map(gray, m, 1.0).astype(float)[0]
+    np.testing.assert_allclose(half - none, (full - none) / 2, atol=1)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+OVERLAY_COLOR_LEVEL = 0.85  # of vmax: the color of a map laid over a photo
 PlotKind = Literal["signed", "absolute", "overlay", "mask"]
 MAP_SIDE_INCHES = 2.6  # per side
 WHITE_FRACTION_OUTSIDE_MASK = 0.75  # share of white that is mixed into what a mask leaves out
@@ -121,7 +122,8 @@ def overlay_map(image: Uint8Array, m: Any, vmax: float) -> Uint8Array:
     m = colors.to_float64_array(m)
     opacity = (np.abs(m) / vmax).clip(0, 1)[..., None]
     background = 255 - (255 - image.mean(-1, keepdims=True).repeat(3, -1)) * 0.6  # pale, so that both colors are seen
-    return _to_uint8(background * (1 - opacity) + colors.signed_to_rgb(m, vmax) * opacity)
+    color = colors.signed_to_rgb(OVERLAY_COLOR_LEVEL * vmax * np.sign(m), vmax)  # opacity alone says how strong it is
+    return _to_uint8(background * (1 - opacity) + color * opacity)
 
 
 def fade_outside_mask(image: Uint8Array, mask: Any) -> Uint8Array:
