@@ -38,6 +38,7 @@ N_TRAIN, N_QUERIES, N_SUBSETS = 5000, 20, 50
 FRACTIONS = (0.01, 0.1, 0.5)
 SETTINGS: dict[str, Any] = {"epochs": 5, "batch_size": 128, "lr": 2e-3}  # AdamW, one-cycle
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "schedule": "constant"}
+N_TRAK_MODELS = 50
 N_REAL_SEEDS, N_SCORE_SEEDS = 10, 5  # retrainings of each subset, and trainings whose scores are summed
 
 
@@ -122,6 +123,16 @@ def tracin(training: ModelTraining, box: ub.Box, x: Tensor, y: Tensor) -> Influe
     return card_method("tracin", checkpoints=checkpoints(training))(training, box, x, y)
 
 
+def trak_of_50(training: ModelTraining, box: ub.Box, x: Tensor, y: Tensor) -> Influence:
+    """TRAK as it is published: 50 models, each trained anew on a random half of the examples."""
+    states = []
+    for k in range(N_TRAK_MODELS):
+        other = training.reseed(1000 + k)
+        half = torch.randperm(N_TRAIN, generator=torch.Generator().manual_seed(1000 + k)) % 2
+        states.append(other.box(other.run(half.float())).model.state_dict())
+    return card_method("trak", models=states, dim=2048)(training, box, x, y)
+
+
 def source(training: ModelTraining, box: ub.Box, x: Tensor, y: Tensor) -> Influence:
     """With the learning rate of SGD with momentum; for AdamW, which it is not made for, with AdamW's own mean rate."""
     is_sgd = any("momentum_buffer" in name for name in training.start)
@@ -141,14 +152,17 @@ METHODS: dict[str, Method] = {
     "Gauss-Newton influence": card_method("influence_functions"),
 }
 """{name: function (training, box, x, labels)}; of the mean over seeds the scores of several trainings are averaged."""
+ENSEMBLES: dict[str, Method] = {"TRAK of 50 models": trak_of_50}
+"""Methods that train several models themselves; for the mean over seeds alone."""
 OF_OTHERS = {
     "TracIn": "tracin",
     "TRAK": "trak",
+    "TRAK of 50 models": "trak",
     "SOURCE": "source",
     "Gauss-Newton influence": "influence_functions",
     "EK-FAC influence": "influence_functions",
 }
-AVAILABLE = [name for name in METHODS if hasattr(ub.influence, OF_OTHERS.get(name, "unrolled"))]
+AVAILABLE = [name for name in METHODS | ENSEMBLES if hasattr(ub.influence, OF_OTHERS.get(name, "unrolled"))]
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------
@@ -180,12 +194,15 @@ def mean_over_seeds(name: str, methods: Mapping[str, Method], cache: Path) -> It
     trainings = [first.reseed(seed) for seed in range(1, 1 + N_SCORE_SEEDS)]
     boxes = [training.box(training.run()) for training in trainings]
     of_seeds = {
-        method: [function(t, box, x, y) for t, box in zip(trainings, boxes, strict=True)]
+        method: [
+            function(t, box, x, y)
+            for t, box in [*zip(trainings, boxes, strict=True)][: 1 if method in ENSEMBLES else None]
+        ]
         for method, function in methods.items()
     }
     summed = {
         (method, n): replace(ub.influence.mean_over_seeds(scores[:n]), method=method)
-        for method, scores in of_seeds.items() for n in range(1, 1 + N_SCORE_SEEDS)
+        for method, scores in of_seeds.items() for n in range(1, 1 + len(scores))
     }  # fmt: skip
     lds = linear_datamodeling_score(
         list(summed.values()), first, x, y, truth="mean over seeds", fractions=(0.5,), n_subsets=N_SUBSETS,
@@ -267,7 +284,9 @@ def main() -> None:
     for truth, name, seed in [] if args.summary else _tasks(args):
         rows = _read(args.out)
         done = {_key(row)[:4] for row in rows}
-        wanted = {m: METHODS[m] for m in args.methods.split("/") if (truth, name, seed, m) not in done}
+        known = METHODS if truth == "one run" else METHODS | ENSEMBLES
+        names = [m for m in args.methods.split("/") if m in known]
+        wanted = {m: known[m] for m in names if (truth, name, seed, m) not in done}
         if not wanted:
             continue
         new = (
