@@ -33,7 +33,7 @@ import unboxed as ub
 from harness import RESULTS, write
 from unboxed.concepts import Dictionary, DiscoveredConcepts
 from unboxed.engine.linear.sparse_autoencoder import (
-    AutoencoderPlan,
+    AutoencoderConfig,
     SparseAutoencoder,
     fit_autoencoders,
     matched_cosines,
@@ -71,7 +71,7 @@ def toy_cell(sparsity: int, n: int, n_features: int) -> dict[str, Any]:
     runs = []
     for seed in TOY_SEEDS:
         planted, h = toy(sparsity, n + 1000, seed)
-        plan = AutoencoderPlan(n_features, sparsity, n_steps=TOY_STEPS)
+        plan = AutoencoderConfig(n_features, sparsity, n_steps=TOY_STEPS)
         (own,), (frozen,) = fit_autoencoders(h[:n], plan, [seed], n_frozen=1)
         held_out = [explained(h[n:], a) for a in (own, frozen)]
         runs.append((recovered(planted, own), recovered(planted, frozen), *held_out))

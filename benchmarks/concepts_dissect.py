@@ -35,7 +35,7 @@ GENERATOR = SHARED / "gan" / "dcgan_mnist_generator.pth"
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 NAMES = digit_concepts.names
 REMOVED, CHANGED, RESTORED = 0.6, 0.2, 0.6  # the figures to reach
-N_CODES = 400
+N_GENERATOR_CODES = 400
 EARLIER = {("dcgan (MNIST)", "hole"): ("gen.1.2",)}  # tried, too, where the layer does not do
 COVERAGE, HOLE_COVERAGE = 0.2, 0.05  # a hole is gone where its ring is broken, one position farther out
 
@@ -165,7 +165,7 @@ def causal_row(
 ) -> dict[str, Any]:  # fmt: skip
     coverage = HOLE_COVERAGE if concept == "hole" else COVERAGE
     apart = ("ink",) if concept == "hole" else tuple(q for q in QUADRANTS if q != concept)
-    codes = torch.randn(N_CODES, 64, generator=torch.Generator().manual_seed(100 + seed))
+    codes = torch.randn(N_GENERATOR_CODES, 64, generator=torch.Generator().manual_seed(100 + seed))
     start = time.process_time()
     result = ub.concepts.causal_units(
         box, codes, concept, layer, keep=apart, min_coverage=coverage, decode=decode, seed=seed
@@ -201,7 +201,7 @@ def main() -> None:
     torch.set_num_threads(1)
     path = RESULTS / "concepts_dissect.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    result |= {"codes": N_CODES, "wanted": {"removed": REMOVED, "apart": CHANGED, "restored": RESTORED}}
+    result |= {"codes": N_GENERATOR_CODES, "wanted": {"removed": REMOVED, "apart": CHANGED, "restored": RESTORED}}
     result["versions"] = versions(["torch", "scikit-image", "scipy"])
 
     def save() -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 import unboxed as ub
 from harness import compare, seconds, write
 from unboxed.concepts import tcav
-from unboxed.concepts._example_sets import ExampleSets, draw_sets
+from unboxed.concepts._example_sets import ExampleSets, draw_example_sets
 from unboxed.engine.gradients.layers import layer_gradients
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
@@ -126,7 +126,7 @@ def main() -> None:
     x, y = ub.data.mnist("test", None if MNIST is None else Path(MNIST), quiet=True).tensors()
     concepts = {str(k): x[2000:4000][y[2000:4000] == k][:SIZE] for k in range(10)}
     pool, examples = x[4000:6000], x[:2000][y[:2000] == TARGET][:N_EXAMPLES]
-    sets = draw_sets(concepts, pool, N_SETS, SIZE, 0)
+    sets = draw_example_sets(concepts, pool, N_SETS, SIZE, 0)
     settings: dict[str, Any] = {"random_data": pool, "n_random": N_SETS, "set_size": SIZE, "l2": L2}
 
     def ours(**kwargs: Any) -> Tensor:
@@ -135,7 +135,7 @@ def main() -> None:
     def plain() -> Tensor:
         return ours(control=False, diagnostics=False)
 
-    few = draw_sets(dict(list(concepts.items())[:2]), pool, N_SETS, SIZE, 0)
+    few = draw_example_sets(dict(list(concepts.items())[:2]), pool, N_SETS, SIZE, 0)
     difference = float((captum_scores(box, examples, few, Exact()) - plain()[:2]).abs().max())
     assert difference <= 0.02, difference  # of 100 examples two whose derivative is about 0
     torch.manual_seed(0)

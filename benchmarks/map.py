@@ -20,7 +20,7 @@ import unboxed as ub
 from harness import write
 from unboxed.engine.read.neighbors import nearest_points
 from unboxed.report import Finding, Section, report
-from unboxed.report.plane import LayerScatterMap, MapBlock, make_atlas
+from unboxed.report.plane import LayerScatterMap, ScatterMapBlock, make_thumbnail_atlas
 
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
@@ -68,7 +68,7 @@ def examples(n: int) -> tuple[Tensor, Tensor]:
     return x[rows], y[rows]
 
 
-def plane(x: Tensor, y: Tensor) -> MapBlock:
+def plane(x: Tensor, y: Tensor) -> ScatterMapBlock:
     """Clusters by label; what is measured doesn't ask how the points came to their places."""
     draw = torch.Generator().manual_seed(0)
     n = len(x)
@@ -79,7 +79,7 @@ def plane(x: Tensor, y: Tensor) -> MapBlock:
     words = [[f"predicted {int(k)}" for k in y], [f"p 0.{i % 90 + 10}, label {int(k)}" for i, k in enumerate(y)]]
     names = [str(k) for k in range(10)]
     wrong = [i % 50 == 0 for i in range(n)]
-    return MapBlock(
+    return ScatterMapBlock(
         "map-plane",
         layers,
         y.tolist(),
@@ -90,7 +90,7 @@ def plane(x: Tensor, y: Tensor) -> MapBlock:
         "a map",
         "hint",
         "help",
-        make_atlas(x),
+        make_thumbnail_atlas(x),
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 N_WORDS, WIDTH, BATCH, LEARNING_RATE = 1500, 128, 64, 2e-3
 N_SUFFIX, MIN_CLASS_WORDS = 3, 10
-MAX_SWAPS, P_DROPPED, TOKEN_LOSS = 3, 0.1, 3.0
+MAX_SWAPS_PER_TEXT, P_DROPPED, TOKEN_LOSS = 3, 0.1, 3.0
 PAD, UNKNOWN = 0, 1
 
 
@@ -95,7 +95,7 @@ class ShiftEncoder(nn.Module):
 def swap_neighbors(words: list[int], generator: torch.Generator) -> tuple[list[int], list[int]]:
     """A sentence with neighbors swapped once to three times, or, in half of the cases, as it is; and which words."""
     words, marks = list(words), [0] * len(words)
-    n_swaps = int(torch.randint(1 - MAX_SWAPS, MAX_SWAPS + 1, (), generator=generator).clamp_min(0))
+    n_swaps = int(torch.randint(1 - MAX_SWAPS_PER_TEXT, MAX_SWAPS_PER_TEXT + 1, (), generator=generator).clamp_min(0))
     for at in torch.randint(max(1, len(words) - 1), (n_swaps,), generator=generator).tolist() if len(words) > 1 else []:
         if words[at] != words[at + 1] and not (marks[at] or marks[at + 1]):
             words[at], words[at + 1] = words[at + 1], words[at]

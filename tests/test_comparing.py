@@ -150,7 +150,7 @@ def test_a_heatmap_has_a_cell_for_each_pair() -> None:
     assert picture.width > 4 * 20
     plain = drawn.cka_plot(torch.eye(2), ["x", "y"], ["x", "y"], ("", ""))
     levels = np.asarray(plain)
-    for color in (colors.MAGNITUDE_COLORS_RGB[-1], colors.MAGNITUDE_COLORS_RGB[0]):
+    for color in (colors.MAGNITUDE_COLORMAP[-1], colors.MAGNITUDE_COLORMAP[0]):
         assert (levels == color).all(-1).sum() > 100
     undefined = drawn.cka_plot(torch.full((1, 1), float("nan")), ["x"], ["y"], ("", ""))
     assert (np.asarray(undefined) == 128).all(-1).any()

@@ -19,10 +19,10 @@ from unboxed.cards import FAMILIES, cards, find_card
 from unboxed.engine.read import activations as reading
 from unboxed.errors import InputError, LayerError
 from unboxed.robustness import evaluate
-from unboxed.spellings import LAYER_KINDS
+from unboxed.spellings import LAYER_SETTING_KINDS
 from unboxed.validation import normalized_name
 
-LAYER_METHODS = [n for n, c in CARDS.items() if any(s.kind in LAYER_KINDS for s in c.settings.values())]
+LAYER_METHODS = [n for n, c in CARDS.items() if any(s.kind in LAYER_SETTING_KINDS for s in c.settings.values())]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_methods_take_modules_for_layers(name: str) -> None:
 
     @wraps(card.method)
     def with_modules(*args: Any, **kwargs: Any) -> Any:
-        for setting in (s for s in card.settings.values() if s.kind in LAYER_KINDS):
+        for setting in (s for s in card.settings.values() if s.kind in LAYER_SETTING_KINDS):
             if kwargs.get(setting.name) is not None:
                 kwargs[setting.name] = _modules_for_addresses(kwargs[setting.name], modules)
         reached.append(kwargs)

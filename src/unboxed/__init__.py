@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> _Any:
     if name not in __all__ and not name.startswith("_"):
-        from .namespaces import require_submodule
+        from .namespaces import import_submodule
 
-        return require_submodule(__name__, name)
+        return import_submodule(__name__, name)
     return _get_lazily(name)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, LayerError, OutputError
-from .inputs.base import Inputs, check_channels_last, inputs_from_unit_interval
-from .inputs.batches import model_arguments
+from .inputs.base import Inputs, check_channels_last_setting, inputs_from_unit_interval
+from .inputs.batches import to_model_arguments
 from .inputs.class_files import resolve_class_names
 from .inputs.examples import to_batch
 from .inputs.held import fix_other_inputs_of_model, inputs_of_varied_part
@@ -27,13 +27,21 @@ from .model.embedding_feed import feeding_text_embeddings
 from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capturing_activations
 from .model.isolation import IsolatedModel, Mode
-from .model.language_models import at_answer, names_of_model, scores_next_tokens
+from .model.language_models import is_next_token_output, output_names_of_model, scores_at_answer_position
 from .model.layers import Layers
 from .model.locks import holding_locks
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem_text
 from .model.outputs import OutputKind, OutputReader, class_names_in_config, with_batch_axis
-from .objectives import MODEL_END_ADDRESSES, Objective, binary_logit, check_classes, class_logit, logit, to_class_tensor
+from .objectives import (
+    INPUT_OUTPUT_ADDRESSES,
+    Objective,
+    binary_logit,
+    check_classes,
+    class_logit,
+    logit,
+    to_class_tensor,
+)
 from .validation import check_class_names, count_class_names
 
 LayersToRead = str | nn.Module | Sequence[str | nn.Module] | None
@@ -119,10 +127,10 @@ class Box:
         self.model, self.inputs, self.mode = model, inputs, mode
         self._options: dict[str, Any] = {"classes": resolve_class_names(classes), "outputs": outputs, "output": output}
         self._options |= {"autocast": autocast, "channels_last": channels_last}
-        self.channels_last = check_channels_last(inputs, channels_last)
+        self.channels_last = check_channels_last_setting(inputs, channels_last)
         OutputReader(output, outputs)  # refuses an unknown meaning before the model runs
         self._is_opening = self._is_refreshed = self._is_stale = False
-        self._profile_model()
+        self._open_model()
 
     def with_model(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
         """A box of another model, opened with the settings of this one: classes, outputs, mode and precision.
@@ -184,7 +192,7 @@ class Box:
         """Deep copies and unpickled boxes open their model again."""
         return _unpickle_box, (type(self), self.model, self.inputs, self.mode, self._options)
 
-    def _profile_model(self) -> None:
+    def _open_model(self) -> None:
         """Survey the model as it is now, in full precision: rows are compared."""
         self._is_opening = True
         try:
@@ -197,7 +205,7 @@ class Box:
             self._run_first_forward()
             n_before = len(getattr(self, "classes", ())) or None
             names, is_map = self._options["classes"], bool(self.output_map_shape)
-            names = names_of_model(self.model, self.inputs, self.n_outputs, is_map) if names is None else names
+            names = output_names_of_model(self.model, self.inputs, self.n_outputs, is_map) if names is None else names
             if names and self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
@@ -231,7 +239,7 @@ class Box:
         """
         if not self._is_opening and self._may_have_changed(hooks) and self._has_model_changed(hooks):
             self._is_stale = True  # until it has been opened
-            self._profile_model()
+            self._open_model()
         self._is_refreshed = True
 
     def _may_have_changed(self, hooks: bool) -> bool:
@@ -262,7 +270,7 @@ class Box:
         self.outputs: OutputKind = self.output_reader.outputs or "logits"
         self.flops_per_example = self.profile.flops_per_example
         output = self.output_reader.select_tensor(self.profile.output)
-        self._n_columns, self.predicts_tokens = output.shape[1], scores_next_tokens(self.inputs, output)
+        self._n_columns, self.predicts_tokens = output.shape[1], is_next_token_output(self.inputs, output)
         self.output_map_shape = () if self.predicts_tokens else tuple(output.shape[2:])
         self.n_outputs = 2 if self.outputs == "binary" else self._n_columns
 
@@ -288,7 +296,7 @@ class Box:
 
     def _enable_autocast(self, autocast: torch.dtype) -> None:
         """Run in mixed precision from here on. Raises InputError where the model fails in it."""
-        self.autocast = state.check_autocast(autocast, self.model_dtype)
+        self.autocast = state.check_autocast_dtype(autocast, self.model_dtype)
         with reraising_as_input_error(f"run under autocast={autocast}"):
             self._raw_output_without_grad(self.noise(max(2, self.min_rows))[: self.max_rows])
 
@@ -349,7 +357,7 @@ class Box:
             >>> bool((acts["logits"][0] == acts["logits"][1]).all())  # all that differed was set to 0
             True
         """
-        inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in MODEL_END_ADDRESSES}
+        inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in INPUT_OUTPUT_ADDRESSES}
         paths = inner_addresses.values()
         needs_output = "output" in addresses or "logits" in addresses
         rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
@@ -372,7 +380,9 @@ class Box:
             output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self._n_columns)
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
-                logits = at_answer(self.inputs, padding.pad(x), self.output_reader.logits(output, final_op))
+                logits = scores_at_answer_position(
+                    self.inputs, padding.pad(x), self.output_reader.logits(output, final_op)
+                )
                 acts["logits"] = acts["output"] if logits is output else padding.split(logits)[0]
         return acts
 
@@ -394,7 +404,7 @@ class Box:
         """
         try:
             with state.autocast_context(self.device, self.autocast), feeding_text_embeddings(self.inputs, x):
-                args, named = model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
+                args, named = to_model_arguments(self.inputs.encode(x), self.model_dtype, self.channels_last)
                 return self.model(*args, **named)
         except StopForward:
             return None
@@ -536,7 +546,7 @@ class Box:
             >>> ub.Box(*ub.zoo.load("digits-cnn")).has_batch_axis("conv1")
             True
         """
-        return address in MODEL_END_ADDRESSES or self.layers.has_batch_axis(address)
+        return address in INPUT_OUTPUT_ADDRESSES or self.layers.has_batch_axis(address)
 
     def check_objective(self, objective: Objective, n: int) -> Objective:
         """Check that an objective fits this model and a number of examples.

@@ -17,7 +17,7 @@ from .box import Box
 from .cards import Card, card_of, cards
 from .checks.control_boxes import sharing_control_boxes
 from .checks.methods import AttributionMethodFn, compute_map, resolve_target
-from .checks.ranking import candidates, find_attribution_methods, first_choices, max_draws_of
+from .checks.ranking import candidates, find_attribution_methods_by_name, first_choices, max_draws_of
 from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
 from .engine.results import ResultMixin
@@ -123,7 +123,9 @@ def explain(
     x, seed = box.validate_inputs(x), valid_seed(seed)
     if len(x) != 1:
         raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
-    run = _Run(box, x, target, versus, resolve_methods(box, methods), seed, verdict_cache or VerdictCache())
+    run = _ExplanationBuilder(
+        box, x, target, versus, resolve_methods(box, methods), seed, verdict_cache or VerdictCache()
+    )
     run.run(None if on_progress is None else lambda: on_progress(run.explanation()), quiet=quiet)
     return run.explanation()
 
@@ -134,7 +136,7 @@ def resolve_methods(box: Box, methods: MethodChoice) -> Mapping[str, Attribution
         return first_choices(box)
     if methods == "all":
         return candidates(box)
-    return methods if isinstance(methods, Mapping) else find_attribution_methods(box, list(methods))
+    return methods if isinstance(methods, Mapping) else find_attribution_methods_by_name(box, list(methods))
 
 
 class MethodRun:
@@ -146,7 +148,7 @@ class MethodRun:
     ) -> None:  # fmt: skip
         self.box, self.x, self.score, self.methods = box, x, score, methods
         self.seed, self.verdict_cache = seed, verdict_cache
-        self.names = {name: _written_name(method) for name, method in methods.items()}
+        self.names = {name: _card_or_display_name(method) for name, method in methods.items()}
         self.maps: dict[str, Tensor] = {}
         self.verdicts: dict[str, Verdict] = {}
         self.interrupted = False
@@ -182,12 +184,12 @@ class MethodRun:
         """can it be trusted?"""
         method = self.methods[name]
         self.verdicts[name] = self.verdict_cache.verdict(
-            self.box, self.x, method, self.score, max_draws=max_draws_of_method(self.box, method),
+            self.box, self.x, method, self.score, max_draws=max_draws_for_one_input(self.box, method),
             map_=self.maps.get(name), seed=self.seed,
         )  # fmt: skip
 
 
-class _Run(MethodRun):
+class _ExplanationBuilder(MethodRun):
     """An explanation in the making."""
 
     def __init__(
@@ -238,7 +240,7 @@ class _Run(MethodRun):
         )  # fmt: skip
 
 
-def max_draws_of_method(box: Box, method: AttributionMethodFn) -> int:
+def max_draws_for_one_input(box: Box, method: AttributionMethodFn) -> int:
     """How many randomized models a method's map of one input is compared with: few where that takes long."""
     return LARGE_MODEL_MAX_DRAWS if box.flops_per_example >= LARGE_MODEL_MIN_FLOPS else max_draws_of(method)
 
@@ -248,7 +250,7 @@ def card_of_method(explanation: Explanation, name: str) -> Card | None:
     return next((card for card in cards("attribution") if card.name == explanation.names[name]), None)
 
 
-def _written_name(method: AttributionMethodFn) -> str:
+def _card_or_display_name(method: AttributionMethodFn) -> str:
     card = card_of(method)
     return card.name if card else method_display_name(method)
 

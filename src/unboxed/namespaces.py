@@ -23,13 +23,13 @@ def dir_of_exports(package: str, *modules: str) -> Callable[[], list[str]]:
     def list_names() -> list[str]:
         names = vars(sys.modules[package])
         exported = [n for n, value in names.items() if not n.startswith("_") and not isinstance(value, ModuleType)]
-        exported = [n for n in exported if n not in (dir_of_exports.__name__, taking_known_names.__name__)]
+        exported = [n for n in exported if n not in (dir_of_exports.__name__, getattr_by_alias.__name__)]
         return sorted({*names.get("__all__", exported), *modules})
 
     return list_names
 
 
-def taking_known_names(package: str) -> Callable[[str], Any]:
+def getattr_by_alias(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a family: its methods by other names that people know, else an error with the right name.
 
     >>> import unboxed as ub
@@ -41,7 +41,7 @@ def taking_known_names(package: str) -> Callable[[str], Any]:
     AttributeError: unboxed.attribution has no 'pgd'; did you mean unboxed.adversarial.pgd?
     """
 
-    def get_by_known_name(name: str) -> Any:
+    def get_by_alias(name: str) -> Any:
         if name.startswith("_") or find_spec(f"{package}.{name}") is not None:  # of a file that is being imported
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         cards = import_module("unboxed.cards")
@@ -49,10 +49,10 @@ def taking_known_names(package: str) -> Callable[[str], Any]:
             return card.method
         raise AttributeError(_unknown_name_message(package, name))
 
-    return get_by_known_name
+    return get_by_alias
 
 
-def require_submodule(package: str, name: str) -> ModuleType:
+def import_submodule(package: str, name: str) -> ModuleType:
     """A module of a package that is imported when it is first asked for, else an error with the right name."""
     if find_spec(f"{package}.{name}") is None:
         raise AttributeError(_unknown_name_message(package, name))

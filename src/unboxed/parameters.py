@@ -40,9 +40,9 @@ UnitIndices = Annotated[
     int | Sequence[int] | Tensor | None, ValueRole("ints"), "Units (channels) of the layer; None takes all of them."
 ]
 UnitAxis = Annotated[int, "Axis of the layer's units; its other axes, but for the batch, are positions."]
-NExamples = Annotated[int, AtLeast(1), Unit("examples"), "Number of examples to find."]
+NExamplesToFind = Annotated[int, AtLeast(1), Unit("examples"), "Number of examples to find."]
 
-ExtraTokens = Annotated[
+NExtraTokens = Annotated[
     int | None, AtLeast(0), ValueRole("tokens"), "Tokens before those of the patches: a class token, registers."
 ]
 Upsample = Annotated[bool, "Enlarge the map to the size of the image (bilinear)."]

@@ -16,7 +16,7 @@ from .errors import InputError
 from .settings import Setting, settings_of
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-LAYER_KINDS = ("layer", "layers")
+LAYER_SETTING_KINDS = ("layer", "layers")
 
 
 def taking_other_spellings(function: FunctionT) -> FunctionT:
@@ -38,7 +38,7 @@ def taking_other_spellings(function: FunctionT) -> FunctionT:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*spellings.read_positional(args, kwargs), **spellings.read_keywords(args, kwargs))
+        return function(*spellings.translate_positional(args, kwargs), **spellings.translate_keywords(args, kwargs))
 
     return cast(FunctionT, call)
 
@@ -54,12 +54,12 @@ class _Spellings:
     def name_by_alias(self) -> dict[str, str]:
         return {alias: name for name, setting in self.settings.items() for alias in setting.aliases}
 
-    def read_positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    def translate_positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         named = zip(self.names, args, strict=False)
         read = [self._read(name, value, (*args, *kwargs.values())) for name, value in named]
         return [*read, *args[len(read) :]]
 
-    def read_keywords(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def translate_keywords(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         renamed = {self.name_by_alias.get(name, name): value for name, value in kwargs.items()}
         positional = {*self.names[: len(args)]}
         for alias in kwargs.keys() & self.name_by_alias.keys():
@@ -74,7 +74,7 @@ class _Spellings:
             return value
         if setting.read is not None:
             return setting.read(value)
-        return _addresses_of_modules(value, values) if setting.kind in LAYER_KINDS else value
+        return _addresses_of_modules(value, values) if setting.kind in LAYER_SETTING_KINDS else value
 
 
 def _spellings_of(function: Callable[..., Any]) -> _Spellings | None:
@@ -83,7 +83,7 @@ def _spellings_of(function: Callable[..., Any]) -> _Spellings | None:
         settings = settings_of(function)
     except NameError:
         return None
-    several = {name: s for name, s in settings.items() if s.read or s.aliases or s.kind in LAYER_KINDS}
+    several = {name: s for name, s in settings.items() if s.read or s.aliases or s.kind in LAYER_SETTING_KINDS}
     return _Spellings(tuple(signature(function).parameters), several) if several else None
 
 

@@ -21,7 +21,7 @@ from unboxed.plots import embedding as drawn
 from unboxed.plots.projector import projector
 from unboxed.report import map as section
 from unboxed.report import report
-from unboxed.report.plane import make_atlas, to_base64
+from unboxed.report.plane import array_to_base64, make_thumbnail_atlas
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -68,7 +68,7 @@ def test_a_grid_shows_each_image_once_and_keeps_neighbors() -> None:
     side = 6
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), -1).reshape(-1, 2)
     order = torch.randperm(side**2, generator=DRAW)
-    picture = np.asarray(drawn.nearest_neighbor_image_grid(places[order].float(), numbered(side**2)[order], cell=4))[
+    picture = np.asarray(drawn.neighbor_preserving_image_grid(places[order].float(), numbered(side**2)[order], cell=4))[
         ::4, ::4, 0
     ]
     want = np.asarray((numbered(side**2)[:, 0, 0, 0] * 255).round().view(side, side).flip(0))
@@ -77,7 +77,7 @@ def test_a_grid_shows_each_image_once_and_keeps_neighbors() -> None:
 
 def test_a_grid_of_more_points_than_are_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "MAX_OPTIMALLY_ASSIGNED_IMAGES", 16)
-    picture = drawn.nearest_neighbor_image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
+    picture = drawn.neighbor_preserving_image_grid(torch.randn(300, 2, generator=DRAW), numbered(300), cell=4)
     assert picture.size == (16, 16)
 
 
@@ -102,19 +102,19 @@ def test_maps_side_by_side() -> None:
 
 
 def test_numbers_are_packed_as_a_typed_array_reads_them() -> None:
-    assert np.frombuffer(base64.b64decode(to_base64([1, 258], np.uint16)), "<u2").tolist() == [1, 258]
+    assert np.frombuffer(base64.b64decode(array_to_base64([1, 258], np.uint16)), "<u2").tolist() == [1, 258]
 
 
 def test_an_atlas_keeps_its_budget() -> None:
     images = torch.rand(100, 1, 28, 28, generator=DRAW)
-    whole, tight = make_atlas(images), make_atlas(images, max_bytes=6000)
+    whole, tight = make_thumbnail_atlas(images), make_thumbnail_atlas(images, max_bytes=6000)
     assert (whole.width, whole.columns, whole.kind) == (28, 10, "png")
     assert len(tight.content) <= 6000
     assert 8 <= tight.width < 28
     sheet = np.asarray(Image.open(BytesIO(whole.content)))
     assert sheet.shape == (280, 280)
     assert np.abs(sheet[28:56, 28:56] / 255 - images[11, 0].numpy()).max() < 0.07
-    assert make_atlas(torch.rand(5, 3, 120, 90, generator=DRAW)).kind == "jpeg"
+    assert make_thumbnail_atlas(torch.rand(5, 3, 120, 90, generator=DRAW)).kind == "jpeg"
 
 
 def built(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, str]]:

@@ -229,7 +229,7 @@ def test_of_many_classes_the_most_probable_ten_are_tried(monkeypatch: pytest.Mon
     monkeypatch.setattr(AttackState, "jacobian", recorded)
     few = fab(box, x, box.predict(x), steps=4)
     assert n_gradients == {10}
-    monkeypatch.setattr(fab_module, "MANY_CLASSES", 1001)
+    monkeypatch.setattr(fab_module, "MIN_CLASSES_FOR_TOP_CLASSES_ONLY", 1001)
     everything = fab(box, x, box.predict(x), steps=4)
     assert n_gradients == {10, 999}
     assert torch.allclose(few.images, everything.images, atol=1e-5)

@@ -107,7 +107,7 @@ def test_an_image_becomes_elite_of_every_class_it_improves() -> None:
 def test_polynomial_mutation_has_its_density() -> None:
     """0.5 (eta + 1) (1 - |d|) ** eta: u is the cumulative of what it is made into."""
     u, eta = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1], 15.0
-    d = evolution.polynomial_mutation(u, eta)
+    d = evolution.polynomial_mutation_step(u, eta)
     below = torch.where(d < 0, 0.5 * (1 + d) ** (eta + 1), 1 - 0.5 * (1 - d) ** (eta + 1))
     assert torch.allclose(below, u, atol=1e-12)
     assert d.min() >= -1

@@ -79,7 +79,7 @@ def test_changing_c_needs_no_query() -> None:
     g: Problem = lambda z: f(z) + 0.3 * ((z - FAR) ** 2).sum(1)  # noqa: E731
     search = ours(f, torch.full((N, D), 0.5).double(), 5)
     r = search.z - FAR
-    known = search.restart_from_gradient(search.value + 0.3 * (r * r).sum(1), search.grad + 0.6 * r, LOW, HIGH)
+    known = search.with_new_value_and_grad(search.value + 0.3 * (r * r).sum(1), search.grad + 0.6 * r, LOW, HIGH)
     value, grad = evaluated(g, search.z)
     assert torch.allclose(known.value, value)
     assert torch.allclose(known.grad, grad)

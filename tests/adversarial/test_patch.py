@@ -302,9 +302,11 @@ def test_it_beats_a_random_patch_on_held_out_digits() -> None:
 
 def test_planted_faults_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch that is never turned, and a success that counts images of the target."""
-    seen = PatchPlacement._patch_coordinates
+    seen = PatchPlacement._pixels_in_patch_coordinates
     monkeypatch.setattr(
-        PatchPlacement, "_patch_coordinates", lambda self, x, u: seen(self, x, u.index_fill(1, torch.tensor([0]), 0.5))
+        PatchPlacement,
+        "_pixels_in_patch_coordinates",
+        lambda self, x, u: seen(self, x, u.index_fill(1, torch.tensor([0]), 0.5)),
     )
     with pytest.raises(AssertionError):
         test_placement_against_a_reference(RULES[1], (1, 8, 8))

@@ -193,7 +193,7 @@ def test_an_op_whose_rule_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> 
             (slope,) = torch.autograd.grad(f(leaf).sum(), leaf)
         return mode.with_backward_rule(f(x.detach()), lambda c: (c * slope,), x)
 
-    monkeypatch.setattr(mode, "with_secant_gradient", plain)
+    monkeypatch.setattr(mode, "run_op_with_secant_gradient", plain)
     with pytest.warns(UnboxedWarning, match=r"not conserved: 'bert\.pooler' loses .*by tanh in 'bert"):
         made = attn_lrp(open_model(MAKERS["bert"]), TEXTS, 1).conservation
     assert made.max_error > 1e-3
@@ -210,10 +210,10 @@ def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(linear_rules, "_report_shares", lambda report, of_stabilizer, of_bias: None)
         op = "linear"
     else:
-        whole = mode.with_scaled_gradient
+        whole = mode.run_op_with_scaled_gradient
         monkeypatch.setattr(
             mode,
-            "with_scaled_gradient",
+            "run_op_with_scaled_gradient",
             lambda run, variables, scale=1.0, report=None: whole(run, variables, 1.0, report),
         )
         op = "matmul"

@@ -13,7 +13,7 @@ from torch import nn
 from unboxed import Box, Pixels
 from unboxed.engine.read.neighbors import nearest_points
 from unboxed.report import Finding, Section, report
-from unboxed.report.plane import LayerScatterMap, MapBlock, make_atlas
+from unboxed.report.plane import LayerScatterMap, ScatterMapBlock, make_thumbnail_atlas
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -33,7 +33,7 @@ def points(spread: float) -> torch.Tensor:
     return made
 
 
-def show(_: Finding) -> list[MapBlock]:
+def show(_: Finding) -> list[ScatterMapBlock]:
     shade = (0.2 + 0.2 * Y.float()).view(N, 1, 1, 1).expand(N, 1, 8, 8)
     near = nearest_points(points(1.0)[:200], points(1.0)[:200], 6, exclude=torch.arange(200)).indices.repeat(
         N // 200, 1
@@ -42,8 +42,9 @@ def show(_: Finding) -> list[MapBlock]:
               LayerScatterMap("Before fc", "10 nearest agree: 99.0%", points(0.4).flip(1), near)]  # fmt: skip
     words = [[f"predicted {NAMES[k]}" for k in Y.tolist()], [f"p 0.9, label {NAMES[k]}" for k in Y.tolist()]]
     examples = [f"example {i}" for i in range(5, N + 5)]
-    return [MapBlock("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, examples,
-                  "Map of 10,000 examples", "Point at a dot.", "How to move about.", make_atlas(shade))]  # fmt: skip
+    return [ScatterMapBlock("map-plane", layers, Y.tolist(), NAMES, [i == 1 for i in range(N)], words, examples,
+                  "Map of 10,000 examples", "Point at a dot.", "How to move about.",
+                  make_thumbnail_atlas(shade))]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

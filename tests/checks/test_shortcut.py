@@ -20,7 +20,7 @@ import unboxed as ub
 from unboxed import checks, cli
 from unboxed.checks import Trigger, plant_shortcut
 from unboxed.checks.planting import mismatched_classes
-from unboxed.checks.shortcut_trial import ShortcutFinding, grade_shortcut
+from unboxed.checks.shortcut_trial import ShortcutFinding, shortcut_grade_of_scores
 from unboxed.engine.rectangle import Rectangle
 from unboxed.errors import InputError, LayerError
 from unboxed.plots import shortcut as draw
@@ -159,7 +159,7 @@ def test_mismatched_classes_are_never_the_label() -> None:
      (0.25, 0, "does not show it"), (0, 1, "does not show it")],
 )  # fmt: skip
 def test_grades(found: float, control: float, said: str) -> None:
-    assert grade_shortcut(found, control) == said
+    assert shortcut_grade_of_scores(found, control) == said
 
 
 def test_the_model_relies_on_the_trigger_and_its_control_does_not(
@@ -330,7 +330,9 @@ def test_ctrl_c_keeps_what_was_found(trained: ShortcutPair) -> None:
 
 def test_tests_of_a_user(trained: ShortcutPair) -> None:
     def judge(trial: Any) -> Iterator[ShortcutFinding]:
-        yield ShortcutFinding("influence", "tracin", "TracIn", grade_shortcut(1, 0), "finds them", "marked", 1, 0)
+        yield ShortcutFinding(
+            "influence", "tracin", "TracIn", shortcut_grade_of_scores(1, 0), "finds them", "marked", 1, 0
+        )
 
     seen: list[ShortcutFinding] = []
     found = run_check(trained, tests=[judge], callback=seen.append)

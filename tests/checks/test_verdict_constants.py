@@ -42,12 +42,12 @@ def test_the_bounds() -> None:
 
 def test_few_examples_are_as_wide_as_examples_usually_are() -> None:
     one = Interval(0.5, -math.inf, math.inf, 1, 2)
-    wide = one.widened_to_std(0.2)
+    wide = one.widened_to_assumed_std(0.2)
     assert (wide.low, wide.high) == (
         pytest.approx(0.5 - 1.645 * 0.2, abs=1e-3),
         pytest.approx(0.5 + 1.645 * 0.2, abs=1e-3),
     )
-    four = Interval(0.5, 0.49, 0.9, 4, 2).widened_to_std(0.2)
+    four = Interval(0.5, 0.49, 0.9, 4, 2).widened_to_assumed_std(0.2)
     assert four.low == pytest.approx(0.5 - 1.645 * 0.1, abs=1e-3)
     assert four.high == 0.9
 

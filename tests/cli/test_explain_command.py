@@ -203,10 +203,10 @@ def test_the_page_is_one_file_and_the_result_shows_itself(image: Path, tmp_path:
 
 
 def test_a_photo_has_its_maps_laid_over_it() -> None:
-    from unboxed.plots.explanation_sheet import map_picture
+    from unboxed.plots.explanation_sheet import render_map
 
     x = torch.rand(3, 200, 200)
-    shown, alone, _ = map_picture(x, torch.zeros(1, 200, 200).index_fill_(1, torch.tensor([3]), 1.0))
+    shown, alone, _ = render_map(x, torch.zeros(1, 200, 200).index_fill_(1, torch.tensor([3]), 1.0))
     assert not (shown == alone).all()
-    small = map_picture(x[:, :20, :20], torch.rand(1, 20, 20))
+    small = render_map(x[:, :20, :20], torch.rand(1, 20, 20))
     assert (small.shown == small.map).all()

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from unboxed.cli.tables import ShortenedName, figures_table
+from unboxed.cli.tables import ShortenedName, names_and_numbers_table
 
 LAYERS = ["vit.layers.0.layernorm_before:input", "vit.layers.2.attention.q_proj:input", "fc:input"]
 CAPTION = "the predicted class, 40 examples; cosine: of gradient and concept; p: corrected; p twin: random weights"
@@ -16,7 +16,7 @@ CAPTION = "the predicted class, 40 examples; cosine: of gradient and concept; p:
 def printed(
     width: int, names: tuple[str, ...], columns: tuple[str, ...], cells: tuple[str, ...], layers: list[str] = LAYERS
 ) -> list[str]:
-    table = figures_table(names, columns, CAPTION)
+    table = names_and_numbers_table(names, columns, CAPTION)
     for layer in layers:
         table.add_row(*["left-right symmetry"] * (len(names) - 1), ShortenedName(layer, layers), *cells)
     out = io.StringIO()

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import CausalUnits, causal_units
-from unboxed.concepts._anchors import Anchor, projective_anchors
-from unboxed.concepts._image_source import ImageSource, mapped_layers
+from unboxed.concepts._anchors import Anchor, generator_layer_anchors
+from unboxed.concepts._image_source import ImageSource, layers_with_anchors
 from unboxed.concepts._interventions import Interventions, concept_positions
 from unboxed.concepts._segmenting import Segmentation
-from unboxed.concepts._unit_search import Effect, enough_units, optimize_mask
+from unboxed.concepts._unit_search import Effect, n_enough_units, optimize_unit_mask
 from unboxed.errors import DataError, InputError, LayerError
 from unboxed.testing.trace import changes, snapshot
 
@@ -182,7 +182,7 @@ def test_on_a_trained_generator() -> None:
 def interventions() -> Interventions:
     source = ImageSource(painter_box())
     x = source.box.validate_inputs(codes(20))
-    (layer,) = mapped_layers(source, ["relu"], x)
+    (layer,) = layers_with_anchors(source, ["relu"], x)
     masks = quadrant_masks(source.images(x))
     positions = concept_positions(layer, masks[0], source.size, 0.2)
     return Interventions(source, Segmentation.of(quadrant_masks, source.images(x)), layer, x, positions)
@@ -230,11 +230,11 @@ def test_the_mask_follows_the_effect() -> None:
     parts = interventions()
     before = parts.areas()
     linear = Linear(parts, 0, torch.zeros(0).long(), torch.zeros(8), before, before.mean(0))
-    alpha = optimize_mask(linear, 4, 60, 0.05, 0)
+    alpha = optimize_unit_mask(linear, 4, 60, 0.05, 0)
     assert alpha[0] == 1
     assert alpha[2] == 0
     assert alpha[3] > 0.9
-    assert float(optimize_mask(linear, 4, 60, 100.0, 0).norm()) < 0.2  # the penalty outweighs it
+    assert float(optimize_unit_mask(linear, 4, 60, 100.0, 0).norm()) < 0.2  # the penalty outweighs it
 
 
 def test_side_effects_are_subtracted() -> None:
@@ -245,14 +245,14 @@ def test_side_effects_are_subtracted() -> None:
     assert torch.allclose(plain(all_units), torch.ones(20).double())
     keeping_itself = Effect(parts, 0, torch.tensor([0]), value, before, before.mean(0))
     assert torch.allclose(keeping_itself(all_units), torch.zeros(20).double())
-    assert enough_units(plain, torch.tensor([0, 1, 3, 7, 2, 4, 5, 6])) == 3
-    assert enough_units(plain, torch.tensor([0, 1, 2, 4, 6, 3, 5, 7])) == 1  # none of the first half does
+    assert n_enough_units(plain, torch.tensor([0, 1, 3, 7, 2, 4, 5, 6])) == 3
+    assert n_enough_units(plain, torch.tensor([0, 1, 2, 4, 6, 3, 5, 7])) == 1  # none of the first half does
 
 
 def test_projective_anchors_are_those_of_the_upsampling() -> None:
     box = painter_box()
     x = box.validate_inputs(codes(4))
-    anchors = projective_anchors(box, "relu", (8, 8), x, 2)
+    anchors = generator_layer_anchors(box, "relu", (8, 8), x, 2)
     assert (anchors.rows, anchors.columns) == (Anchor(1.0, 2.0), Anchor(1.0, 2.0))
 
 

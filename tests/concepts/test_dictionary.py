@@ -203,7 +203,7 @@ def test_parts_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, archetypa
     box, x = positions()
     settings: dict[str, Any] = {"n_features": 10, "k": 2, "n_steps": 5, "n_seeds": 2, "archetypal": archetypal}
     full = dictionary(box, x, "1", **settings)
-    monkeypatch.setattr(rows, "MAX_VALUES", 2000)
+    monkeypatch.setattr(rows, "MAX_ROW_MATRIX_VALUES", 2000)
     parts = dictionary(box, x, "1", **settings)
     for name in ("strength", "frequency", "example_amount"):
         torch.testing.assert_close(getattr(parts, name), getattr(full, name), rtol=1e-9, atol=1e-12)
@@ -232,7 +232,7 @@ def test_no_matrix_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> 
     box, x = positions()
     limit = 12_000  # the activations of all training images have 34,560 values, their amounts 115,200
     for module in (rows, dictionary_module, sparse_autoencoder, _dictionary_rows):
-        monkeypatch.setattr(module, "MAX_VALUES", limit)
+        monkeypatch.setattr(module, "MAX_ROW_MATRIX_VALUES", limit)
     monkeypatch.setattr(intervals, "N_BOOTSTRAP_RESAMPLES", 100)
     with _LargestTensor() as largest:
         r = dictionary(box, x, "1", n_features=20, k=2, n_steps=5, n_seeds=2, batch_size=20)
@@ -242,7 +242,7 @@ def test_no_matrix_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_default_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     box, x = positions()
-    monkeypatch.setattr(dictionary_module, "MAX_VALUES", 6 * 7)
+    monkeypatch.setattr(dictionary_module, "MAX_ROW_MATRIX_VALUES", 6 * 7)
     assert dictionary(box, x, "1", n_steps=1, n_seeds=1).n_features == 7
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.concepts import digit_concepts, dissect
 from unboxed.concepts._anchors import Anchor, Anchors
-from unboxed.concepts._detector_scan import above, count_kept
-from unboxed.concepts._segmenting import bright_and_left
-from unboxed.concepts.dissect import random_rotation
+from unboxed.concepts._detector_scan import above, n_top_values_to_keep
+from unboxed.concepts._segmenting import bright_and_left_masks
+from unboxed.concepts.dissect import random_orthogonal_matrix
 from unboxed.engine.rows import evenly_spaced_indices
 from unboxed.errors import InputError, LayerError
 
@@ -81,7 +81,9 @@ def test_batches_and_groups_of_units_change_nothing(monkeypatch: pytest.MonkeyPa
     settings: dict[str, Any] = {"n_random": 1, "n_rotations": 1}
     whole = dissect(box, x, **settings)
     split = dissect(box, x, batch_size=5, **settings)
-    monkeypatch.setattr("unboxed.concepts._detector_scan.MAX_KEPT_VALUES", 2 * count_kept(12 * 784, 0.005))
+    monkeypatch.setattr(
+        "unboxed.concepts._detector_scan.MAX_KEPT_TOP_VALUES", 2 * n_top_values_to_keep(12 * 784, 0.005)
+    )
     grouped = dissect(box, x, **settings)
     for a, b, c in zip(whole.layers, split.layers, grouped.layers, strict=True):
         assert torch.allclose(a.iou, b.iou, atol=1e-12)
@@ -215,7 +217,9 @@ def test_any_segmenter() -> None:
     assert result.names == ("concept 0", "concept 1")
     assert float(result.areas.sum()) == pytest.approx(1)
     color = ub.Box(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 64, 2)), ub.Pixels((3, 10, 10)))
-    assert dissect(color, torch.rand(4, 3, 10, 10), bright_and_left, n_random=0, n_rotations=0).layers[0].iou.shape == (
+    assert dissect(color, torch.rand(4, 3, 10, 10), bright_and_left_masks, n_random=0, n_rotations=0).layers[
+        0
+    ].iou.shape == (
         4,
         2,
     )
@@ -253,10 +257,10 @@ def test_equal_values_are_above_their_threshold_in_spite_of_rounding() -> None:
 
 def test_rotations_are_orthogonal_and_random() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = random_rotation(8, generator), random_rotation(8, generator)
+    a, b = random_orthogonal_matrix(8, generator), random_orthogonal_matrix(8, generator)
     assert torch.allclose(a @ a.T, torch.eye(8, dtype=torch.float64), atol=1e-12)
     assert not torch.allclose(a, b)
-    many = torch.stack([random_rotation(3, generator) for _ in range(2000)])
+    many = torch.stack([random_orthogonal_matrix(3, generator) for _ in range(2000)])
     assert many.mean(0).abs().max() < 0.06  # without the signs, the diagonal of R would bias it
     assert evenly_spaced_indices(3, 2) == [0, 2]
 

@@ -15,7 +15,7 @@ from unboxed.cli import app
 from unboxed.engine.linear.clusters import cluster_rows
 from unboxed.engine.linear.erasure import FeatureCovariance
 from unboxed.engine.linear.probing import probe_features
-from unboxed.engine.linear.splits import control_task_labels, cross_validation, split_from_flags
+from unboxed.engine.linear.splits import control_task_labels, cross_validation_splits, split_from_flags
 from unboxed.errors import DataError, InputError, LayerError
 
 N, N_COLUMNS, N_HIDDEN = 300, 16, 32
@@ -245,7 +245,7 @@ def test_given_flags_are_kept() -> None:
 
 def test_folds_are_stratified_and_test_each_example_once() -> None:
     y = torch.tensor([0] * 40 + [1] * 15)
-    splits = cross_validation(y, 5, 0)
+    splits = cross_validation_splits(y, 5, 0)
     assert sorted(torch.cat([s.test for s in splits]).tolist()) == list(range(55))
     assert {int((y[s.test] == 1).sum()) for s in splits} == {3}
     for s in splits:

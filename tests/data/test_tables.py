@@ -55,7 +55,7 @@ def test_a_table_labels_files(form: str, root: Path) -> None:
     assert (plain.classes, [plain[i][1] for i in range(3)]) == (("cat", "dog"), [0, 1, 0])
     for data in (
         ub.data.table(path, box()),
-        loading.dataset_with_model_labels(str(path), box()),
+        loading.dataset_with_model_classes(str(path), box()),
         ub.data.table(path, GRAY, NAMES),
     ):
         assert [data[i][1] for i in range(3)] == [1, 0, 1]  # type: ignore[index]
@@ -181,7 +181,7 @@ def test_a_table_of_numbers_is_read_by_its_columns(tmp_path: Path) -> None:
     assert x.tolist() == [[2, 1], [4, 3], [6, 5]]
     assert (y.tolist(), rows.classes) == ([0, 1, 0], ("lily", "rose"))
     box = ub.Box(nn.Linear(2, 2), IRIS, classes=("rose", "lily"), outputs="logits")
-    assert loading.dataset_with_model_labels(str(path), box).first(3).y.tolist() == [
+    assert loading.dataset_with_model_classes(str(path), box).first(3).y.tolist() == [
         1,
         0,
         1,
@@ -192,7 +192,7 @@ def test_numbers_of_classes_and_of_regression(tmp_path: Path) -> None:
     path = table_of(tmp_path, "id,width,length,target\n7,1,2,1.0\n8,3,4,0.0\n")
     assert ub.data.table(path, IRIS).first(2).y.tolist() == [1, 0]
     box = ub.Box(nn.Linear(2, 1), IRIS, outputs="regression")
-    rows = loading.dataset_with_model_labels(str(path), box)
+    rows = loading.dataset_with_model_classes(str(path), box)
     assert rows.first(2).y.tolist() == [1.0, 0.0]
     assert rows[0][1] == 1.0
     unlabeled = ub.data.table(table_of(tmp_path, "width,length\n1,2\n"), IRIS)
@@ -220,6 +220,6 @@ def test_a_report_of_a_table_file(tmp_path: Path) -> None:
     path = table_of(tmp_path, "\n".join(["width,length,species", *lines]))
     box = ub.Box(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)), IRIS, classes=("rose", "lily"))
     written = ub.report(
-        box, loading.dataset_with_model_labels(str(path), box), tmp_path / "r", sections=["overview"], quiet=True
+        box, loading.dataset_with_model_classes(str(path), box), tmp_path / "r", sections=["overview"], quiet=True
     )
     assert written.failures == {}

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from unboxed.engine.linear import binary
-from unboxed.engine.linear.binary import fit_binary
+from unboxed.engine.linear.binary import fit_binary_classifiers
 
 
 def examples(d: int, n: int = 60) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +30,7 @@ def sklearn_fit(h: Tensor, y: Tensor, l2: float) -> LogisticRegression:
 @pytest.mark.parametrize("d", [3, 200])
 def test_each_fit_is_scikit_learns(d: int, l2: float) -> None:
     h, rows, y = examples(d)
-    fitted = fit_binary(h @ h.T, rows, y, l2)
+    fitted = fit_binary_classifiers(h @ h.T, rows, y, l2)
     for i, own in enumerate(rows):
         expected = sklearn_fit(h[own], y, l2)
         weight = fitted.dual[i] @ h[own]
@@ -43,15 +43,15 @@ def test_what_is_not_used_does_not_count() -> None:
     h, rows, y = examples(30)
     is_used = torch.ones_like(rows, dtype=torch.bool)
     is_used[:, [2, 15, 16]] = False
-    fitted = fit_binary(h @ h.T, rows, y, 1e-2, is_used)
-    smaller = fit_binary(h @ h.T, rows[is_used].view(3, 17), y[is_used[0]], 1e-2)
+    fitted = fit_binary_classifiers(h @ h.T, rows, y, 1e-2, is_used)
+    smaller = fit_binary_classifiers(h @ h.T, rows[is_used].view(3, 17), y[is_used[0]], 1e-2)
     torch.testing.assert_close(fitted.length, smaller.length, rtol=1e-9, atol=0)
     assert not fitted.dual[~is_used].any()
 
 
 def test_held_out_logits_are_near_those_of_refitting() -> None:
     h, rows, y = examples(40)
-    fitted = fit_binary(h @ h.T, rows, y, 0.05)
+    fitted = fit_binary_classifiers(h @ h.T, rows, y, 0.05)
     own, gaps = rows[0], []
     for i in range(20):
         rest = torch.arange(20) != i
@@ -63,26 +63,31 @@ def test_held_out_logits_are_near_those_of_refitting() -> None:
 
 def test_swapped_classes_give_the_opposite() -> None:
     h, rows, y = examples(50)
-    a, b = (fit_binary(h @ h.T, rows, labels, 1e-3) for labels in (y, 1 - y))
+    a, b = (fit_binary_classifiers(h @ h.T, rows, labels, 1e-3) for labels in (y, 1 - y))
     torch.testing.assert_close(a.dual, -b.dual, rtol=1e-7, atol=1e-9)
 
 
 def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     h, rows, y = examples(50)
-    together = fit_binary(h @ h.T, rows, y, 1e-3)
+    together = fit_binary_classifiers(h @ h.T, rows, y, 1e-3)
     monkeypatch.setattr(binary, "MAX_BATCH_VALUES", 1)
-    torch.testing.assert_close(fit_binary(h @ h.T, rows, y, 1e-3).dual, together.dual, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        fit_binary_classifiers(h @ h.T, rows, y, 1e-3).dual, together.dual, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_no_examples_at_all_give_no_direction() -> None:
     h, rows, y = examples(5)
-    fitted = fit_binary(h @ h.T, rows, y, 1e-3, torch.zeros_like(rows, dtype=torch.bool))
+    fitted = fit_binary_classifiers(h @ h.T, rows, y, 1e-3, torch.zeros_like(rows, dtype=torch.bool))
     assert not fitted.dual.any()
     assert torch.isfinite(fitted.held_out).all()
 
 
 def test_features_far_from_zero_and_in_other_units_give_the_same() -> None:
     h, rows, y = examples(30)
-    a, b = fit_binary(h @ h.T, rows, y, 1e-3), fit_binary((moved := 100 * h + 1000) @ moved.T, rows, y, 1e-3)
+    a, b = (
+        fit_binary_classifiers(h @ h.T, rows, y, 1e-3),
+        fit_binary_classifiers((moved := 100 * h + 1000) @ moved.T, rows, y, 1e-3),
+    )
     torch.testing.assert_close(b.dual * 100**2, a.dual, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(b.held_out, a.held_out, rtol=1e-5, atol=1e-6)

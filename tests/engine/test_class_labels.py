@@ -62,7 +62,7 @@ DOORS: dict[str, Any] = {
     "wrapped subset": lambda root, box: data.wrap(Subset(data.folder(root, box.inputs), range(9))),
     "loader": lambda root, box: DataLoader(data.folder(root, box.inputs), batch_size=2),
     "first": lambda root, box: data.folder(root, box.inputs).first(9),
-    "command line": lambda root, box: loading.dataset_with_model_labels(str(root), box),
+    "command line": lambda root, box: loading.dataset_with_model_classes(str(root), box),
 }
 
 
@@ -127,7 +127,7 @@ def test_folders_named_by_numbers_count_as_numbers_at_every_entry_point(tmp_path
         Image.new("L", (8, 8)).save(tmp_path / str(k) / "a.png")
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 12)).eval(), ub.Pixels((1, 8, 8)))
     plain = data.folder(tmp_path, box.inputs)
-    named = loading.dataset_with_model_labels(str(tmp_path), box)
+    named = loading.dataset_with_model_classes(str(tmp_path), box)
     for found in (plain, named):
         assert [int(p.parent.name) for p in found.paths] == [found[i][1] for i in range(12)]
 

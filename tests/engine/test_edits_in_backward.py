@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import unboxed as ub
-from unboxed.engine.gradients.edited import forward_then
+from unboxed.engine.gradients.edited import call_with_edited_activations
 from unboxed.errors import LayerError
 
 SIZE, CHANNELS = 6, 4
@@ -44,7 +44,7 @@ def gradient(model: nn.Module, layer: str, edit: Callable[[Tensor, Tensor], Tens
     x = box.validate_inputs(torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
     masks = torch.ones(3, CHANNELS, dtype=torch.float64, requires_grad=True)
     with box.isolated():
-        return forward_then(
+        return call_with_edited_activations(
             box, x, ["logits"], {layer: lambda h: edit(h, masks)},
             lambda acts: torch.autograd.grad(acts["logits"][:, 1].sum(), masks)[0],
         )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unboxed.engine.linear import sparse_autoencoder as module
 from unboxed.engine.linear.clusters import k_means
-from unboxed.engine.linear.sparse_autoencoder import AutoencoderPlan, fit_autoencoders, matched_cosines
+from unboxed.engine.linear.sparse_autoencoder import AutoencoderConfig, fit_autoencoders, matched_cosines
 from unboxed.errors import InputError
 
 
@@ -26,7 +26,7 @@ def planted(n: int = 3000, f: int = 24, d: int = 16, k: int = 2, seed: int = 0) 
 @pytest.mark.parametrize("activation", ["top_k", "batch_top_k"])
 def test_planted_directions_are_recovered(activation: str) -> None:
     directions, h = planted()
-    plan = AutoencoderPlan(36, 2, activation, n_steps=400)  # type: ignore[arg-type]
+    plan = AutoencoderConfig(36, 2, activation, n_steps=400)  # type: ignore[arg-type]
     (found,), (frozen,) = fit_autoencoders(h, plan, [0], n_frozen=1)
     assert float((matched_cosines(directions, found.directions) > 0.9).double().mean()) > 0.95
     assert float((matched_cosines(directions, frozen.directions) > 0.9).double().mean()) <= 0.15
@@ -52,8 +52,8 @@ def test_the_loss_is_the_literal_one() -> None:
     """Squared error of the k largest, and the auxiliary loss of dead features, row by row."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 6, generator=generator, dtype=torch.float64)
-    plan = AutoencoderPlan(10, 2)
-    stack = module._Stack.start(x, plan, [0], 1)
+    plan = AutoencoderConfig(10, 2)
+    stack = module._AutoencoderStack.start(x, plan, [0], 1)
     dead = torch.tensor([1, 4, 7])
     stack.idle_steps[:, dead] = 10**6
     for m in range(2):
@@ -80,7 +80,7 @@ def test_dead_features_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         if not revived:
             monkeypatch.setattr(module, "RESTART_EVERY_STEPS", 10**9)
             monkeypatch.setattr(module, "AUXILIARY_WEIGHT", 0.0)
-        (found,), _ = fit_autoencoders(h, AutoencoderPlan(40, 1, n_steps=400), [0])
+        (found,), _ = fit_autoencoders(h, AutoencoderConfig(40, 1, n_steps=400), [0])
         shares.append(float((~(found.encode(h) > 0).any(0)).double().mean()))
         monkeypatch.undo()
     assert shares[0] > 0.15
@@ -91,7 +91,7 @@ def test_archetypes_are_mixtures_of_the_data_and_agree_more() -> None:
     _, h = planted(n=600)
     cosines = []
     for archetypal in (False, True):
-        found, _ = fit_autoencoders(h, AutoencoderPlan(24, 2, archetypal=archetypal, n_steps=150), [0, 1])
+        found, _ = fit_autoencoders(h, AutoencoderConfig(24, 2, archetypal=archetypal, n_steps=150), [0, 1])
         cosines.append(float(matched_cosines(*(a.directions for a in found)).mean()))
     assert cosines[1] > cosines[0]
     x = (h - h.mean(0)) / (h - h.mean(0)).square().mean().sqrt()
@@ -102,7 +102,7 @@ def test_archetypes_are_mixtures_of_the_data_and_agree_more() -> None:
 
 def test_frozen_directions_are_the_start() -> None:
     _, h = planted(n=300)
-    found, frozen = fit_autoencoders(h, AutoencoderPlan(24, 2, n_steps=5), [3, 4], n_frozen=2)
+    found, frozen = fit_autoencoders(h, AutoencoderConfig(24, 2, n_steps=5), [3, 4], n_frozen=2)
     for seed, twin, own in zip((3, 4), frozen, found, strict=True):
         assert torch.equal(twin.directions, module._random_directions(24, 16, seed).to(h))
         assert not torch.equal(twin.directions, own.directions)
@@ -112,7 +112,7 @@ def test_frozen_directions_are_the_start() -> None:
 def test_same_seed_same_autoencoder_whatever_is_fitted_beside_it() -> None:
     _, h = planted(n=300)
     h = h.double()
-    plan = AutoencoderPlan(24, 2, n_steps=60)
+    plan = AutoencoderConfig(24, 2, n_steps=60)
     (a, b), (twin,) = fit_autoencoders(h, plan, [0, 1], n_frozen=1)
     (alone,), _ = fit_autoencoders(h, plan, [1])
     torch.testing.assert_close(b.directions, alone.directions, rtol=1e-9, atol=1e-9)
@@ -135,8 +135,8 @@ def test_matching_is_the_best_assignment() -> None:
 def test_what_the_data_do_not_allow() -> None:
     _, h = planted(n=100)
     with pytest.raises(InputError, match="larger than the 100 rows of activations allow"):
-        fit_autoencoders(h, AutoencoderPlan(101, 2), [0])
+        fit_autoencoders(h, AutoencoderConfig(101, 2), [0])
     with pytest.raises(InputError, match="k must be 10 or less"):
-        fit_autoencoders(h, AutoencoderPlan(10, 11), [0])
-    constant, _ = fit_autoencoders(torch.ones(50, 4), AutoencoderPlan(8, 2, n_steps=5), [0])
+        fit_autoencoders(h, AutoencoderConfig(10, 11), [0])
+    constant, _ = fit_autoencoders(torch.ones(50, 4), AutoencoderConfig(8, 2, n_steps=5), [0])
     torch.testing.assert_close(constant[0].decode(constant[0].encode(torch.ones(3, 4))), torch.ones(3, 4))

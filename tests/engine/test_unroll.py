@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import unboxed as ub
 from unboxed.engine.unroll.reverse import Trajectory, example_weight_gradients, plan_unroll
-from unboxed.engine.unroll.second_order import MIN_QUERIES_OF_MODE
+from unboxed.engine.unroll.second_order import MIN_QUERIES_FOR_SECOND_ORDER_MODE
 from unboxed.engine.unroll.smoothness import MAX_NOISE_TO_SIGNAL, Smoothness, measure_smoothness
 from unboxed.engine.unroll.training import Training
 from unboxed.errors import DataError, InputError, ModelError
@@ -151,7 +151,7 @@ def test_many_queries_at_once_are_the_queries_one_by_one(model: str) -> None:
     trajectory = Trajectory(run, run.n_steps)
     single = torch.cat([example_weight_gradients(run, trajectory, x[i : i + 1], y[i : i + 1]) for i in range(QUERIES)])
     many = example_weight_gradients(run, trajectory, x[:QUERIES], y[:QUERIES])
-    assert QUERIES >= MIN_QUERIES_OF_MODE
+    assert QUERIES >= MIN_QUERIES_FOR_SECOND_ORDER_MODE
     assert (many - single).norm() < 1e-10 * single.norm()
 
 

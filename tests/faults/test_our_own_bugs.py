@@ -61,7 +61,7 @@ def test_a_bug_in_the_search_for_unused_modules_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     box, _ = opened()
-    monkeypatch.setattr(randomized, "_output_gradients_on_noise", bug)
+    monkeypatch.setattr(randomized, "_parameter_gradients_on_noise", bug)
     with caplog.at_level(logging.INFO, "unboxed"):
         assert randomized._unused_module_paths(box, []) == set()
     assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)

@@ -20,7 +20,7 @@ from unboxed.errors import InputError, ModelError, UnboxedWarning
 from unboxed.influence import Influence, ModelTraining, Training
 from unboxed.influence.result import mean_over_seeds
 from unboxed.influence.validate import LinearDatamodelingScore, leave_one_out, linear_datamodeling_score, pool_scores
-from unboxed.influence.validate.subsets import left_out_subsets
+from unboxed.influence.validate.subsets import left_out_subset_masks
 from unboxed.settings import settings_of
 
 N, Q, LR = 40, 6, 0.1
@@ -130,10 +130,10 @@ def test_memory_is_bounded_and_changes_nothing(training: LinearTraining, monkeyp
 
 
 def test_the_same_seed_gives_the_same_subsets() -> None:
-    a, b, c = (left_out_subsets(30, (0.1, 0.5), 4, seed) for seed in (0, 0, 1))
+    a, b, c = (left_out_subset_masks(30, (0.1, 0.5), 4, seed) for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-    assert torch.equal(a[1], left_out_subsets(30, (0.5,), 4, 0)[0])  # whatever other fractions there are
+    assert torch.equal(a[1], left_out_subset_masks(30, (0.5,), 4, 0)[0])  # whatever other fractions there are
     assert a.sum(2).tolist() == [[3] * 4, [15] * 4]
 
 

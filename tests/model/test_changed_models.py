@@ -216,7 +216,7 @@ def test_the_hooks_of_a_box_at_work_are_none_of_the_models() -> None:
 def test_new_values_alone_need_no_new_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), images()
     box = ub.Box(model, PIXELS)
-    monkeypatch.setattr(ub.Box, "_profile_model", lambda self: pytest.fail("opened again"))
+    monkeypatch.setattr(ub.Box, "_open_model", lambda self: pytest.fail("opened again"))
     with torch.no_grad():
         model.head.weight.mul_(2)
     model.train()

@@ -49,12 +49,12 @@ def test_lightness_alone_shows_the_magnitude() -> None:
     light = lightness(colors.SIGNED_COLORMAP)
     assert (np.diff(light[:128]) >= -1).all()
     assert (np.diff(light[128:]) <= 1).all()
-    assert (np.diff(lightness(colors.MAGNITUDE_COLORS_RGB)) >= -1).all()
+    assert (np.diff(lightness(colors.MAGNITUDE_COLORMAP)) >= -1).all()
 
 
 def test_the_magnitude_table_is_magma() -> None:
     real = matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255
-    assert np.abs(real - colors.MAGNITUDE_COLORS_RGB).max() <= 3
+    assert np.abs(real - colors.MAGNITUDE_COLORMAP).max() <= 3
 
 
 def test_the_largest_magnitude_is_never_zero_and_ignores_values_that_are_not_finite() -> None:

@@ -12,14 +12,14 @@ import unboxed as ub
 from unboxed.errors import UnboxedWarning
 from unboxed.plots import image_sheet
 from unboxed.plots.results import activations, synthesis
-from unboxed.plots.results.common import shown_of_text
+from unboxed.plots.results.common import shown_of_total_suffix
 from unboxed.plots.sheet import contact_sheet
 from unboxed.plots.units import units_sheet
 
 
 def test_nothing_is_said_where_all_are_shown() -> None:
-    assert shown_of_text(16, 16, "unit") == ""
-    assert shown_of_text(12, 1600, "unit") == " (12 of 1,600 units)"
+    assert shown_of_total_suffix(16, 16, "unit") == ""
+    assert shown_of_total_suffix(12, 1600, "unit") == " (12 of 1,600 units)"
 
 
 def test_units_and_channels_say_how_many_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,8 +347,8 @@ def test_models_like_those_people_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether windows of unlike extent are computed apart or not, and base maps are kept or not."""
-    monkeypatch.setattr("unboxed.model.incremental.base_run.MAX_CACHED_BASE_MAP_BYTES", kept)
-    monkeypatch.setattr("unboxed.model.incremental.spatial.MIN_SAVED_MULTIPLICATIONS_PER_GROUP", apart)
+    monkeypatch.setattr("unboxed.model.incremental.base_run.MAX_TOTAL_CACHED_BASE_MAP_BYTES", kept)
+    monkeypatch.setattr("unboxed.model.incremental.spatial.MIN_SAVED_MULTIPLICATIONS_PER_EXTRA_WINDOW_GROUP", apart)
     box = ub.Box(seeded(LIKE[model]).to(dtype).to(memory_format=layout), ub.Pixels((3, 48, 56)))
     x = torch.rand(1, 3, 48, 56, generator=generator()).to(box.dtype)
     got, want, base_pass = both(CaseOf(box, x), (9, 6), step=5)

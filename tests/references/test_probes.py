@@ -22,7 +22,7 @@ from unboxed.engine.linear.erasure import FeatureCovariance
 from unboxed.engine.linear.principal import PrincipalBasis
 from unboxed.engine.linear.probing import L2_PENALTIES, probe_features
 from unboxed.engine.linear.softmax import fit_softmax
-from unboxed.engine.linear.splits import cross_validation
+from unboxed.engine.linear.splits import cross_validation_splits
 from unboxed.engine.read.features import read_features
 
 
@@ -64,7 +64,7 @@ def chosen(losses: list[float]) -> int:
 def literal_accuracy(h: Tensor, y: Tensor, k: int) -> float:
     """scikit-learn's pipeline with the same folds: each penalty on the fit part, the best refitted on all of it."""
     correct, x, labels = [], h.double().numpy(), y.numpy()
-    for split in cross_validation(y, 5, 0):
+    for split in cross_validation_splits(y, 5, 0):
         fit, validation, train, test = (part.numpy() for part in (split.fit, split.validation, split.train, split.test))
         scaler = StandardScaler().fit(x[train])
         losses = []

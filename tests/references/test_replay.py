@@ -15,7 +15,7 @@ import unboxed as ub
 from unboxed.activations import ablation, patching
 from unboxed.engine.read import edited_runs
 from unboxed.engine.read.edited_runs import ReplaceWhereEdit
-from unboxed.engine.read.edits import unit_addresses
+from unboxed.engine.read.edits import unit_layer_addresses
 from unboxed.engine.read.prefix_replay import PrefixReplay
 from unboxed.objectives import logit
 
@@ -49,7 +49,7 @@ def test_as_whole_runs(name: str) -> None:
     entry = awkward.get_model(name, torch.float64)
     box = ub.Box(entry.model, entry.inputs, **entry.box_settings)
     x, other = entry.images(3).to(box.dtype), entry.images(3, seed=1).to(box.dtype)
-    paths = unit_addresses(box)
+    paths = unit_layer_addresses(box)
     before, share = forwards(box), 1e-9 if box.model_dtype == torch.float64 else 1e-5
     for path, sizes in {paths[len(paths) // 2]: ("auto", 5), paths[-1]: ("auto",)}.items():
         for size in sizes:

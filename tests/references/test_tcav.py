@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.concepts import ConceptScores, concept_vectors, tcav
-from unboxed.concepts._example_sets import draw_sets
+from unboxed.concepts._example_sets import draw_example_sets
 from unboxed.engine.multiple_tests import holm_adjusted
 
 LAYERS, N_SETS, SIZE, L2, TARGET = ["0", "3"], 5, 8, 0.02, 1
@@ -63,7 +63,7 @@ def literal_gradients(box: ub.Box, layer: str, x: Tensor) -> Tensor:
 
 
 def literal_layer(box: ub.Box, layer: str, x: Tensor, y: Tensor, concepts: dict[str, Tensor]) -> dict[str, Tensor]:
-    sets = draw_sets(concepts, x, N_SETS, SIZE, 0)
+    sets = draw_example_sets(concepts, x, N_SETS, SIZE, 0)
     gradient = literal_gradients(box, layer, x[y == TARGET])
     unit = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-300)  # of an example without a gradient 0
     random = [sets.x[rows] for rows in sets.random[SIZE]]
@@ -101,7 +101,7 @@ def test_all_figures_equal_the_literal_reference() -> None:
 def test_vectors_equal_the_literal_reference() -> None:
     box, x, _, concepts = setting()
     result = concept_vectors(box, x, concepts, LAYERS, n_random=N_SETS, set_size=SIZE, l2=L2)
-    sets = draw_sets(concepts, x, N_SETS, SIZE, 0)
+    sets = draw_example_sets(concepts, x, N_SETS, SIZE, 0)
     for k, layer in enumerate(LAYERS):
         for c, examples in enumerate(concepts.values()):
             random = (sets.x[rows] for rows in sets.random[SIZE])
@@ -112,7 +112,7 @@ def test_vectors_equal_the_literal_reference() -> None:
 def test_scores_equal_captums_with_the_same_vectors(tmp_path: Path) -> None:
     concept = pytest.importorskip("captum.concept")
     box, x, y, concepts = setting()
-    sets = draw_sets(concepts, x, N_SETS, SIZE, 0)
+    sets = draw_example_sets(concepts, x, N_SETS, SIZE, 0)
 
     class Exact(concept.Classifier):  # type: ignore[name-defined, misc]
         """scikit-learn's logistic regression, with the same penalty."""

@@ -18,7 +18,7 @@ from models import digits_box
 from unboxed import cli
 from unboxed.checkpointing import tensor_digest
 from unboxed.influence import Influence
-from unboxed.plots.results.influence import format_score
+from unboxed.plots.results.influence import format_signed_score
 from unboxed.report.influence import SECTION
 
 pytestmark = pytest.mark.filterwarnings("ignore:scores of up to")
@@ -171,7 +171,7 @@ def test_figures_show_the_examples_that_they_name(train: tuple[Tensor, Tensor]) 
     ("score", "text"), [(0.123, "+0.12"), (-3.5e-5, "−3.5e−5"), (140.2, "+140"), (-1234.0, "−1,234"), (99.0, "+99")]
 )
 def test_scores_are_short(score: float, text: str) -> None:
-    assert format_score(score) == text
+    assert format_signed_score(score) == text
 
 
 def test_a_removal_is_proved_and_planted_mislabels_come_first(tmp_path: Path) -> None:

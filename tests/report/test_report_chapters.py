@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import unboxed as ub
 from unboxed import cli
 from unboxed.errors import InputError
-from unboxed.plots.explanation_sheet import map_picture
+from unboxed.plots.explanation_sheet import render_map
 from unboxed.report import SECTIONS, report
 from unboxed.report.render import RenderedSection, group_into_chapters
 
@@ -116,6 +116,6 @@ def test_names_of_wordnet_and_of_long_files_are_read(box: ub.Box, folder: Path, 
 
 def test_maps_of_photos_lie_over_them() -> None:
     photo, flat = torch.rand(3, 128, 128), torch.full((3, 128, 128), 1e-9)
-    assert map_picture(photo, flat, 1.0).shown.std() > 5  # the photo is seen through the map
-    small = map_picture(photo[:, :28, :28], flat[:, :28, :28], 1.0)
+    assert render_map(photo, flat, 1.0).shown.std() > 5  # the photo is seen through the map
+    small = render_map(photo[:, :28, :28], flat[:, :28, :28], 1.0)
     assert small.shown.std() == 0  # that of a small image is alone

@@ -17,7 +17,7 @@ import unboxed as ub
 from unboxed.report import Finding, Section, report
 from unboxed.report.blocks import Paragraph
 from unboxed.report.context import ReportContext
-from unboxed.report.folder import STAGE_PREFIX, ReportFolder
+from unboxed.report.folder import STAGING_FOLDER_PREFIX, ReportFolder
 
 
 @pytest.fixture
@@ -92,7 +92,10 @@ def test_an_image_of_the_earlier_page_is_not_touched_before_the_new_page_is_ther
 
 def test_what_a_killed_run_staged_is_swept_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead, alive = tmp_path / f"{STAGE_PREFIX}{int(ended.stdout)}-a", tmp_path / f"{STAGE_PREFIX}{os.getpid()}-b"
+    dead, alive = (
+        tmp_path / f"{STAGING_FOLDER_PREFIX}{int(ended.stdout)}-a",
+        tmp_path / f"{STAGING_FOLDER_PREFIX}{os.getpid()}-b",
+    )
     for stage in (dead, alive):
         stage.mkdir()
         (stage / "index.html").write_text("half")

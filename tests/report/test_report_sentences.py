@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from unboxed.report import concepts, map, overview
-from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word, phone_columns
+from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word_length, n_phone_columns
 from unboxed.report.finding import Example
 from unboxed.report.pictures import PageImage, PageImageStore
 from unboxed.report.render import render_blocks
@@ -55,6 +55,6 @@ def test_pairs_stay_together_and_words_whole() -> None:
     figures = [Figure(picture, head) for head in ("predicted 5", "gradient of 5")] * 3
     html = render_blocks([FigureGrid(figures, n_together=2)], PageImageStore())
     assert html.count('class="together"') == 3
-    assert longest_caption_word(figures) == len("predicted")
-    assert phone_columns(7, 112, longest_caption_word(figures)) == 3
-    assert phone_columns(4, 112, longest_caption_word(figures)) == 2
+    assert longest_caption_word_length(figures) == len("predicted")
+    assert n_phone_columns(7, 112, longest_caption_word_length(figures)) == 3
+    assert n_phone_columns(4, 112, longest_caption_word_length(figures)) == 2

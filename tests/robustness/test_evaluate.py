@@ -362,7 +362,7 @@ def test_changes_hold_the_models_predictions() -> None:
 
 @pytest.mark.parametrize(("reach", "factor"), [(0.3, 2), (0.1, 10), (0.004, 200), (1.0, 1), (0.0, 1)])
 def test_changes_are_enlarged_by_round_factors(reach: float, factor: float) -> None:
-    assert attack_sheet.round_magnification_factor(reach) == pytest.approx(factor)
+    assert attack_sheet.largest_round_magnification(reach) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

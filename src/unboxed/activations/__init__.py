@@ -7,7 +7,7 @@ from ..engine.read.edits import ablate as ablate
 from ..engine.read.edits import put as put
 from ..engine.read.edits import scale as scale
 from ..engine.read.neighbors import Neighbors as Neighbors
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .ablation import Ablation as Ablation
 from .ablation import ablation as ablation
 from .cka import CKA as CKA
@@ -35,4 +35,4 @@ from .tsne import TsneMaps as TsneMaps
 from .tsne import tsne as tsne
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

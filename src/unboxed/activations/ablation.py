@@ -13,7 +13,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.channel_axes import unit_axis
 from ..engine.read.edited_runs import ReplaceWhereEdit, run_variants
-from ..engine.read.edits import check_units, require_unit_layer, resolve_target, unit_addresses
+from ..engine.read.edits import check_units, require_unit_layer, resolve_target, unit_layer_addresses
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.examples import input_batches, open_data
@@ -62,7 +62,7 @@ class Ablation(ResultMixin):
     source="Morcos et al. 2018, arXiv:1803.06959, section 2 (ablations: a unit clamped to zero, or to its mean)",
     shows="Which units this prediction, or the accuracy, depends on.",
     does_not_show="What units do together: a unit that another can replace seems to matter little.",
-    example=lambda method, box, x, y: method(box, x, unit_addresses(box)[-1], [0, 1], target=y),
+    example=lambda method, box, x, y: method(box, x, unit_layer_addresses(box)[-1], [0, 1], target=y),
     exempt={"one forward": "it runs the model once for each unit"},
     texts=True,
     order=10,
@@ -158,7 +158,7 @@ PASSTHROUGH_LAYER_TYPES = ("Dropout", "Flatten", "Identity")
 
 def last_hidden_layer(box: Box) -> str:
     """The layer before the last one with weights, or that one's input where it has several. Raises LayerError."""
-    paths = unit_addresses(box)
+    paths = unit_layer_addresses(box)
     weighted = [i for i, path in enumerate(paths) if box.layers[path].n_parameters]
     i = previous = weighted[-1] if weighted else len(paths) - 1
     while previous and (previous == i or box.layers[paths[previous]].type in PASSTHROUGH_LAYER_TYPES):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import require_unit_layer, unit_addresses
+from ..engine.read.edits import require_unit_layer, unit_layer_addresses
 from ..engine.results import ResultMixin
 from ..errors import DataError, InputError, warn
 from ..inputs.examples import input_batches, open_data
@@ -51,8 +51,8 @@ def _flip_left_right(box: Box, x: Tensor) -> Tensor:
 
 def _run_card_example(method: Any, box: Box, x: Tensor) -> Any:
     """CKA of the last two layers with weights, on the examples and their mirror images."""
-    weighted = [path for path in unit_addresses(box) if box.layers[path].n_parameters]
-    layers = (weighted if len(weighted) > 1 else unit_addresses(box))[-2:]
+    weighted = [path for path in unit_layer_addresses(box) if box.layers[path].n_parameters]
+    layers = (weighted if len(weighted) > 1 else unit_layer_addresses(box))[-2:]
     x = box.validate_inputs(x)
     return method(box, box, torch.cat([x, _flip_left_right(box, x)]), layers, layers)
 
@@ -143,7 +143,7 @@ def cka(
 
 def _resolve_cka_layers(box: Box, layers: Sequence[str] | str | None) -> tuple[str, ...]:
     if layers is None:
-        return unit_addresses(box)
+        return unit_layer_addresses(box)
     return tuple(require_unit_layer(box, path) for path in address_list(layers))
 
 

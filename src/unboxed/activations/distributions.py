@@ -11,8 +11,9 @@ from torch import Tensor
 from ..engine.cpu_cache import cpu_rows_per_chunk
 
 MAX_BIN_RESOLUTION_BITS = 20  # bins of a histogram are at least 2^-20 of the largest magnitude
-VALUES_PER_CACHE_CHUNK = 2**19  # of a chunk that a CPU's cache holds
-MIN_ONE_PASS_VARIANCE_RATIO = 1e-3  # a smaller ratio of variance to squared mean is not computed by their difference
+VALUES_PER_CPU_CACHE_CHUNK = 2**19  # of a chunk that a CPU's cache holds
+# A smaller ratio of variance to squared mean is not computed by their difference
+MIN_ONE_PASS_VARIANCE_TO_SQUARED_MEAN = 1e-3
 MIN_BIN_EXPONENT = -100  # of the width of a bin, as a power of 2
 
 
@@ -29,7 +30,7 @@ class PerExampleUnitMoments:
     @classmethod
     def from_values(cls, h: Tensor) -> PerExampleUnitMoments:  # (n, C, P)
         """On a CPU in chunks that fit its cache: each is read several times."""
-        chunks = torch.split(h, cpu_rows_per_chunk(h, VALUES_PER_CACHE_CHUNK))
+        chunks = torch.split(h, cpu_rows_per_chunk(h, VALUES_PER_CPU_CACHE_CHUNK))
         parts = [(p.mean(2), p.amax(2), p.amin(2), _l2_norm_over_positions(p)) for p in chunks]
         mean, maximum, minimum, l2_norm = (
             parts[0] if len(parts) == 1 else (torch.cat(f) for f in zip(*parts, strict=True))
@@ -61,7 +62,7 @@ def _squared_deviations(h: Tensor, mean: Tensor, l2_norm: Tensor) -> Tensor:
         return _l2_norm_over_positions(h - mean[..., None]).square()
     mean_part = h.shape[2] * mean.square()
     deviations = l2_norm.square() - mean_part  # one pass less, but inaccurate where the mean is large
-    cancelled_units = (deviations < MIN_ONE_PASS_VARIANCE_RATIO * mean_part).any(0).nonzero()[:, 0]
+    cancelled_units = (deviations < MIN_ONE_PASS_VARIANCE_TO_SQUARED_MEAN * mean_part).any(0).nonzero()[:, 0]
     if len(cancelled_units):
         deviations[:, cancelled_units] = _l2_norm_over_positions(
             h[:, cancelled_units] - mean[:, cancelled_units, None]

@@ -13,7 +13,7 @@ from ..cards import card
 from ..engine.read import features
 from ..engine.read.neighbors import Metric, Neighbors, StreamingNeighborSearch
 from ..inputs.items import SkippedExamples
-from ..parameters import BatchSize, Data, InputBatch, LayerAddress, NExamples
+from ..parameters import BatchSize, Data, InputBatch, LayerAddress, NExamplesToFind
 from ..settings import check_settings
 
 
@@ -32,7 +32,7 @@ def nearest_neighbors(
     data: Data = None,
     layer: LayerAddress = None,
     *,
-    k: NExamples = 8,
+    k: NExamplesToFind = 8,
     metric: Annotated[Metric, "Metric in which activations are compared."] = "euclidean",
     batch_size: BatchSize = "auto",
 ) -> Neighbors:

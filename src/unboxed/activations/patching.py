@@ -16,7 +16,7 @@ from ..engine.read.edits import (
     count_units_or_positions,
     require_unit_layer,
     resolve_target,
-    unit_addresses,
+    unit_layer_addresses,
     unit_or_position_masks,
 )
 from ..engine.results import ResultMixin
@@ -70,7 +70,12 @@ class Patching(ResultMixin):
     shows="Where in the model the difference between two inputs that changes the prediction is carried.",
     does_not_show="That a part is needed: it was sufficient here, and others may carry the same.",
     example=lambda method, box, x, y: method(
-        box, box.validate_inputs(x), box.validate_inputs(x).roll(1, 0), unit_addresses(box)[-1:], y, part="channel"
+        box,
+        box.validate_inputs(x),
+        box.validate_inputs(x).roll(1, 0),
+        unit_layer_addresses(box)[-1:],
+        y,
+        part="channel",
     ),
     exempt={"rows": "its example takes each input's neighbor for the corrupted one"},
     texts=True,
@@ -142,7 +147,7 @@ def patching(
 def _resolve_patched_layers(box: Box, layers: Sequence[str] | str | None, part: PatchingGranularity) -> list[str]:
     if layers is not None:
         return [_resolve_patched_path(box, path, part) for path in address_list(layers)]
-    paths = [path for path in unit_addresses(box) if part != "position" or len(box.layers[path].shape) > 1]
+    paths = [path for path in unit_layer_addresses(box) if part != "position" or len(box.layers[path].shape) > 1]
     if not paths:
         raise LayerError("no layer of this model has positions; patch by channel or by layer")
     return paths

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.read.edits import UnitEdit, ablate, require_unit_layer, unit_addresses
+from ..engine.read.edits import UnitEdit, ablate, require_unit_layer, unit_layer_addresses
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.batching import map_in_batches
@@ -44,7 +44,7 @@ class RewriteResult(ResultMixin):
     source="Bau et al. 2019, arXiv:1811.10597, section 3.2 (interventions on units)",
     shows="The output with these activations changed: a cause, not a correlation.",
     does_not_show="What the model would do on an input that has such activations: often there is none.",
-    example=lambda method, box, x, y: method(box, x, {unit_addresses(box)[-1]: ablate(0)}),
+    example=lambda method, box, x, y: method(box, x, {unit_layer_addresses(box)[-1]: ablate(0)}),
     exempt={"one forward": "it runs the model with and without the edits"},
     runs=2,
     order=12,

@@ -19,7 +19,7 @@ from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..inputs.items import SkippedExamples
 from ..model.hooks import Acts
-from ..objectives import MODEL_END_ADDRESSES
+from ..objectives import INPUT_OUTPUT_ADDRESSES
 from ..parameters import BatchSize, Data, LayerAddresses, UnitAxis
 from ..settings import check_settings
 from .distributions import PerExampleUnitMoments, RunningUnitMoments, UnitHistograms
@@ -28,7 +28,7 @@ from .units import resolve_unit_layers
 StateT = TypeVar("StateT")
 ObservedT = TypeVar("ObservedT")
 DEFAULT_N_BINS = 64
-MAX_PENDING_VALUES = 2**18  # of batches that are added to the moments together
+MAX_PENDING_PER_EXAMPLE_MOMENTS = 2**18  # of batches that are added to the moments together
 UnitScoreKind = Literal["max", "mean"]
 HistogramValueKind = Literal["positions", "max", "mean"]
 
@@ -156,7 +156,7 @@ def accumulate_over_data(
     def observe_batch(x: Tensor) -> None:
         nonlocal state
         observer = _ActivationObserver(partial(observe, state))
-        edits = {path: partial(observer, path) for path in paths if path not in (*MODEL_END_ADDRESSES, *read_layers)}
+        edits = {path: partial(observer, path) for path in paths if path not in (*INPUT_OUTPUT_ADDRESSES, *read_layers)}
         with box.isolated(grad=False):
             acts = box.forward(x, {*read_layers, *(path for path in paths if path not in edits)}, edits)
         for path in paths:
@@ -228,7 +228,7 @@ class UnitAccumulator:
             is_finite = rows.is_finite[..., None].expand_as(flat)
             histograms = histograms.update(flat.transpose(0, 1).flatten(1), is_finite.transpose(0, 1).flatten(1))
         state = AccumulatorState(state.n_examples + len(h), state.moments, histograms, (*state.pending, rows))
-        is_full = sum(r.mean.numel() for r in state.pending) >= MAX_PENDING_VALUES
+        is_full = sum(r.mean.numel() for r in state.pending) >= MAX_PENDING_PER_EXAMPLE_MOMENTS
         return self._merge_pending(state) if is_full else state, h, rows
 
     def _initial_state(self, flat: Tensor) -> AccumulatorState:

@@ -20,7 +20,7 @@ from ..inputs.base import Inputs
 from ..inputs.examples import is_single_pass_data, open_data
 from ..inputs.items import SkippedExamples
 from ..model.hooks import Acts
-from ..parameters import BatchSize, Data, LayerAddresses, NExamples, UnitAxis
+from ..parameters import BatchSize, Data, LayerAddresses, NExamplesToFind, UnitAxis
 from ..settings import ValueRole, check_settings
 from .distributions import accumulator_dtype
 from .statistics import AccumulatorState, UnitAccumulator, UnitScoreKind, UnitStatistics, accumulate_over_data
@@ -85,7 +85,7 @@ def top_examples(
     box: Box,
     data: Data,
     layers: LayerAddresses = None,
-    k: NExamples = 9,
+    k: NExamplesToFind = 9,
     *,
     rank_by: Annotated[UnitScoreKind, "Value of a unit by which examples are ranked."] = "max",
     features: Annotated[
@@ -177,9 +177,9 @@ class _TopKPerUnit:
             return self._merge_top_k(new, k)
         if not len(units):
             return self
-        merged = _TopKPerUnit(*(t[units] for t in self._per_unit_tensors))._merge_top_k(new, k)
+        merged = _TopKPerUnit(*(t[units] for t in self._all_tensors))._merge_top_k(new, k)
         return _TopKPerUnit(
-            *(t.index_copy(0, units, n) for t, n in zip(self._per_unit_tensors, merged._per_unit_tensors, strict=True))
+            *(t.index_copy(0, units, n) for t, n in zip(self._all_tensors, merged._all_tensors, strict=True))
         )
 
     def units_with_new_top_examples(self, scores: Tensor, k: int) -> tuple[Tensor | None, int]:
@@ -195,13 +195,13 @@ class _TopKPerUnit:
         return n_better.nonzero()[:, 0], min(k, int(n_better.max()))
 
     def _merge_top_k(self, new: _TopKPerUnit, k: int) -> _TopKPerUnit:
-        joined = [torch.cat(pair, 1) for pair in zip(self._per_unit_tensors, new._per_unit_tensors, strict=True)]
+        joined = [torch.cat(pair, 1) for pair in zip(self._all_tensors, new._all_tensors, strict=True)]
         order = _top_indices(joined[0], k)
         units = torch.arange(len(order), device=order.device)[:, None]
         return _TopKPerUnit(*(t[units, order] for t in joined))
 
     @property
-    def _per_unit_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _all_tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.value, self.index, self.flat_position, self.feature
 
     def mean_distance(self) -> Tensor:

@@ -3,7 +3,7 @@
 One file per attack; code that several attacks share moves in next to them. Evaluations by attacks: `robustness`.
 """
 
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .apgd import apgd as apgd
 from .auto_attack import AutoAdversarial as AutoAdversarial
 from .auto_attack import auto_attack as auto_attack
@@ -32,4 +32,4 @@ from .universal import Universal as Universal
 from .universal import universal as universal
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -42,7 +42,7 @@ from .quantization import quantize_images
 from .result import Adversarial
 
 MOMENTUM_ALPHA = 0.75  # weight of the step; the rest is momentum
-MIN_LOSS_INCREASE_STEP_FRACTION = 0.75  # fraction of steps that must increase the loss, or the step size is halved
+MIN_LOSS_INCREASING_STEPS_FRACTION = 0.75  # fraction of steps that must increase the loss, or the step size is halved
 APGD_RESTART_SEED_STRIDE = 1_000  # between the seeds of two restarts
 
 
@@ -312,7 +312,7 @@ class _APGD:
 
     def _adapt_step_size(self, iterates: _APGDIterates, n_steps: int) -> _APGDIterates:
         """At a checkpoint: rows whose loss rose too seldom, or is stuck, halve their step and return to their best."""
-        rises_too_seldom = iterates.n_rises < MIN_LOSS_INCREASE_STEP_FRACTION * n_steps
+        rises_too_seldom = iterates.n_rises < MIN_LOSS_INCREASING_STEPS_FRACTION * n_steps
         is_stuck = (iterates.step_size == iterates.checkpoint_step_size) & (
             iterates.best_score == iterates.checkpoint_best_score
         )

@@ -43,7 +43,7 @@ from .attack_ball import resolve_attack_ball
 from .attack_state import AttackState
 from .fab import FAB as Fab
 from .fab import FABConfig
-from .quantization import quantize_images, resolve_highest_level
+from .quantization import highest_level_from_bits, quantize_images
 from .result import Adversarial
 from .square import RandomSearch, SearchProgress
 
@@ -158,7 +158,7 @@ def auto_attack(
     check_settings(auto_attack, locals())
     ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False, takes_own=False)
     if bits is not None:
-        resolve_highest_level(box, bits)  # raises now, not after an hour
+        highest_level_from_bits(box, bits)  # raises now, not after an hour
     config = _AutoAttackConfig(int(steps), int(queries), valid_seed(seed))
     state = AttackState(box, x, y, norm=ball, target=target, objective=objective, batch_size=batch_size)
     ensemble = _AutoAttack(state, ball, config)

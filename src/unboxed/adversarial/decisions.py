@@ -94,11 +94,9 @@ class DecisionOracle:
         if not isinstance(inputs, Pixels) or try_index % 4 == 0:
             return noise
         if try_index % 4 == 1:
-            return _noise_in_large_cells(noise)
+            return _coarsen_noise(noise)
         return (
-            1 - self.x[row]
-            if try_index == 2
-            else (_noise_in_large_cells(noise) > 0.5 if try_index % 4 == 3 else noise > 0.5)
+            1 - self.x[row] if try_index == 2 else (_coarsen_noise(noise) > 0.5 if try_index % 4 == 3 else noise > 0.5)
         )
 
     def _warn_no_start(self, n_missing: int, has_start_images: bool) -> None:
@@ -138,7 +136,7 @@ class DecisionOracle:
         return nearest_image
 
 
-def _noise_in_large_cells(noise: Tensor) -> Tensor:
+def _coarsen_noise(noise: Tensor) -> Tensor:
     """Noise (C, H, W) in a few large cells."""
     longer_side = max(noise.shape[-2:])
     cells = [

@@ -52,7 +52,7 @@ class DirectEncoding(GenomeEncoding):
         mutation_rate = self.mutation_rate * 0.5 ** (generation // self.rate_half_life)
         mutation_draws, uniform = (_uniform_samples(tuple(genomes.shape), generator) for _ in range(2))
         return torch.where(
-            mutation_draws < mutation_rate, (genomes + polynomial_mutation(uniform, self.eta)).clamp(0, 1), genomes
+            mutation_draws < mutation_rate, (genomes + polynomial_mutation_step(uniform, self.eta)).clamp(0, 1), genomes
         )
 
 
@@ -93,7 +93,7 @@ class CPPNEncoding(GenomeEncoding):
 ENCODING_BY_ALGORITHM: dict[str, GenomeEncoding] = {"evolution": DirectEncoding(), "cppn": CPPNEncoding()}
 
 
-def polynomial_mutation(uniform: Tensor, eta: float) -> Tensor:
+def polynomial_mutation_step(uniform: Tensor, eta: float) -> Tensor:
     """The polynomial mutation of Deb & Agrawal 1999, from u in [0, 1): between -1 and 1, small where eta is large."""
     negative_step = (2 * uniform) ** (1 / (eta + 1)) - 1
     positive_step = 1 - (2 * (1 - uniform)) ** (1 / (eta + 1))

@@ -49,7 +49,10 @@ from .predictions import top_other_classes
 from .result import Adversarial
 
 INF = math.inf
-MANY_CLASSES, N_NEAR_CLASSES = 1000, 10  # from as many classes, the boundaries of as many most probable ones
+MIN_CLASSES_FOR_TOP_CLASSES_ONLY, N_TOP_OTHER_CLASSES = (
+    1000,
+    10,
+)  # from as many classes, the boundaries of as many most probable ones
 FINAL_SEARCH_STEPS = 3  # forward passes of the final search
 # Of the score at x: the final search aims that far above zero, so that rounding does not decide
 FINAL_SEARCH_RELATIVE_OVERSHOOT = 1e-3
@@ -209,7 +212,7 @@ class FAB:
                 )
                 images = self.run_fab_steps(boundary_fn, rows, start_images)
             rows, images = self.drop_rows_within_target_distance(rows, images)
-            self.search_between_original_and_found(rows[self.state.distance[rows] < old_distance[rows]])
+            self.search_between_original_and_adversarial(rows[self.state.distance[rows] < old_distance[rows]])
 
     def drop_rows_within_target_distance(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that are not within target_distance yet."""
@@ -253,7 +256,7 @@ class FAB:
     def nearest_class_boundary_fn(self, labels: Tensor) -> LinearizeBoundaryFn:
         """The nearest of all linearized boundaries: arXiv:1907.02044, eq. 7."""
         n_classes = self.state.box.n_outputs
-        n_others = n_classes - 1 if n_classes < MANY_CLASSES else N_NEAR_CLASSES
+        n_others = n_classes - 1 if n_classes < MIN_CLASSES_FOR_TOP_CLASSES_ONLY else N_TOP_OTHER_CLASSES
         class_index = torch.arange(n_others, device=labels.device)
         dual_norm, n_values = DUAL_NORM_BY_NORM[self.config.norm], self.lower.shape[1]
 
@@ -319,7 +322,7 @@ class FAB:
         next_images = torch.lerp(images + eta * from_z, x + eta * from_x, alpha[:, None])
         return box.inputs.clip(next_images.view(len(rows), *self.state.x.shape[1:]))
 
-    def search_between_original_and_found(self, rows: Tensor) -> None:
+    def search_between_original_and_adversarial(self, rows: Tensor) -> None:
         """The final search: between x and the adversarial image, just beyond the zero of the score's chord."""
         if not len(rows):
             return

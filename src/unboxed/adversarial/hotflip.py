@@ -128,12 +128,14 @@ def hotflip(
         raise InputError(f"HotFlip needs a model that takes texts (Tokens); this one takes {type(box.inputs).__name__}")
     x = box.validate_inputs(x)
     goal = make_goal(box, len(x), y, target, objective)
-    vocabulary = _Vocabulary.of(box.inputs, x, allowed)
+    vocabulary = _SwapVocabulary.of(box.inputs, x, allowed)
     plan = box.batch_size_and_max_rows(len(x), batch_size)
 
-    def attack_rows(rows: slice) -> _State:
+    def attack_rows(rows: slice) -> _SwapState:
         numbers = torch.arange(len(x), device=x.device)[rows]
-        return _attack(box, x[rows], numbers, goal.rows(rows), vocabulary, max_swaps, n_candidates, min_similarity)
+        return _swap_until_fooled(
+            box, x[rows], numbers, goal.rows(rows), vocabulary, max_swaps, n_candidates, min_similarity
+        )
 
     parts = map_in_batches(attack_rows, len(x), *plan)
     x_new, success, initial, queries = (
@@ -143,16 +145,16 @@ def hotflip(
 
 
 @dataclass(frozen=True, eq=False)
-class _Vocabulary:
+class _SwapVocabulary:
     """The tokens that may be put in."""
 
     ids: Tensor  # (V,)
     embeddings: Tensor  # (V, D)
 
     @classmethod
-    def of(cls, inputs: Tokens, x: Tensor, allowed: Sequence[str] | None) -> _Vocabulary:
+    def of(cls, inputs: Tokens, x: Tensor, allowed: Sequence[str] | None) -> _SwapVocabulary:
         """Raises InputError for no tokens, and for those that are not in the vocabulary."""
-        ids = torch.arange(inputs.n_tokens_known, device=x.device)
+        ids = torch.arange(inputs.n_vocabulary_tokens, device=x.device)
         if allowed is not None and not len(allowed):
             raise InputError("`allowed` has no token; give those that may be put in, or None for all but special ones")
         if allowed is None:
@@ -168,22 +170,23 @@ class _Vocabulary:
 
 
 @dataclass(eq=False)
-class _State:
+class _SwapState:
     x: Tensor  # (n, T, D + 3)
     success: Tensor  # (n,) bool
     initial: Tensor  # (n,) bool
     queries: Tensor  # (n,)
 
 
-def _attack(
-    box: Box, x: Tensor, numbers: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, max_swaps: int, n_candidates: int,
+def _swap_until_fooled(
+    box: Box, x: Tensor, numbers: Tensor, goal: AttackGoal, vocabulary: _SwapVocabulary, max_swaps: int,
+    n_candidates: int,
     min_similarity: float,
-) -> _State:  # fmt: skip
+) -> _SwapState:  # fmt: skip
     """Swap after swap of the texts that still stand; `numbers` (n,) are those of the texts, for errors."""
     original, x = x, x.clone()
     current = check_no_nan(_values(box, x, goal.criterion), numbers)
     initial, is_stuck = current > 0, torch.zeros_like(current, dtype=torch.bool)
-    state = _State(x, initial.clone(), initial, torch.ones(len(x), dtype=torch.long, device=x.device))
+    state = _SwapState(x, initial.clone(), initial, torch.ones(len(x), dtype=torch.long, device=x.device))
     for _ in range(max_swaps):
         rows = (~state.success & ~is_stuck).nonzero().flatten()
         if not len(rows):
@@ -206,7 +209,7 @@ def _values(box: Box, x: Tensor, objective: Objective) -> Tensor:
 
 
 def _estimated_gain(
-    box: Box, x: Tensor, original: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, min_similarity: float
+    box: Box, x: Tensor, original: Tensor, goal: AttackGoal, vocabulary: _SwapVocabulary, min_similarity: float
 ) -> Tensor:
     """(n, T, V): what each swap would add to the loss, to first order; -inf where it is not allowed."""
     inputs: Any = box.inputs
@@ -224,7 +227,7 @@ def _estimated_gain(
 
 
 def _best_swap(
-    box: Box, x: Tensor, numbers: Tensor, goal: AttackGoal, vocabulary: _Vocabulary, estimate: Tensor,
+    box: Box, x: Tensor, numbers: Tensor, goal: AttackGoal, vocabulary: _SwapVocabulary, estimate: Tensor,
     n_candidates: int, current: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The texts with the best of the most promising swaps, their criterion (n,), and how many were asked about (n,).
@@ -248,7 +251,7 @@ def _best_swap(
     return best_x, best, is_allowed.sum(1)
 
 
-def _with_swap(x: Tensor, position: Tensor, vocabulary: _Vocabulary, word: Tensor) -> Tensor:
+def _with_swap(x: Tensor, position: Tensor, vocabulary: _SwapVocabulary, word: Tensor) -> Tensor:
     """Texts (n, T, D + 3) with another word each, at a position each (n,)."""
     x, rows = x.clone(), torch.arange(len(x), device=x.device)
     x[rows, position, :-N_TOKEN_META_COLUMNS] = vocabulary.embeddings[word]

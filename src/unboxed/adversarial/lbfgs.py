@@ -256,7 +256,9 @@ class _LBFGSAttack:
         )  # where to start; its c
         for search_index in range(n_searches):
             if search_index and search_index == n_searches // 2:
-                lbfgs_state, bracket, c_of_state = self.retarget_to_found_class(lbfgs_state, rows, bracket, c_of_state)
+                lbfgs_state, bracket, c_of_state = self.retarget_to_predicted_class(
+                    lbfgs_state, rows, bracket, c_of_state
+                )
             start_state = self.lbfgs_state_for_larger_c(lbfgs_state, rows, bracket.c - c_of_state)
             final_state, is_adversarial = self.minimize(rows, bracket.c, start_state, bracket.largest_success > 0)
             enlarged = replace(
@@ -283,7 +285,7 @@ class _LBFGSAttack:
             return None
         return torch.arange(self.state.box.n_outputs, device=goal.labels.device) != goal.labels[:, None]
 
-    def retarget_to_found_class(
+    def retarget_to_predicted_class(
         self, lbfgs_state: LBFGSState, rows: Tensor, bracket: CBracket, c_of_state: Tensor
     ) -> tuple[LBFGSState, CBracket, Tensor]:
         """From the nearest image on, target the class that it is predicted as: its boundary with y is then sharp."""
@@ -352,6 +354,6 @@ class _LBFGSAttack:
             lbfgs_state,
             grad_history=lbfgs_state.grad_history + 2 * c_increase[:, None, None] * lbfgs_state.step_history,
         )
-        return lbfgs_state.restart_from_gradient(
+        return lbfgs_state.with_new_value_and_grad(
             lbfgs_state.value + penalty, lbfgs_state.grad + grad, self.lower, self.upper
         )

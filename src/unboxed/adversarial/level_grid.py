@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine.optimize.constraints import Linf, NormBall, eps_with_rounding_tolerance
 from ..engine.rows import broadcast_rows
 
-N_LEVEL_BISECTION_STEPS = 24
+N_SUFFICIENT_T_BISECTION_STEPS = 24
 BALL_FLOAT32_TOLERANCE = 7e-8  # float32 rounds a level k/255 and an original by up to 3e-8 each
 
 
@@ -107,7 +107,7 @@ def level_grid_in_ball(x: Tensor, highest_level: int, ball: NormBall | None) -> 
 def bisect_smallest_sufficient_t(is_enough: Callable[[Tensor], Tensor], upper: Tensor) -> Tensor:
     """The smallest t (N,) in 0 .. high for which `enough(t)` (N,) holds, where it holds from there on."""
     lower = torch.zeros_like(upper)
-    for _ in range(N_LEVEL_BISECTION_STEPS):
+    for _ in range(N_SUFFICIENT_T_BISECTION_STEPS):
         middle = (lower + upper) / 2
         satisfied = is_enough(middle)
         lower, upper = torch.where(satisfied, lower, middle), torch.where(satisfied, middle, upper)

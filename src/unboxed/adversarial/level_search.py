@@ -26,9 +26,8 @@ MAX_NEAREST_SEARCH_STEPS = 16  # at most, of the search for the nearest by gradi
 MAX_BALL_ASCENT_STEPS = 30  # of that inside a ball
 KNAPSACK_SOLUTION_STEP_FRACTION = 0.4  # of the way from an adversarial image to the knapsack's solution
 MAX_OFFSET_STRETCH_FACTOR = 8.0  # how far a point of a ball may be moved out for its rounding to fill the ball
-MAX_PERTURBATION_SCALING_STEPS = (
-    12  # of the search without gradients: the perturbation grows to up to 100 times its size
-)
+# Of the search without gradients: the perturbation grows to up to 100 times its size
+MAX_PERTURBATION_SCALING_STEPS = 12
 MIN_ROUNDED_MARGIN_FRACTION = 1e-5  # of the original's margin must be left, because float32 sums differ with the batch
 
 

@@ -62,12 +62,12 @@ class PatchPlacement:
 
     def paste(self, patch: Tensor, x: Tensor, uniform: Tensor) -> Tensor:
         """Images x (N, C, H, W) with the patch (1, C, h, w), placed by uniform draws (N, 4) in [0, 1)."""
-        u_across, u_down = self._patch_coordinates(x, uniform.to(x.dtype))  # (N, H, W)
+        u_across, u_down = self._pixels_in_patch_coordinates(x, uniform.to(x.dtype))  # (N, H, W)
         grid = torch.stack([u_across, u_down], -1)
         color = F.grid_sample(patch.expand(len(x), -1, -1, -1), grid, padding_mode="border", align_corners=False)
         return torch.where(self.contains_points(u_across, u_down)[:, None], color, x)
 
-    def _patch_coordinates(self, x: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def _pixels_in_patch_coordinates(self, x: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """The centers of all pixels in the patch's coordinates, (N, H, W) across and down, in units of its radius."""
         height, width = x.shape[-2:]
         angle = (2 * uniform[:, 0] - 1) * math.radians(self.max_rotation)
@@ -75,15 +75,15 @@ class PatchPlacement:
         cos, sin = angle.cos(), angle.sin()
         half_extent = radius if self.shape == "circle" else radius * (cos.abs() + sin.abs())
         dx = _pixel_centers(width, x)[None, None, :] - _broadcast_to_pixels(
-            self._sample_center(uniform[:, 2], width, half_extent)
+            self._center_from_uniform(uniform[:, 2], width, half_extent)
         )
         dy = _pixel_centers(height, x)[None, :, None] - _broadcast_to_pixels(
-            self._sample_center(uniform[:, 3], height, half_extent)
+            self._center_from_uniform(uniform[:, 3], height, half_extent)
         )
         cos, sin, radius = _broadcast_to_pixels(cos), _broadcast_to_pixels(sin), _broadcast_to_pixels(radius)
         return (cos * dx + sin * dy) / radius, (cos * dy - sin * dx) / radius
 
-    def _sample_center(self, uniform: Tensor, image_side: int, half_extent: Tensor) -> Tensor:
+    def _center_from_uniform(self, uniform: Tensor, image_side: int, half_extent: Tensor) -> Tensor:
         """A center (N,) such that a patch of this half extent (N,) stays inside."""
         free_range = (image_side - 2 * half_extent).clamp_min(0)
         return half_extent + ((uniform * (free_range + 1)).floor() if self.is_pixel_aligned else uniform * free_range)

@@ -31,7 +31,7 @@ def quantize_images(
     """
     if bits is None:
         return
-    highest_level = resolve_highest_level(state.box, bits)
+    highest_level = highest_level_from_bits(state.box, bits)
     if ball is not None and ball.eps * highest_level < 1 - 1e-6:
         message = (
             f"eps={ball.eps:g} is less than one of {highest_level} levels: no other file is that near to the original"
@@ -43,7 +43,7 @@ def quantize_images(
     level_search.write_to_attack_state()
 
 
-def resolve_highest_level(box: Box, bits: int) -> int:
+def highest_level_from_bits(box: Box, bits: int) -> int:
     """The highest level, 255 for eight bits. Raises InputError."""
     require_images(box, "bits= (images that survive being saved)")
     depth = check_int("bits", bits, minimum=1)

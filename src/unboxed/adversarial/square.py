@@ -270,14 +270,14 @@ class _LinfSquares:
         use_upper = uniform[:, 3:] < 0.5  # (n, C) which end each channel goes to
         is_unchanged = (torch.where(use_upper[..., None, None], upper, lower) == images[square_index]).flatten(1).all(1)
         use_upper = use_upper ^ (
-            _random_channel_masks(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
+            _channel_masks_from_uniform(uniform[:, 2], use_upper.shape[1]) & is_unchanged[:, None]
         )  # the same image again would be a wasted query
         candidates = images.clone()
         candidates[square_index] = torch.where(use_upper[..., None, None], upper, lower)
         return candidates
 
 
-def _random_channel_masks(uniform: Tensor, n_channels: int) -> Tensor:
+def _channel_masks_from_uniform(uniform: Tensor, n_channels: int) -> Tensor:
     """From uniform draws (n,), non-empty sets of channels (n, C), all equally likely."""
     subset_code = 1 + (uniform.double() * (2**n_channels - 1)).long()  # at most 2^24 different sets
     subset: Tensor = (subset_code[:, None] >> torch.arange(n_channels, device=uniform.device) & 1).bool()

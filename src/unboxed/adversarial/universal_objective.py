@@ -36,7 +36,7 @@ UpdatePerturbationFn = Callable[
 ]  # change, its gradient uphill, a size falling from 1 to 0 -> change
 
 
-class TargetedPerturbation(Protocol):
+class PerturbationWithGoal(Protocol):
     """What `fooling_rate` needs of a patch or a universal perturbation."""
 
     @property
@@ -148,7 +148,7 @@ def predicted_labels(box: Box, x: Tensor, batch_size: BatchSize) -> Tensor:
 
 
 def fooling_rate(
-    result: TargetedPerturbation,
+    result: PerturbationWithGoal,
     box: Box,
     x: Tensor,
     y: ClassLabels | None,

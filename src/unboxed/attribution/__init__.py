@@ -8,7 +8,7 @@ A method moves in here as one file; what two of them share is in `engine.gradien
 """
 
 from ..engine.attribution_result import Attribution as Attribution
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .attn_lrp import attn_lrp as attn_lrp
 from .deconvnet import deconvnet as deconvnet
 from .deep_lift import deep_lift as deep_lift
@@ -38,4 +38,4 @@ from .shapley import shapley as shapley
 from .smoothgrad import smoothgrad as smoothgrad
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.gradients.relevance import PATENTS_OF_LRP, relevance
+from ..engine.gradients.relevance import LRP_PATENT_NOTICE, relevance
 from ..model.lrp import LayerRules, linear_rules
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import AtLeast, check_settings
 
-LINEAR_RULE_BY_NAME: Mapping[str, Callable[[float, float], linear_rules.LinearRuleFn]] = {
+LINEAR_RULE_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], linear_rules.LinearRuleFn]] = {
     "epsilon": lambda e, g: linear_rules.epsilon_rule(e),
     "gamma": lambda e, g: linear_rules.gamma_rule(g, e),
 }
@@ -34,7 +34,7 @@ LINEAR_RULE_BY_NAME: Mapping[str, Callable[[float, float], linear_rules.LinearRu
     exempt={"awkward": "its account has a row per layer, and layers differ between spellings of a model"},
     texts=True,
     order=5,
-    patents=PATENTS_OF_LRP,
+    patents=LRP_PATENT_NOTICE,
 )
 def attn_lrp(
     box: Box,
@@ -93,7 +93,7 @@ def attn_lrp(
         zero of images is zero after normalization.
     """
     check_settings(attn_lrp, locals())
-    linear_rule = LINEAR_RULE_BY_NAME[rule](float(epsilon), float(gamma))
+    linear_rule = LINEAR_RULE_FACTORY_BY_NAME[rule](float(epsilon), float(gamma))
     x = box.validate_inputs(x)
     objective = box.check_objective(box.objective(target, len(x)), len(x))
     rules = LayerRules(linear_rule, linear_rule, softmax_is_gate=False)

@@ -15,11 +15,11 @@ from ..engine.attribution_result import Attribution
 from ..engine.gradients.score import classes_if_predicted_logit
 from ..engine.read.attention_maps import (
     attribution_to_tokens,
-    finding_head_order,
+    output_token_weights,
     recording_attention,
-    require_maps,
+    require_attention_maps,
     require_token_grid,
-    rows_read,
+    rerun_after_finding_head_order,
 )
 from ..engine.read.sizes import require_images_or_texts
 from ..engine.results import warn_not_finite
@@ -28,7 +28,7 @@ from ..inputs.tokens import Tokens
 from ..model.batching import map_in_batches
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..parameters import BatchSize, ExtraTokens, InputBatch, Target, Upsample
+from ..parameters import BatchSize, InputBatch, NExtraTokens, Target, Upsample
 from ..settings import check_settings
 
 
@@ -47,7 +47,7 @@ def gradient_attention(
     x: InputBatch,
     target: Target = None,
     *,
-    extra_tokens: ExtraTokens = None,
+    extra_tokens: NExtraTokens = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -111,12 +111,12 @@ def gradient_attention(
     )  # fmt: skip
 
 
-@finding_head_order
+@rerun_after_finding_head_order
 def _relevance_of_batch(box: Box, objective: Objective, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
     """R (n, T, T), the rows that are read (n, T), the scores, the predicted classes, and the number of layers."""
     with box.isolated(), recording_attention(box, x, differentiable=True) as maps:
         acts = box.forward(x.detach().clone().requires_grad_(), objective.layers)
-        weights = [m.weights for m in require_maps(maps)]
+        weights = [m.weights for m in require_attention_maps(maps)]
         score = objective(acts)
         if not score.requires_grad:
             raise OutputError(f"{objective.name} does not depend on attention")
@@ -130,5 +130,5 @@ def _relevance_of_batch(box: Box, objective: Objective, x: Tensor) -> tuple[Tens
         last = next(g for g in reversed(gradients) if g is not None)
         n = len(x)
         predicted = classes_if_predicted_logit(objective, acts)
-        read, score = rows_read(last)[:n].to(box.dtype), score.detach().to(box.dtype)
+        read, score = output_token_weights(last)[:n].to(box.dtype), score.detach().to(box.dtype)
         return relevance[:n].to(box.dtype), read, score, predicted, len(weights)

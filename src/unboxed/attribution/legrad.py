@@ -17,9 +17,9 @@ from ..engine.attribution_result import Attribution, target_or_predicted_classes
 from ..engine.read.attention_maps import (
     attending_blocks,
     attribution_to_tokens,
-    finding_head_order,
     recording_attention,
-    require_maps,
+    require_attention_maps,
+    rerun_after_finding_head_order,
 )
 from ..engine.read.edits import resolve_target
 from ..engine.read.sizes import require_images_or_texts
@@ -30,7 +30,7 @@ from ..model.batching import map_in_batches
 from ..model.hooks import Acts
 from ..model.nan_checks import check_finite_scores
 from ..objectives import Objective
-from ..parameters import BatchSize, ExtraTokens, InputBatch, Target, Upsample
+from ..parameters import BatchSize, InputBatch, NExtraTokens, Target, Upsample
 from ..settings import check_settings
 
 
@@ -50,7 +50,7 @@ def legrad(
     x: InputBatch,
     target: Target = None,
     *,
-    extra_tokens: ExtraTokens = None,
+    extra_tokens: NExtraTokens = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -101,7 +101,7 @@ def legrad(
     objective = resolve_target(box, target, x, batch_size)
     plan = box.batch_size_and_max_rows(len(x), batch_size, objective.batch_dependent)
     blocks = attending_blocks(box, x)
-    parts = map_in_batches(lambda rows: _maps_of_batch(box, objective.rows(rows), x[rows], blocks), len(x), *plan)
+    parts = map_in_batches(lambda rows: _layer_maps_of_batch(box, objective.rows(rows), x[rows], blocks), len(x), *plan)
     layer_maps, layer_scores = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     check_finite_scores(layer_scores[:, -1])
     maps = layer_maps.mean(1)  # (N, T)
@@ -113,17 +113,19 @@ def legrad(
     )  # fmt: skip
 
 
-@finding_head_order
-def _maps_of_batch(box: Box, objective: Objective, x: Tensor, blocks: Sequence[str]) -> tuple[Tensor, Tensor]:
+@rerun_after_finding_head_order
+def _layer_maps_of_batch(box: Box, objective: Objective, x: Tensor, blocks: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Each layer's map (n, L, T), and the scores of each layer's tokens (n, L)."""
     leaf = x.detach().clone().requires_grad_()
     with box.isolated():
         with recording_attention(box, x, differentiable=True) as maps:
             acts = box.forward(leaf, {*blocks, *objective.layers})
         layer_maps, scores = [], []
-        for attention, block in zip(require_maps(maps), blocks, strict=True):
+        for attention, block in zip(require_attention_maps(maps), blocks, strict=True):
             is_last = block == blocks[-1]
-            score = objective(acts if is_last else _acts_of_tokens(box, objective, leaf, blocks[-1], acts[block]))
+            score = objective(
+                acts if is_last else _acts_from_last_block_tokens(box, objective, leaf, blocks[-1], acts[block])
+            )
             layer_maps.append(_map_of_layer(score, attention.weights, f"{objective.name}: {blocks[-1]!r}"))
             scores.append(score.detach())
     sums = torch.stack(layer_maps, 1)[: len(x)].to(box.dtype)  # (n, L, T)
@@ -141,6 +143,6 @@ def _map_of_layer(score: Tensor, weights: Tensor, what: str) -> Tensor:
     return torch.where(weights > 0, gradient.clamp(min=0), 0).mean(1).sum(1)
 
 
-def _acts_of_tokens(box: Box, objective: Objective, x: Tensor, last_block: str, tokens: Tensor) -> Acts:
+def _acts_from_last_block_tokens(box: Box, objective: Objective, x: Tensor, last_block: str, tokens: Tensor) -> Acts:
     """What the objective reads where these tokens (n, T, D) come out of the last block."""
     return box.forward(x.detach(), objective.layers, {last_block: lambda h: tokens})

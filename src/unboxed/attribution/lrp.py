@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.gradients.relevance import PATENTS_OF_LRP, relevance
+from ..engine.gradients.relevance import LRP_PATENT_NOTICE, relevance
 from ..model.lrp import LayerRules, linear_rules
 from ..parameters import BatchSize, InputBatch, Target
 from ..settings import AtLeast, check_settings
@@ -45,7 +45,7 @@ LAYER_RULES_FACTORY_BY_NAME: Mapping[str, Callable[[float, float], LayerRules]] 
     axioms=("dummy", "symmetry"),
     texts=True,
     order=5,
-    patents=PATENTS_OF_LRP,
+    patents=LRP_PATENT_NOTICE,
     first_choice=True,
 )
 def lrp(

@@ -17,16 +17,16 @@ from ..engine.attribution_result import Attribution
 from ..engine.read.attention_maps import (
     attribution_to_tokens,
     capturing_attention_of,
-    finding_head_order,
+    output_token_weights_of_model,
     require_token_grid,
-    rows_read_by_output,
+    rerun_after_finding_head_order,
 )
 from ..engine.read.sizes import require_images_or_texts
 from ..engine.results import warn_not_finite
 from ..errors import LayerError
 from ..inputs.tokens import Tokens
 from ..model.batching import map_in_batches
-from ..parameters import BatchSize, ExtraTokens, InputBatch, Upsample
+from ..parameters import BatchSize, InputBatch, NExtraTokens, Upsample
 from ..settings import check_settings
 
 HeadFusion = Literal["mean", "max", "min"]
@@ -52,7 +52,7 @@ def rollout(
     x: InputBatch,
     *,
     heads: Annotated[HeadFusion, "How a layer's heads are combined."] = "mean",
-    extra_tokens: ExtraTokens = None,
+    extra_tokens: NExtraTokens = None,
     upsample: Upsample = True,
     batch_size: BatchSize = "auto",
 ) -> Attribution:
@@ -99,7 +99,9 @@ def rollout(
     parts = map_in_batches(lambda rows: _rollout_of_batch(box, x[rows], HEAD_FUSION_FN_BY_NAME[heads]), len(x), *plan)
     attention = torch.cat([a for a, _ in parts])
     if isinstance(box.inputs, Tokens):
-        read = torch.cat(map_in_batches(lambda rows: rows_read_by_output(box, x[rows]), len(x), *plan))  # (N, T)
+        read = torch.cat(
+            map_in_batches(lambda rows: output_token_weights_of_model(box, x[rows]), len(x), *plan)
+        )  # (N, T)
         maps = (read[:, None] @ attention)[:, 0]
     else:
         has_class_token = require_token_grid(box, attention.shape[-1], extra_tokens).n_extra_tokens > 0
@@ -111,7 +113,7 @@ def rollout(
     )  # fmt: skip
 
 
-@finding_head_order
+@rerun_after_finding_head_order
 def _rollout_of_batch(box: Box, x: Tensor, fuse_heads: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
     """The rollout (n, T, T), and the number of layers; one matrix is held at a time."""
     total: list[Tensor] = []

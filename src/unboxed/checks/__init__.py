@@ -3,7 +3,7 @@
 What judges an explanation, for any method of attribution, synthesis or influence, moves in here.
 """
 
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .controls import ConstantModel as ConstantModel
 from .controls import RandomInput as RandomInput
 from .controls import constant_model as constant_model
@@ -48,4 +48,4 @@ from .verdict import Verdict as Verdict
 from .verdict import verdict as verdict
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -54,7 +54,7 @@ def cached_control_box(box: Box, key: Hashable, make: Callable[[], Box]) -> Box:
     return made
 
 
-def shared_by_methods(box: Box, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+def scores_shared_by_methods(box: Box, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
     """Scores of the box that do not depend on the method, computed once within `sharing_control_boxes`."""
     shared = _SHARED_CONTROL_BOXES.get()
     if shared is None or shared.box is not box:

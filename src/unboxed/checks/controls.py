@@ -26,12 +26,12 @@ from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..model.outputs import OutputReader
-from ..objectives import MODEL_END_ADDRESSES, Objective
+from ..objectives import INPUT_OUTPUT_ADDRESSES, Objective
 from ..parameters import InputBatch, Seed, Target
 from ..validation import valid_seed
 from .control_boxes import cached_control_box
 from .methods import OptionalPrecomputedMap, TestedMethod, compute_map, resolve_target
-from .perturbing import per_text, removable_tokens
+from .perturbing import apply_to_removable_tokens, removable_tokens
 from .similarity import MapSimilarity, map_similarity
 
 
@@ -197,13 +197,13 @@ def constant_model(
     constant_input_box = cached_control_box(box, "constant input", lambda: _constant_input_box(box))
     maps_constant_input = compute_map(constant_input_box, method, x, score)
     maps_constant_output = torch.full_like(original, torch.nan)
-    if not isinstance(score, Objective) or score.layers <= MODEL_END_ADDRESSES - {"input"}:
+    if not isinstance(score, Objective) or score.layers <= INPUT_OUTPUT_ADDRESSES - {"input"}:
         key = ("constant output", tensor_digest(x))
         constant_output_box = cached_control_box(box, key, lambda: _constant_output_box(box, x))
         maps_constant_output = compute_map(constant_output_box, method, x, score)
     return ConstantModel(
-        per_text(_relative_map_spread, removable, maps_constant_input, original),
-        per_text(_relative_map_spread, removable, maps_constant_output, original),
+        apply_to_removable_tokens(_relative_map_spread, removable, maps_constant_input, original),
+        apply_to_removable_tokens(_relative_map_spread, removable, maps_constant_output, original),
         maps_constant_input,
         maps_constant_output,
     )

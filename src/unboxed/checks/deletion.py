@@ -26,17 +26,17 @@ from .methods import Maps, RankBySignedValue
 from .perturbing import (
     ScoreSetting,
     fix_score_and_classes,
-    n_removable,
+    n_removable_per_example,
     perturbed_scores,
     pixel_importance,
     rank_descending,
     removable_tokens,
-    removed_feature_shape,
+    removal_mask_shape,
 )
 
 DEFAULT_N_REMOVAL_STEPS = 50
 
-PerturbationSteps = Annotated[
+NPerturbationSteps = Annotated[
     int | None, AtLeast(1), Unit("steps"), "Number of equal steps in which all pixels are changed."
 ]
 
@@ -63,7 +63,7 @@ def deletion(
     target: Target = None,
     *,
     score: ScoreSetting = None,
-    n_steps: PerturbationSteps = None,
+    n_steps: NPerturbationSteps = None,
     baseline: Baseline = None,
     signed: RankBySignedValue = True,
     seed: Seed = 0,
@@ -125,7 +125,7 @@ def insertion(
     target: Target = None,
     *,
     score: ScoreSetting = None,
-    n_steps: PerturbationSteps = None,
+    n_steps: NPerturbationSteps = None,
     baseline: Baseline = None,
     signed: RankBySignedValue = True,
     seed: Seed = 0,
@@ -183,14 +183,14 @@ def _perturbation_curve(
 ) -> PerturbationCurve:  # fmt: skip
     relevance = pixel_importance(box, x, maps, signed=signed)
     rank = rank_descending(relevance, seed, removable_tokens(box, x))  # (N, P)
-    n_features = n_removable(box, x, rank.shape[1])
+    n_features = n_removable_per_example(box, x, rank.shape[1])
     fractions = _fractions_changed_after_step(int(n_features.max()), n_steps).to(x.device)  # (S + 1,)
     counts = (n_features[:, None] * fractions).round().long()  # (N, S + 1)
     objective, _ = fix_score_and_classes(box, x, target, score, "probability", batch_size)
 
     def perturb(examples: Tensor, steps: Tensor) -> list[Tensor]:
         changed = rank[examples] < counts[examples, steps, None]  # (R, P)
-        return [torch.where(changed.view(len(changed), *removed_feature_shape(box)), end[examples], start[examples])]
+        return [torch.where(changed.view(len(changed), *removal_mask_shape(box)), end[examples], start[examples])]
 
     (curve,) = perturbed_scores(box, objective, len(x), len(fractions), perturb, batch_size)
     return PerturbationCurve(fractions.to(box.dtype), curve.to(box.dtype))

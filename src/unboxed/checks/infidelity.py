@@ -30,13 +30,13 @@ from .perturbing import (
     fix_score_and_classes,
     keyed_noise,
     perturbed_scores,
-    removed_feature_shape,
+    removal_mask_shape,
     scores_of_unperturbed_inputs,
 )
 
 PerturbationKind = Literal["gaussian", "noisy_baseline", "square"]
 AttributionKind = Literal["local", "global"]
-MAX_PERTURBED_SQUARE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
+MAX_PERTURBED_SQUARE_SIDE_FRACTION = 10 / 28  # the largest square of the authors' code, in shorter sides of the image
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -182,7 +182,7 @@ def _all_square_positions(box: Box, perturbation: str, window: int | None) -> Te
         raise InputError('squares are for images (Pixels); use perturbation="gaussian" or "noisy_baseline"')
     _, height, width = box.inputs.shape
     shorter = min(height, width)
-    largest = max(1, round(MAX_PERTURBED_SQUARE_FRACTION * shorter)) if window is None else window
+    largest = max(1, round(MAX_PERTURBED_SQUARE_SIDE_FRACTION * shorter)) if window is None else window
     if largest > shorter:
         raise InputError(f"window must be at most the image's shorter side, {shorter}; got {largest}")
     squares = []
@@ -222,7 +222,7 @@ class _PerturbationSampler:
             u = keyed_noise(torch.rand, (), self.x.new_empty(0, dtype=torch.float64), self.seed, examples, samples)
             index = (u * len(self.squares)).long()
         side, top, left = self.squares.to(self.x.device)[index].T[..., None]  # each (R, 1)
-        _, height, width = removed_feature_shape(self.box)
+        _, height, width = removal_mask_shape(self.box)
         rows, columns = (torch.arange(k, device=self.x.device)[None] for k in (height, width))
         down = (rows >= top) & (rows < top + side)  # (R, H)
         across = (columns >= left) & (columns < left + side)  # (R, W)

@@ -16,7 +16,7 @@ from ..influence import Influence
 from .influence_planting import N_TOP_TRAIN_IMAGES_PER_QUERY
 from .influence_tests import InfluenceMethod
 from .planting import PlantedDataset
-from .shortcut_trial import ShortcutFinding, ShortcutTrial, fraction_of_true, grade_shortcut
+from .shortcut_trial import ShortcutFinding, ShortcutTrial, fraction_of_true, shortcut_grade_of_scores
 from .verdict import NOT_APPLICABLE
 
 
@@ -78,7 +78,7 @@ def _influence_finding(
         "influence",
         name,
         title,
-        grade_shortcut(score, control),
+        shortcut_grade_of_scores(score, control),
         sentence,
         f"poisoned images in the top {N_TOP_TRAIN_IMAGES_PER_QUERY}",
         score,

@@ -8,7 +8,7 @@ from ..box import Box
 from ..engine.example_gradients.labels import resolve_query_labels
 from ..errors import InputError, UnboxedError
 from ..influence import ModelTraining
-from ..influence.unrolled import check_box_has_trained_weights
+from ..influence.unrolled import check_box_matches_training
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import Above, AtLeast, Below, Unit, ValueRole, check_settings
 from ..validation import valid_seed
@@ -111,7 +111,7 @@ def influence_verdict(
     y = resolve_query_labels(box, x, labels)
     training = train if training is None and isinstance(train, ModelTraining) else training
     if training is not None and training is not train:
-        check_box_has_trained_weights(box, training, training.run())
+        check_box_matches_training(box, training, training.run())
     try:
         result = check_influence_result(method(box, x.clone(), y, train), len(x))
     except UnboxedError as error:

@@ -17,7 +17,7 @@ from ..errors import InputError, OutputError
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
-from ..model.batching import BatchSize, run_all_pairs
+from ..model.batching import BatchSize, run_all_example_variants
 from ..objectives import Objective, mean_over_positions
 from ..parameters import InputBatch, Seed, Target
 from ..validation import valid_seed
@@ -39,7 +39,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
         maps = _concatenate_maps(box.inputs, maps)
     aligned = box.inputs.pack(attribution_map(maps).detach()).to(x.device, torch.float64)
-    shapes = _map_shapes(box, x)
+    shapes = _allowed_map_shapes(box, x)
     if tuple(aligned.shape) not in shapes:
         wanted = " or ".join(map(str, shapes))
         raise InputError(f"wanted maps of shape {wanted}, like the inputs; got {tuple(aligned.shape)}")
@@ -47,7 +47,7 @@ def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
     return aligned
 
 
-def _map_shapes(box: Box, x: Tensor) -> list[tuple[int, ...]]:
+def _allowed_map_shapes(box: Box, x: Tensor) -> list[tuple[int, ...]]:
     """The shapes that maps of x may have: of images also one channel, of texts a number per token."""
     if isinstance(box.inputs, Tokens):
         return [tuple(x.shape[:2])]
@@ -72,7 +72,7 @@ def check_finite_maps(maps: Tensor) -> None:
         raise InputError(f"NaN or infinite values in {len(bad_rows)} of {len(maps)} maps (first: map {bad_rows[0]})")
 
 
-def removed_feature_shape(box: Box) -> tuple[int, ...]:
+def removal_mask_shape(box: Box) -> tuple[int, ...]:
     """The shape of the features that are removed: pixels with all channels (1, H, W), columns (F,), tokens (T, 1)."""
     if isinstance(box.inputs, Tokens):
         return (-1, 1)  # as many as the longest text has
@@ -92,13 +92,13 @@ def removable_tokens(box: Box, x: Tensor) -> Tensor | None:
     return ~box.inputs.is_special(x) if isinstance(box.inputs, Tokens) else None
 
 
-def n_removable(box: Box, x: Tensor, n_features: int) -> Tensor:
+def n_removable_per_example(box: Box, x: Tensor, n_features: int) -> Tensor:
     """How many of each example's features may be removed (N,)."""
     removable = removable_tokens(box, x)
     return torch.full((len(x),), n_features, device=x.device) if removable is None else removable.sum(1)
 
 
-def per_text(f: Callable[..., Tensor], removable: Tensor | None, *maps: Tensor) -> Tensor:
+def apply_to_removable_tokens(f: Callable[..., Tensor], removable: Tensor | None, *maps: Tensor) -> Tensor:
     """f (N,) of maps (N, ...); of texts, of each one's removable tokens alone. NaN for a text without any."""
     if removable is None:
         return f(*maps)
@@ -206,7 +206,7 @@ def perturbed_scores(
         box.batch_dependent or objective.batch_dependent,
         box.batch_size_and_max_rows(n_examples * n_perturbations, batch_size),
     )
-    return run_all_pairs(score_rows, n_examples, n_perturbations, plan, together, box.device)
+    return run_all_example_variants(score_rows, n_examples, n_perturbations, plan, together, box.device)
 
 
 def scores_of_unperturbed_inputs(box: Box, objective: Objective, x: Tensor, batch_size: BatchSize) -> Tensor:

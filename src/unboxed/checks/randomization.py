@@ -20,7 +20,7 @@ from ..parameters import InputBatch, Seed, Target
 from ..settings import ValueRole, check_settings, takes_texts
 from ..validation import valid_seed
 from .methods import AttributionMethodFn, TestedMethod, compute_map, resolve_target
-from .perturbing import per_text, removable_tokens
+from .perturbing import apply_to_removable_tokens, removable_tokens
 from .similarity import MapSimilarity, is_constant, map_similarity
 
 RandomizationMode = Literal["cascading", "independent"]
@@ -196,7 +196,9 @@ def _similarity(removable: Tensor | None, original: Tensor, map_: Tensor) -> Map
     figures = [f.name for f in fields(MapSimilarity)]
     return MapSimilarity(
         *(
-            per_text(lambda a, b, name=name: getattr(map_similarity(a, b), name), removable, original, map_)
+            apply_to_removable_tokens(
+                lambda a, b, name=name: getattr(map_similarity(a, b), name), removable, original, map_
+            )
             for name in figures
         )
     )

@@ -22,7 +22,7 @@ from .verdict import MAX_DRAWS_PER_TEST, Verdict, verdict
 
 DEFAULT_MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
 EXPENSIVE_METHOD_MIN_FORWARDS, EXPENSIVE_METHOD_MAX_DRAWS = 100, 2
-MIN_SAMPLES_OF_LIMITED_METHOD, MAX_FORWARDS_OF_METHOD = (
+MIN_SAMPLES_OF_LIMITED_METHOD, ALWAYS_ALLOWED_METHOD_FORWARDS = (
     100,
     200,
 )  # samples of a method that samples; model runs of one that does not
@@ -61,7 +61,7 @@ def candidates(
     methods = {
         name: method
         for name, method in _methods_with_limited_samples(max_runs).items()
-        if estimated_forwards_per_input(method) <= max(max_runs, MAX_FORWARDS_OF_METHOD)
+        if estimated_forwards_per_input(method) <= max(max_runs, ALWAYS_ALLOWED_METHOD_FORWARDS)
     }
     return {
         name: method for name, method in methods.items() if _covers_all_model_inputs(box, attribution_cards()[name])
@@ -130,7 +130,7 @@ def attribution_cards() -> dict[str, Card]:
     return {name: card for name, card in by_name.items() if "target" in inspect.signature(card.method).parameters}
 
 
-def find_attribution_methods(box: Box, names: list[str]) -> dict[str, AttributionMethodFn]:
+def find_attribution_methods_by_name(box: Box, names: list[str]) -> dict[str, AttributionMethodFn]:
     """The methods of these names, or of their cards' names. Raises InputError with the nearest names."""
     methods = _methods_with_limited_samples(
         max(MIN_SAMPLES_OF_LIMITED_METHOD, int(DEFAULT_MAX_FLOPS_PER_MAP / forward_flops(box)))

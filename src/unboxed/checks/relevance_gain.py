@@ -26,14 +26,14 @@ from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..objectives import Objective
 from ..parameters import BatchSize
-from .control_boxes import shared_by_methods
+from .control_boxes import scores_shared_by_methods
 from .perturbing import (
-    n_removable,
+    n_removable_per_example,
     perturbed_scores,
     pixel_importance,
     rank_descending,
     removable_tokens,
-    removed_feature_shape,
+    removal_mask_shape,
 )
 from .text_fills import text_fills
 
@@ -164,9 +164,11 @@ def removal_curves(
     rankings = _rank_of_pixel_part_per_grid(box, x, _relevance(box, x, maps, signed), seed)
     run = partial(_scores_during_removal, box, x, objective, batch_size=batch_size)
     variants = [(name, fill, *ranking) for name, fill in fill_by_name.items() for ranking in rankings]
-    counts = [_n_removed_after_step(n_removable(box, x, n_parts)) for *_, n_parts in variants]
+    counts = [_n_removed_after_step(n_removable_per_example(box, x, n_parts)) for *_, n_parts in variants]
     ends = [  # none and all of the parts removed: the same for every map
-        shared_by_methods(box, ("removal", tensor_digest(x), objective, name, n_parts, seed), partial(run, *arguments))
+        scores_shared_by_methods(
+            box, ("removal", tensor_digest(x), objective, name, n_parts, seed), partial(run, *arguments)
+        )
         for (name, fill, rank, n_parts), c in zip(variants, counts, strict=True)
         for arguments in [(fill, rank, c[:, [0, -1]])]
     ]
@@ -227,7 +229,7 @@ def _rank_of_pixel_part_per_grid(box: Box, x: Tensor, relevance: Tensor, seed: i
     """
     if not isinstance(box.inputs, Pixels) or x.ndim != 4:
         rank = rank_descending(relevance, seed, removable_tokens(box, x))
-        return [(rank.view(len(x), *removed_feature_shape(box)), relevance.shape[1])]
+        return [(rank.view(len(x), *removal_mask_shape(box)), relevance.shape[1])]
     n_slices, height, width = box.inputs.slices(x).shape[2:]
     rankings = []
     for per_side in N_PARTS_PER_SHORTER_SIDE_BY_GRID:

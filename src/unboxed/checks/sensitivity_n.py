@@ -29,7 +29,7 @@ from .perturbing import (
     keyed_noise,
     perturbed_scores,
     pixel_importance,
-    removed_feature_shape,
+    removal_mask_shape,
     scores_of_unperturbed_inputs,
 )
 
@@ -114,7 +114,7 @@ def sensitivity_n(
         order = keyed_noise(torch.rand, relevance.shape[1:], x, seed, examples, samples).argsort(1)  # (R, P)
         chosen = torch.arange(order.shape[1], device=x.device) < n[samples // n_sets, None]  # the first n of each order
         removed = torch.zeros_like(chosen).scatter(1, order, chosen)
-        perturbed = torch.where(removed.view(-1, *removed_feature_shape(box)), baseline_x[examples], x[examples])
+        perturbed = torch.where(removed.view(-1, *removal_mask_shape(box)), baseline_x[examples], x[examples])
         return [perturbed, (relevance[examples] * removed).sum(1)]
 
     perturbed_score, sums = perturbed_scores(box, objective, len(x), len(n) * n_sets, perturb, batch_size)

@@ -33,7 +33,7 @@ from .shortcut_trial import (
     accuracy_with_triggers,
     check_shortcut_learned,
     fraction_of_true,
-    grade_shortcut,
+    shortcut_grade_of_scores,
 )
 from .verdict import NOT_APPLICABLE
 
@@ -169,7 +169,7 @@ def _check_models_fit_trigger(model: Box, control: Box, trigger: Trigger) -> Non
 # -- one test per family ---------------------------------------------------------------------------------------------
 
 
-def trigger_occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
+def trigger_reliance_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     """Do predictions follow the trigger alone: covered where it is mismatched, and applied where there is none?"""
     rows, classes = trial.mismatched_rows_and_classes
     clean, triggered = trial.x[rows], trial.apply_trigger(rows, classes)
@@ -191,7 +191,7 @@ def trigger_occlusion_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
     }  # fmt: skip
     images = (trial.trigger.cover(*trial.explained_images_and_classes)[trial.example_rows_for_figure],) * 2
     yield ShortcutFinding(
-        "predictions", "occluding", "Occluding the trigger", grade_shortcut(score, control), sentence,
+        "predictions", "occluding", "Occluding the trigger", shortcut_grade_of_scores(score, control), sentence,
         "predictions that follow it", score, control, figures, images,
     )  # fmt: skip
 
@@ -253,7 +253,7 @@ def _pointing_finding(trial: ShortcutTrial, name: str, title: str, method: Attri
         f"{control_any_height - control:.0%} more"
     )
     return ShortcutFinding(
-        "attribution", name, title, grade_shortcut(score, control), sentence, "peaks at a mismatched trigger",
+        "attribution", name, title, shortcut_grade_of_scores(score, control), sentence, "peaks at a mismatched trigger",
         score, control, figures, (maps[0][trial.example_rows_for_figure], maps[1][trial.example_rows_for_figure]),
     )  # fmt: skip
 
@@ -286,7 +286,7 @@ def class_image_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         f"{control:.0%}{others_text})"
     )
     yield ShortcutFinding(
-        "synthesis", "class_image", "Class image", grade_shortcut(score, control), sentence,
+        "synthesis", "class_image", "Class image", shortcut_grade_of_scores(score, control), sentence,
         "brightness at its position", score, control, figures,
         (images[0][:N_CLASS_IMAGES_PER_CLASS], images[1][:N_CLASS_IMAGES_PER_CLASS]),
     )  # fmt: skip
@@ -330,7 +330,7 @@ def top_examples_test(trial: ShortcutTrial) -> Iterator[ShortcutFinding]:
         "activations",
         "top_examples",
         "Top examples",
-        grade_shortcut(score, control),
+        shortcut_grade_of_scores(score, control),
         sentence,
         f"mismatched triggers in the top {N_TOP_EXAMPLES_PER_UNIT}",
         score,
@@ -369,6 +369,6 @@ def _require_uninterrupted(result: Any) -> Any:
 
 
 SHORTCUT_TESTS: tuple[ShortcutTestFn, ...] = (
-    trigger_occlusion_test, attribution_pointing_test, class_image_test, top_examples_test, influence_test,
+    trigger_reliance_test, attribution_pointing_test, class_image_test, top_examples_test, influence_test,
 )  # fmt: skip
 """Another family adds its test here: TCAV names the trigger."""

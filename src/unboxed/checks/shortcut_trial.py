@@ -155,7 +155,7 @@ def check_shortcut_learned(model: TriggerAccuracy, control: TriggerAccuracy) -> 
         )
 
 
-def grade_shortcut(score: float, control_score: float) -> ShortcutGrade:
+def shortcut_grade_of_scores(score: float, control_score: float) -> ShortcutGrade:
     """The grade of a method by its score on the model and on the control."""
     if score >= SHOWS_IT_MIN_SCORE and score - control_score >= MIN_SCORE_ABOVE_CONTROL:
         return GRADE_SHOWS_IT

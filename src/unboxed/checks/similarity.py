@@ -130,7 +130,7 @@ def is_constant(maps: Tensor) -> Tensor:
     return (maps == maps[:, :1]).all(1) | ~maps.isfinite().all(1)
 
 
-def constant_or_nan(maps: Tensor) -> Tensor:
+def is_constant_or_nan(maps: Tensor) -> Tensor:
     """Whether a map is the same everywhere; NaN of a single value, which can't vary."""
     is_one = maps.shape[1:].numel() < 2
     return torch.full((len(maps),), torch.nan, dtype=torch.float64) if is_one else is_constant(maps).double()

@@ -14,12 +14,12 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..cards import Card, cards
-from ..engine.read.attention_maps import finding_head_order, recording_attention, require_maps
+from ..engine.read.attention_maps import recording_attention, require_attention_maps, rerun_after_finding_head_order
 from ..engine.read.sizes import require_images
 from ..engine.results import ResultMixin
 from ..errors import DataError, UnboxedError
 from ..model.batching import BatchSize, map_in_batches
-from ..parameters import ExtraTokens, InputBatch, Seed
+from ..parameters import InputBatch, NExtraTokens, Seed
 from ..settings import Above, AtLeast, Unit, check_settings
 from ..validation import valid_seed
 from .methods import compute_map
@@ -128,7 +128,7 @@ def tokens(
     *,
     min_ratio: Annotated[float, Above(1), "Length of an outlier's vector, in those of the median patch."] = 3.0,
     max_neurons: Annotated[int, AtLeast(1), Unit("neurons"), "Neurons that are moved at most."] = 64,
-    extra_tokens: ExtraTokens = None,
+    extra_tokens: NExtraTokens = None,
     batch_size: BatchSize = "auto",
     seed: Seed = 0,
 ) -> TokenCheck:
@@ -184,7 +184,7 @@ def tokens(
     if not bool(by_block.any()):
         return found
     first, worst = int(by_block.int().argmax()), int(is_outlier.sum((0, 2)).argmax())
-    search = _Search(box, x, blocks, is_outlier[:, worst], worst, min_ratio, batch_size, seed)
+    search = _ConceptSearch(box, x, blocks, is_outlier[:, worst], worst, min_ratio, batch_size, seed)
     return search.result(found, first, max_neurons)
 
 
@@ -195,7 +195,7 @@ def _outliers(norms: Tensor, min_ratio: float) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class _ConceptSearch:
     """Finds the neurons on every second image, and tests the register on the others."""
 
     box: Box
@@ -312,10 +312,10 @@ def _map_ratio(
     return float(inside / outside) if float(outside) > 0 else None
 
 
-@finding_head_order
+@rerun_after_finding_head_order
 def _last_attention(box: Box, x: Tensor) -> Tensor:
     """(n, T) of the class token to the others, or the mean of all tokens, over heads."""
     with box.isolated(grad=False), recording_attention(box, x) as maps:
         box.forward(x, {"output"})
-    weights = require_maps(maps)[-1].weights.mean(1)
+    weights = require_attention_maps(maps)[-1].weights.mean(1)
     return weights[: len(x), 0]

@@ -46,7 +46,7 @@ ShuffledBox = Annotated[
     Box | None,
     "A model of the same architecture trained on shuffled labels (`train_twice`), where there is one: one test more.",
 ]
-MIN_EXAMPLES_FOR_VERDICT_DECISION = 8  # below which most tests stay undecided
+MIN_EXAMPLES_FOR_MEASURED_SPREAD = 8  # below which most tests stay undecided
 MAX_DRAWS_PER_TEST = 8
 
 
@@ -266,8 +266,8 @@ def _mean_interval_of_test(values: Tensor, test: VerdictTest, seed: int) -> Inte
     pooled = values if test.shares_draws else values.nanmean(1, keepdim=True)
     interval = replace(bootstrap_mean_interval(pooled, seed), n_draws=values.shape[1])
     return (
-        interval.widened_to_std(test.spread).clamped_to_range(*test.limits)
-        if interval.n_examples < MIN_EXAMPLES_FOR_VERDICT_DECISION
+        interval.widened_to_assumed_std(test.spread).clamped_to_range(*test.limits)
+        if interval.n_examples < MIN_EXAMPLES_FOR_MEASURED_SPREAD
         else interval
     )
 
@@ -301,7 +301,7 @@ def _make_outcome(test: VerdictTest, interval: Interval, decision: Grade) -> Tes
 def _examples_needed_to_decide_text(interval: Interval, bound: float) -> str:
     needed = interval.n_examples_needed_to_exclude(bound)
     if not math.isfinite(needed):
-        return f"{MIN_EXAMPLES_FOR_VERDICT_DECISION} examples or more may decide"
+        return f"{MIN_EXAMPLES_FOR_MEASURED_SPREAD} examples or more may decide"
     if needed > 100 * interval.n_examples:
         return "it is too near its bound to be decided"
     return f"about {max(interval.n_examples + 1, math.ceil(needed))} examples would decide"

@@ -22,8 +22,8 @@ from .control_boxes import cached_randomized_box
 from .controls import constant_model
 from .edges import r2_of_linear_fit, sobel
 from .methods import copy_in_user_structure
-from .perturbing import per_text
-from .similarity import constant_or_nan
+from .perturbing import apply_to_removable_tokens
+from .similarity import is_constant_or_nan
 from .verdict_subject import VerdictSubject
 
 MAX_CONSTANT_MODEL_EXAMPLES = 4  # examples that are asked of the constant models: their maps differ little
@@ -57,7 +57,7 @@ class VerdictTest:
 
 
 def _is_map_constant(s: VerdictSubject, draw: int) -> Tensor:
-    return per_text(constant_or_nan, s.removable, s.map_)
+    return apply_to_removable_tokens(is_constant_or_nan, s.removable, s.map_)
 
 
 def _correlation_with_randomized(s: VerdictSubject, draw: int) -> Tensor:
@@ -70,7 +70,7 @@ def _correlation_with_randomized(s: VerdictSubject, draw: int) -> Tensor:
     return _rank_correlation(s, s.map_, maps)
 
 
-def _correlation_with_shuffled_labels(s: VerdictSubject, draw: int) -> Tensor:
+def _correlation_with_shuffled_label_model(s: VerdictSubject, draw: int) -> Tensor:
     """Rank correlation with the map of a model that was trained on shuffled labels."""
     if s.shuffled_box is None:
         return _nan_per_example(s)
@@ -181,7 +181,7 @@ def _kl_from_mean_probs(log_probs: Tensor) -> Tensor:
 
 def _rank_correlation(s: VerdictSubject, a: Tensor, b: Tensor) -> Tensor:
     a, b = (h.double().sum(1) if h.ndim == 4 else h.double() for h in (a, b))
-    return per_text(spearman, s.removable, a, b)
+    return apply_to_removable_tokens(spearman, s.removable, a, b)
 
 
 def _nan_per_example(s: VerdictSubject) -> Tensor:
@@ -215,7 +215,7 @@ VERDICT_TESTS = (
         passes="it changes when the model's upper half is randomized (rank correlation {value:.2f})",
     ),
     VerdictTest(
-        "shuffled labels", "rank correlation with the map for shuffled labels", _correlation_with_shuffled_labels,
+        "shuffled labels", "rank correlation with the map for shuffled labels", _correlation_with_shuffled_label_model,
         bound=0.85, passes_above=False, spread=0.15,
         failed="same map for shuffled labels",
         fails="Its map is nearly the same (rank correlation {value:.2f}) for a model trained on shuffled labels: it "

@@ -141,7 +141,7 @@ def _save_fooled_examples(
     """The first examples that the strongest attack fools, at the largest eps; with bits, all of them as files too."""
     if not isinstance(box.inputs, (Pixels, Features)):
         return None
-    name, attack, fooled = _strongest_attack(result, attacks, bits)
+    name, attack, fooled = _strongest_attack_and_fooled_examples(result, attacks, bits)
     rows = fooled.nonzero()[: None if bits is not None else MAX_FOOLED_EXAMPLES_IN_FIGURE, 0]
     if not len(rows):
         return None
@@ -168,7 +168,7 @@ def _save_fooled_examples(
     )
 
 
-def _strongest_attack(
+def _strongest_attack_and_fooled_examples(
     result: Robustness, attacks: dict[str, AttackFn], bits: int | None
 ) -> tuple[str, AttackFn, Tensor]:
     """The attack that fools most at the largest eps, its name, and the examples (N,) that it fools.

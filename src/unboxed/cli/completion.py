@@ -35,7 +35,7 @@ def complete_attacks(incomplete: str) -> list[tuple[str, str]]:
     return [(card.key, card.shows) for card in attack_cards() if card.key.startswith(incomplete)]
 
 
-class ListingAttacks(TyperCommand):
+class AttackListingCommand(TyperCommand):
     """A command whose help lists the attacks: read from their cards when the help is asked for."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

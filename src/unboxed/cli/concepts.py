@@ -17,14 +17,14 @@ from ..engine.read.examples import first_inputs
 from ..errors import InputError
 from ..plots.figures import figures
 from .results import print_written_paths, write_figures_and_facts
-from .tables import ShortenedName, figures_table
+from .tables import ShortenedName, names_and_numbers_table
 
 RESULTS_FILE = "concepts.json"
 
 
 def read_concept_options(specs: Sequence[str], box: Box) -> dict[str, Any]:
     """Concepts by name, of options NAME=DATA. Raises InputError."""
-    from ..loading import dataset_with_model_labels
+    from ..loading import dataset_with_model_classes
 
     found = dict[str, Any]()
     for spec in specs:
@@ -32,7 +32,7 @@ def read_concept_options(specs: Sequence[str], box: Box) -> dict[str, Any]:
         if not name or not source or name in found:
             problem = f"two concepts are named {name!r}" if name in found else f"got {spec!r}"
             raise InputError(f"--concept wants NAME=FOLDER, once for each concept; {problem}")
-        found[name] = dataset_with_model_labels(source, box)
+        found[name] = dataset_with_model_classes(source, box)
     return found
 
 
@@ -96,7 +96,7 @@ def _layer_facts(result: ConceptScores, c: int, k: int) -> dict[str, Any]:
 def _table(result: ConceptScores) -> Table:
     notes = "cosine: of gradient and concept; random: of random sets; p: corrected; p twin: with random weights"
     caption = f"{result.target}, {result.n_examples} examples; {notes}"
-    table = figures_table(("concept", "layer"), ("TCAV", "cosine", "random", "p", "p twin"), caption)
+    table = names_and_numbers_table(("concept", "layer"), ("TCAV", "cosine", "random", "p", "p twin"), caption)
     for c, concept in enumerate(result.concepts):
         for k, layer in enumerate(result.layers):
             spread = float(result.random_alignment[c, k].double().square().mean().sqrt())

@@ -20,10 +20,10 @@ from ..inputs.pixels import Pixels
 from ..loading.factories import build_from_spec
 from ..plots.figures import figures
 from .results import print_written_paths, write_figures_and_facts
-from .tables import ShortenedName, figures_table
+from .tables import ShortenedName, names_and_numbers_table
 
 RESULTS_FILE = "dissect.json"
-N_CODES = 400  # that are drawn for a generator without data
+N_GENERATOR_CODES = 400  # that are drawn for a generator without data
 
 
 def random_codes(box: Box, n: int | None, seed: int) -> Tensor:
@@ -31,15 +31,15 @@ def random_codes(box: Box, n: int | None, seed: int) -> Tensor:
     if isinstance(box.inputs, Pixels):
         raise InputError("--data is missing: a model of images is dissected on images. Only a generator draws its own")
     generator = rng.keyed_generator(rng.CPU, "codes", seed)
-    return box.inputs.random_inputs(n or N_CODES, generator)
+    return box.inputs.random_inputs(n or N_GENERATOR_CODES, generator)
 
 
-def read_segmenter(spec: str | None, seed: int) -> Callable[[Tensor], Tensor] | None:
+def build_segmenter(spec: str | None, seed: int) -> Callable[[Tensor], Tensor] | None:
     """The function that module:factory or file.py:factory makes. Raises InputError."""
     return None if spec is None else build_from_spec(spec, InputError, seed)
 
 
-def signed_to_unit(output: Tensor) -> Tensor:
+def signed_to_unit_range(output: Tensor) -> Tensor:
     """Images in [-1, 1] as images in [0, 1]."""
     return (output + 1) / 2
 
@@ -49,7 +49,7 @@ def run_dissect(
 ) -> Dissection:  # fmt: skip
     """Dissect the layers: print a table and the verdict, write figures and numbers to `out`."""
     result = dissect(box, data, layers=layers, **settings)
-    _write_part(result, box, dissection_facts(result), out)
+    _write_figures_and_results(result, box, dissection_facts(result), out)
     Console().print(_table(result))
     typer.echo(f"{result.verdict}: {result.reason}")
     return result
@@ -62,12 +62,12 @@ def run_causal_units(
     if layers is None or len(layers) != 1:
         raise InputError("--concept needs the one layer whose units are ablated: --layers NAME")
     result = causal_units(box, data, concept, layers[0], **settings)
-    _write_part(result, box, causal_facts(result), out)
+    _write_figures_and_results(result, box, causal_facts(result), out)
     typer.echo(f"{result.verdict}: {result.reason}")
     return result
 
 
-def _write_part(result: Any, box: Box, facts: dict[str, Any], out: str | os.PathLike[str]) -> None:
+def _write_figures_and_results(result: Any, box: Box, facts: dict[str, Any], out: str | os.PathLike[str]) -> None:
     images = {f"{name}.png": image for name, image in figures(result, box).items()}
     print_written_paths(write_figures_and_facts(images, facts, Path(out), RESULTS_FILE))
 
@@ -95,7 +95,7 @@ def _layer_facts(layer: LayerDissection) -> dict[str, Any]:
             {"unit": u, "concept": layer.names[k], "iou": float(layer.iou[u, k]), "beyond_chance": u in beyond}
             for u in layer.detectors.tolist() for k in [int(layer.concept[u])]
         ],
-        "random_detectors": layer.random.n_detectors.tolist(), "random_card_concepts": layer.random.n_concepts.tolist(),
+        "random_detectors": layer.random.n_detectors.tolist(), "random_concepts": layer.random.n_concepts.tolist(),
         "rotated_detectors": layer.rotated.n_detectors.tolist(), "rotated_concepts": layer.rotated.n_concepts.tolist(),
     }  # fmt: skip
 
@@ -119,7 +119,7 @@ def causal_facts(result: CausalUnits) -> dict[str, Any]:
 def _table(result: Dissection) -> Table:
     caption = "found: detectors, random and rotated: in twins (mean), beyond: chance"
     columns = "units", "found", "concepts", "random", "rotated", "beyond", "verdict"
-    table = figures_table(("layer",), columns, caption)
+    table = names_and_numbers_table(("layer",), columns, caption)
     layers = [p.layer for p in result.layers]
     for p in result.layers:
         twins = [f"{float(t.n_detectors.double().mean()):.1f}" if len(t.n_detectors) else ""

@@ -44,22 +44,22 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
         console.print(f"[bold]{family}[/]: {len(working)} of {len(checks)} work: {', '.join(working)}", highlight=False)
     methods_column = Column("method", max_width=MAX_METHODS_COLUMN_CHARS)
     table = Table(methods_column, "", "why, and what to do", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for verdict, methods in _method_names_by_verdict_markup(diagnosis.methods).items():
+    for verdict, methods in _method_names_by_status_markup(diagnosis.methods).items():
         table.add_row(", ".join(methods), *verdict)
     if table.row_count:
         console.print(table)
 
 
-def _method_names_by_verdict_markup(checks: Sequence[MethodCheck]) -> dict[tuple[str, str], list[str]]:
+def _method_names_by_status_markup(checks: Sequence[MethodCheck]) -> dict[tuple[str, str], list[str]]:
     """The methods that do not work or have a note, by what is to be said of them."""
     methods = defaultdict[tuple[str, str], list[str]](list)
     for check in checks:
         if not check.works or check.notes or not check.is_complete:
-            methods[_verdict_markup(check)].append(check.method)
+            methods[_status_markup(check)].append(check.method)
     return methods
 
 
-def _verdict_markup(check: MethodCheck) -> tuple[str, str]:
+def _status_markup(check: MethodCheck) -> tuple[str, str]:
     if not check.works:
         return "[red]no[/]", escape(rewrite_advice_for_command_line(f"{check.reason}; {check.remedy}"))
     notes = [*check.notes, *["stopped early, without an error so far: the model is large"] * (not check.is_complete)]

@@ -17,10 +17,10 @@ from ..checks.verdict_cache import VerdictCache
 from ..engine.results import nonfinite_to_none
 from ..explaining import Explanation, MethodChoice, explain, resolve_methods
 from ..loading.input_files import read_inputs
-from ..plots.explanation_sheet import explanation_pictures
+from ..plots.explanation_sheet import render_explanation_maps
 from ..plots.figures import figures
 from ..plots.files import save
-from ..report.explanation_page import TABLE_LEGEND, outputs_text, write_explanation_page
+from ..report.explanation_page import TABLE_LEGEND, top_outputs_text, write_explanation_page
 from ..validation import check_int
 from .parsing import current_command_line, parse_class
 
@@ -57,7 +57,9 @@ def run_explain(
     verdict_cache = VerdictCache.read(verdicts_path)
     explanations = list[Explanation]()
     for i, name in enumerate(names):
-        writer = _Writer(out / name if len(names) > 1 else out, str(Path(source).name) if len(names) == 1 else name)
+        writer = _ExplanationWriter(
+            out / name if len(names) > 1 else out, str(Path(source).name) if len(names) == 1 else name
+        )
         explanation = explain(
             box, x[i : i + 1], classes[0], versus=classes[1], methods=selected, seed=seed, verdict_cache=verdict_cache,
             on_progress=writer.write_new_maps, quiet=quiet,
@@ -75,7 +77,7 @@ def run_explain(
     return explanations
 
 
-class _Writer:
+class _ExplanationWriter:
     """Writes what there is of one input's explanation."""
 
     def __init__(self, folder: Path, subject: str) -> None:
@@ -86,7 +88,7 @@ class _Writer:
         """A picture of each map that is new; the page once all maps are there, before they are judged."""
         for name in explanation.maps.keys() - self._written:
             one = {name: explanation.maps[name]}
-            for picture in explanation_pictures(explanation, one).values():
+            for picture in render_explanation_maps(explanation, one).values():
                 save(picture.shown, self.folder / MAPS_DIR / f"{name}.png")
             self._written.add(name)
         if not explanation.verdicts and len(explanation.maps) == len(explanation.names):
@@ -129,7 +131,7 @@ def _print_explanation(explanation: Explanation, folder: Path, name: str, *, has
     from rich.markup import escape
 
     console = Console()
-    prediction = f"The model predicts {outputs_text(explanation)}"
+    prediction = f"The model predicts {top_outputs_text(explanation)}"
     lead = f"{f'{name}: ' * bool(name)}{prediction}. {explanation.question} The most trustworthy map first:"
     console.print(escape(lead), highlight=False)
     console.print(verdict_table(explanation.verdicts, explanation.settings))

@@ -15,9 +15,9 @@ from ..data.texts import texts as read_texts
 from ..engine.results import nonfinite_to_none
 from ..explaining import MethodChoice, resolve_methods
 from ..plots.files import save
-from ..plots.text_map import TextWithValues, background_and_text_color, shown_words, text_sheet
-from ..report.text_explanations import TextExplanations, explain_texts, text_inputs
-from ..report.text_page import text_trust_sentence, write_text_page
+from ..plots.text_map import TextWithValues, background_and_text_color, text_sheet, tokens_to_display_words
+from ..report.text_explanations import TextExplanations, explain_texts, require_text_inputs
+from ..report.text_page import text_trust_sentence, write_text_explanation_page
 from ..report.words import count_noun
 from ..validation import check_int
 from .explain import FIGURE_FILE, PAGE_FILE, RESULTS_FILE, VERDICTS_FILE, verdict_table
@@ -26,7 +26,7 @@ from .parsing import current_command_line, parse_class
 if TYPE_CHECKING:
     from rich.text import Text
 
-MAX_DRAWN_METHODS, MAX_DRAWN_TEXTS = 6, 4
+MAX_METHODS_IN_FIGURE, MAX_TEXTS_IN_FIGURE = 6, 4
 TEXT_LEGEND = (
     "red words raise the score, blue words lower it, from minus to plus each map's largest value, its scale; gray: "
     "added by the tokenizer. randomization: rank correlation of the map with the map after the weights of the model's "
@@ -57,7 +57,7 @@ def run_explain_text(
     Raises DataError, InputError and WriteError.
     """
     out, max_examples = Path(out), check_int("--n", max_examples, minimum=1)
-    text_inputs(box)
+    require_text_inputs(box)
     given = [*texts, *([] if source is None else read_texts(source).texts[:max_examples])]
     selected = resolve_methods(box, methods)
     path = out / VERDICTS_FILE
@@ -68,32 +68,32 @@ def run_explain_text(
     numbers = json.dumps(nonfinite_to_none(made.to_dict()), indent=1, ensure_ascii=False)
     write_bytes(out / RESULTS_FILE, encode_utf8(numbers))
     subject = f"{type(box.model).__name__} on {Path(source).name if source else count_noun(len(given), 'text')}"
-    page = write_text_page(made, out / PAGE_FILE, subject=subject, command=current_command_line())
-    figure = save(_figure(made), out / FIGURE_FILE)
+    page = write_text_explanation_page(made, out / PAGE_FILE, subject=subject, command=current_command_line())
+    figure = save(_words_figure(made), out / FIGURE_FILE)
     if as_json:
         print(numbers)
     else:
-        _print(made, page, figure)
+        _print_text_explanations(made, page, figure)
     return made
 
 
-def _figure(made: TextExplanations) -> Any:
+def _words_figure(made: TextExplanations) -> Any:
     """The words of the first texts by the most trustworthy methods."""
-    names = made.drawn[:MAX_DRAWN_METHODS]
-    rows = [made.values(name, i) for i in range(min(len(made.tokens), MAX_DRAWN_TEXTS)) for name in names]
+    names = made.drawn[:MAX_METHODS_IN_FIGURE]
+    rows = [made.values(name, i) for i in range(min(len(made.tokens), MAX_TEXTS_IN_FIGURE)) for name in names]
     title = f"{made.question(0)} The model predicts {made.predictions[0]}" if len(made.tokens) == 1 else "Why?"
     return text_sheet(rows, title=title, unit="of each map's own scale")
 
 
-def _left_out_text(made: TextExplanations) -> str:
+def _not_in_figure_text(made: TextExplanations) -> str:
     """What the figure does not show."""
-    names = ", ".join(made.verdicts[name].method for name in made.drawn[MAX_DRAWN_METHODS:])
-    n_texts = len(made.tokens) - MAX_DRAWN_TEXTS
+    names = ", ".join(made.verdicts[name].method for name in made.drawn[MAX_METHODS_IN_FIGURE:])
+    n_texts = len(made.tokens) - MAX_TEXTS_IN_FIGURE
     parts = [f"the maps by {names}"] * bool(names) + [f"{count_noun(n_texts, 'more text')}"] * (n_texts > 0)
     return f" (without {' and '.join(parts)}: see the page)" if parts else ""
 
 
-def _print(made: TextExplanations, page: Path, figure: Path) -> None:
+def _print_text_explanations(made: TextExplanations, page: Path, figure: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -112,7 +112,7 @@ def _print(made: TextExplanations, page: Path, figure: Path) -> None:
     console.print(escape(text_trust_sentence(made)), highlight=False)
     console.print(verdict_table(made.verdicts))
     console.print(TEXT_LEGEND, style="dim", highlight=False)
-    console.print(escape(f"page: {page}\nmaps: {figure}{_left_out_text(made)}"), highlight=False)
+    console.print(escape(f"page: {page}\nmaps: {figure}{_not_in_figure_text(made)}"), highlight=False)
 
 
 def _colored_words(text: TextWithValues, with_values: bool) -> Text:
@@ -120,7 +120,7 @@ def _colored_words(text: TextWithValues, with_values: bool) -> Text:
     from rich.text import Text
 
     line = Text()
-    words = shown_words(text.tokens)
+    words = tokens_to_display_words(text.tokens)
     for (word, is_glued), value, special in zip(words, text.values, text.special, strict=True):
         line.append("" if is_glued or not line else " ")
         back, ink = (",".join(map(str, color)) for color in background_and_text_color(value))

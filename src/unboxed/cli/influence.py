@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..influence import Influence, gradient_store
 from ..influence.influence_functions import without_large_score_warning
 from ..plots.figures import figures
-from ..plots.results.influence import format_score
+from ..plots.results.influence import format_signed_score
 from ..validation import check_int
 from .parsing import print_skipped_files_note, skipped_files
 from .results import print_written_paths, write_figures_and_facts
@@ -71,7 +71,7 @@ def run_influence(
         print_skipped_files_note(data)
     x, y = examples_with_optional_labels(box, query, check_int("--n", n_queries, minimum=1))
     train_x, train_y, rows = indexed_labeled_examples(box, train, n_train)
-    places = _Places(rows.tolist(), getattr(train, "paths", None))
+    places = _TrainExampleLocations(rows.tolist(), getattr(train, "paths", None))
     k = min(check_int("--k", k, minimum=1), len(train_x))
     train_data = (box.restore_structure(train_x), train_y)
     scoring = _bound_influence_method(card, store, seed)
@@ -117,7 +117,7 @@ def _influence_verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tenso
 
 
 @dataclass(frozen=True)
-class _Places:
+class _TrainExampleLocations:
     """Where training examples are in their data, of which files that can't be read are left out."""
 
     rows: Sequence[int]
@@ -129,7 +129,9 @@ class _Places:
         return {"example": row} if self.paths is None else {"example": row, "file": str(self.paths[row])}
 
 
-def influence_facts(result: Influence, box: Box, y: Tensor | None, places: _Places, k: int) -> dict[str, Any]:
+def influence_facts(
+    result: Influence, box: Box, y: Tensor | None, places: _TrainExampleLocations, k: int
+) -> dict[str, Any]:
     """For JSON: of each query the most helpful and harmful examples, with their scores and labels."""
     return {
         "unit": result.unit,
@@ -148,7 +150,7 @@ def influence_facts(result: Influence, box: Box, y: Tensor | None, places: _Plac
 
 
 def _top_influence_entries(
-    result: Influence, box: Box, query: int, places: _Places, k: int, sign: int
+    result: Influence, box: Box, query: int, places: _TrainExampleLocations, k: int, sign: int
 ) -> list[dict[str, Any]]:
     """The k most helpful (sign 1) or most harmful (-1) examples of a query; those of the other sign are left out."""
     index = (result.top(k) if sign > 0 else result.bottom(k))[query].tolist()
@@ -175,7 +177,9 @@ def _query_names(box: Box, result: Influence, y: Tensor | None) -> list[str]:
     return names if y is None else [f"{name}, label {box.classes[int(c)]}" for name, c in zip(names, y, strict=True)]
 
 
-def _query_influence_table(result: Influence, box: Box, query: int, name: str, places: _Places, k: int) -> Table:
+def _query_influence_table(
+    result: Influence, box: Box, query: int, name: str, places: _TrainExampleLocations, k: int
+) -> Table:
     """The most helpful and the most harmful examples side by side."""
     columns = "helpful", "label", result.unit, "harmful", "label", result.unit
     table = Table(*columns, title=name, title_justify="left")
@@ -187,4 +191,4 @@ def _query_influence_table(result: Influence, box: Box, query: int, name: str, p
 
 
 def _influence_entry_cells(entry: dict[str, Any]) -> tuple[str, str, str]:
-    return f"example {entry['example']}", entry["label"] or "", format_score(entry["score"])
+    return f"example {entry['example']}", entry["label"] or "", format_signed_score(entry["score"])

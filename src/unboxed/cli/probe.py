@@ -19,7 +19,7 @@ from ..language import SentenceProbing, load_probing_task, load_vectors, probe_s
 from ..plots.figures import figures
 from ..validation import suggestion_text
 from .results import print_written_paths, write_figures_and_facts
-from .tables import ShortenedName, figures_table
+from .tables import ShortenedName, names_and_numbers_table
 
 RESULTS_FILE = "probe.json"
 
@@ -144,7 +144,7 @@ def _probing_table(result: Probing) -> Table:
     majority = result.layers[0].probe.majority
     caption = f"control: {result.types}; most frequent class {majority:.1%}; erased, random: {result.unit}"
     columns = "accuracy", "control", "code", "erased", "random", "verdict"
-    table = figures_table(("layer",), columns, caption)
+    table = names_and_numbers_table(("layer",), columns, caption)
     layers = [p.layer for p in result.layers]
     for p in result.layers:
         read, e = p.probe, p.erasure

@@ -169,7 +169,7 @@ def run(
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
     quiet = quiet or json
     images = (
-        None if data is None else loading.dataset_with_model_labels(data, box, root=root, classes=names, quiet=quiet)
+        None if data is None else loading.dataset_with_model_classes(data, box, root=root, classes=names, quiet=quiet)
     )
     print_skipped_files_note(images)
     box = box if images is None or names is not None else box_with_data_class_names(images, box)
@@ -222,10 +222,10 @@ def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> d
 
 def _inputs_and_classes(box: Box, images: Any, n_examples: int, *, is_required: bool) -> tuple[Any, Any]:
     """The first inputs (N, ...) and their classes (N,); None where labels may be absent, or are no classes."""
-    from ..engine.read.class_labels import labels_are_classes
+    from ..engine.read.class_labels import has_class_labels
     from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
 
-    if not labels_are_classes(box):
+    if not has_class_labels(box):
         return first_inputs(box, images, n_examples), None
     return (labeled_examples if is_required else examples_with_optional_labels)(box, images, n_examples)
 

@@ -66,9 +66,9 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
         return read_inputs(text, box, 1).x
     if setting.kind == "data":
-        from ..loading import dataset_with_model_labels
+        from ..loading import dataset_with_model_classes
 
-        return dataset_with_model_labels(text, box)
+        return dataset_with_model_classes(text, box)
     if setting.kind == "concepts":
         return _parse_concepts(setting.name, text, box)
     return _parse_literal(text)
@@ -76,19 +76,19 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
 def _parse_concepts(setting_name: str, text: str, box: Box) -> dict[str, Any]:
     """Concepts by name: "stripes=photos/stripes,dots=photos/dots"."""
-    from ..loading import dataset_with_model_labels
+    from ..loading import dataset_with_model_classes
 
     named = dict(part.partition("=")[::2] for part in text.split(","))
     if not all(name.strip() and spec.strip() for name, spec in named.items()):
         raise InputError(f"{option_name(setting_name)} wants NAME=DATA, separated by commas; got {text!r}")
-    return {name.strip(): dataset_with_model_labels(spec.strip(), box) for name, spec in named.items()}
+    return {name.strip(): dataset_with_model_classes(spec.strip(), box) for name, spec in named.items()}
 
 
 def _validated_layer_address(address: str, box: Box) -> str:
     """A layer's address as it was given. Raises LayerError with the nearest names."""
-    from ..objectives import MODEL_END_ADDRESSES
+    from ..objectives import INPUT_OUTPUT_ADDRESSES
 
-    if address not in MODEL_END_ADDRESSES:
+    if address not in INPUT_OUTPUT_ADDRESSES:
         box.layers.resolve(address)
     return address
 

@@ -44,7 +44,7 @@ class ShortenedName:
         yield Text(shorten_names(self.names, options.max_width)[self.name], overflow="fold")
 
 
-def figures_table(names: Sequence[str], figures: Sequence[str], caption: str) -> Table:
+def names_and_numbers_table(names: Sequence[str], figures: Sequence[str], caption: str) -> Table:
     """A table whose first columns are names, which shrink, and whose others are figures, which are never cut."""
     columns = [*(Column(name) for name in names), *(Column(name, no_wrap=True) for name in figures)]
     return Table(*columns, caption=caption, caption_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False,

@@ -36,7 +36,7 @@ from .results import print_written_paths, write_figures_and_facts
 
 RESULTS_FILE, MAP_FILE = "words.json", "map.html"
 N_BIASED_ANALOGIES = 20
-MIN_SHOWN_BIAS = 5e-5  # smaller ones are due to rounding
+MIN_PRINTED_BIAS = 5e-5  # smaller ones are due to rounding
 
 
 def run_words(
@@ -145,7 +145,7 @@ def _bias_text(value: float) -> str:
     >>> _bias_text(0.1344), _bias_text(7.62e-09)
     ('0.134', '0')
     """
-    return f"{value:.3g}" if abs(value) >= MIN_SHOWN_BIAS else "0"
+    return f"{value:.3g}" if abs(value) >= MIN_PRINTED_BIAS else "0"
 
 
 def _print_and_return_bias_facts(

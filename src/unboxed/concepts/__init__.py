@@ -6,7 +6,7 @@ random model, a control task, a frozen dictionary), and its result says when the
 
 from ..engine.read.layer_probes import LayerProbe as LayerProbe
 from ..engine.read.layer_probes import Probing as Probing
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from ._dictionary_table import DictionaryScore as DictionaryScore
 from ._tcav_diagnostics import Diagnostics as Diagnostics
 from .causal_units import CausalUnits as CausalUnits
@@ -35,4 +35,4 @@ from .tcav import ConceptScores as ConceptScores
 from .tcav import tcav as tcav
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -13,7 +13,7 @@ from ..model.batching import BatchSize, map_in_batches
 
 MAX_PROBED_SIDE = 64  # rows and columns that are probed one by one; of larger images a few together
 STRIDE_TOLERANCE = 0.05  # between the fields' beginnings and their ends
-N_TRACE_PROBES = 3  # codes on which a generator's layer is changed
+N_PROBED_CODES = 3  # codes on which a generator's layer is changed
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,16 @@ def receptive_anchors(
     return Anchors(rows or fallback.rows, columns or fallback.columns)
 
 
-def projective_anchors(box: Box, address: str, maps: tuple[int, int], x: Tensor, batch_size: BatchSize) -> Anchors:
+def generator_layer_anchors(box: Box, address: str, maps: tuple[int, int], x: Tensor, batch_size: BatchSize) -> Anchors:
     """Of a generator's layer on its output images, by which pixels change when a row or a column of it is changed."""
     size = box.output_map_shape[0], box.output_map_shape[1]
     sides = []
     for axis in (2, 3):
         reached = torch.stack(
-            [_changed_pixels(box, address, x[:N_TRACE_PROBES], axis, i, batch_size) for i in range(maps[axis - 2])]
+            [
+                _changed_rows_or_columns(box, address, x[:N_PROBED_CODES], axis, i, batch_size)
+                for i in range(maps[axis - 2])
+            ]
         )
         first = reached.int().argmax(1)
         last = reached.shape[1] - reached.flip(1).int().argmax(1)
@@ -116,7 +119,7 @@ def projective_anchors(box: Box, address: str, maps: tuple[int, int], x: Tensor,
     return Anchors(*sides)
 
 
-def _changed_pixels(box: Box, address: str, x: Tensor, axis: int, index: int, batch_size: BatchSize) -> Tensor:
+def _changed_rows_or_columns(box: Box, address: str, x: Tensor, axis: int, index: int, batch_size: BatchSize) -> Tensor:
     """Which rows (axis 2) or columns (3) of the images change with one row or column of a layer (N, C, h, w)."""
 
     def changed(h: Tensor) -> Tensor:

@@ -15,13 +15,15 @@ from ..inputs.pixels import Pixels
 from ..objectives import mean_over_positions
 from ._classes import random_card_examples
 from ._image_source import ImageSource, default_addresses
-from ._segmenting import bright_and_left
+from ._segmenting import bright_and_left_masks
 
-N_CODES, WIDTH = 20, 4
-_GENERATORS: WeakKeyDictionary[Box, Box] = WeakKeyDictionary()  # opened once: threads may share a box, not its opening
+N_GENERATOR_CODES, WIDTH = 20, 4
+_GENERATOR_BY_BOX: WeakKeyDictionary[Box, Box] = (
+    WeakKeyDictionary()
+)  # opened once: threads may share a box, not its opening
 
 
-class _ShadedRows(nn.Module):
+class _RowShadingGenerator(nn.Module):
     """Codes are a model's images, flat; its outputs (N, K) shade the rows of images (N, 1, K, 4)."""
 
     def __init__(self, box: Box, inputs: Pixels) -> None:
@@ -37,13 +39,13 @@ class _ShadedRows(nn.Module):
         return scores.float().sigmoid()[:, None, :, None].expand(-1, 1, -1, WIDTH)
 
 
-def example_on_a_generator(method: Any, box: Box) -> Any:
+def run_card_example_on_generator(method: Any, box: Box) -> Any:
     """Call `causal_units` on the model as a generator, in its last layer with positions."""
     inputs = require_images(box, "causal_units")
-    if box not in _GENERATORS:
+    if box not in _GENERATOR_BY_BOX:
         codes = Features(tuple(f"z{i}" for i in range(math.prod(inputs.shape))))
-        _GENERATORS[box] = Box(_ShadedRows(box, inputs), codes, outputs="regression", mode=box.mode)
-    generator = _GENERATORS[box]
-    x = random_card_examples(box, N_CODES).flatten(1)
+        _GENERATOR_BY_BOX[box] = Box(_RowShadingGenerator(box, inputs), codes, outputs="regression", mode=box.mode)
+    generator = _GENERATOR_BY_BOX[box]
+    x = random_card_examples(box, N_GENERATOR_CODES).flatten(1)
     layer = default_addresses(ImageSource(generator))[-1]
-    return method(generator, x, 1, layer, bright_and_left, n_steps=1, n_units=1, n_random=1)
+    return method(generator, x, 1, layer, bright_and_left_masks, n_steps=1, n_units=1, n_random=1)

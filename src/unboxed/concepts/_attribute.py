@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.read.class_labels import labels_are_classes
+from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import indexed_inputs, labeled_examples
 from ..errors import DataError, InputError
 from ..inputs.labels import sort_names_naturally
 
-MIN_EXAMPLES_PER_VALUE = 2  # one to fit, one to test
+MIN_EXAMPLES_PER_ATTRIBUTE_VALUE = 2  # one to fit, one to test
 
 
 class ExamplesWithAttribute(NamedTuple):
@@ -36,7 +36,7 @@ def read_examples_with_attribute(
         x, rows = indexed_inputs(box, data, max_examples)
         y, names = _attribute_values_to_classes(_attribute_values_at(attribute, rows, is_cut=max_examples is not None))
         return ExamplesWithAttribute(x, y, names, None)
-    if not labels_are_classes(box):
+    if not has_class_labels(box):
         raise InputError("the labels of these data are no classes; give attribute=, a value for each example")
     x, labels = labeled_examples(box, data, max_examples)
     y, names = _attribute_values_to_classes(labels.tolist())
@@ -64,7 +64,7 @@ def _attribute_values_to_classes(values: Sequence[Any]) -> tuple[Tensor, tuple[s
         raise DataError(
             f"the attribute has {len(names)} values in {len(texts)} examples: too few of each; cut numbers into classes"
         )
-    if single := [name for name, count in Counter(texts).items() if count < MIN_EXAMPLES_PER_VALUE]:
+    if single := [name for name, count in Counter(texts).items() if count < MIN_EXAMPLES_PER_ATTRIBUTE_VALUE]:
         raise DataError(
             f"one example alone has the value {single[0]!r} of the attribute, so that it can't be read of others; "
             "leave it out of the data, or put it with another value"

@@ -37,6 +37,6 @@ def random_card_examples(box: Box, n: int = 12) -> Tensor:
     return box.inputs.random_inputs(n, torch.Generator(box.device).manual_seed(1)).to(box.dtype)
 
 
-def card_layer(box: Box) -> str | None:
+def card_example_layer(box: Box) -> str | None:
     """The layer that examples of cards take: the same in each spelling of a model that has parameters."""
     return default_feature_layer(box) if any(row.n_parameters for row in box.layers.leaves) else None

@@ -19,8 +19,8 @@ from ._data import MIN_EXAMPLES_PER_CONCEPT, read_concepts
 
 RandomData = Annotated[Any, ValueRole("data"), "Examples that the random sets are drawn from."]
 Relative = Annotated[bool, "Tell each concept apart from the other concepts, in place of random examples."]
-NRandom = Annotated[int, AtLeast(3), Unit("sets"), "Number of random sets."]
-SetSize = Annotated[int, AtLeast(2), Unit("examples"), "Largest number of examples of a set."]
+NRandomSets = Annotated[int, AtLeast(3), Unit("sets"), "Number of random sets."]
+MaxSetSize = Annotated[int, AtLeast(2), Unit("examples"), "Largest number of examples of a set."]
 Penalty = Annotated[float, Above(0), "L2 penalty of the classifiers, on features of variance 1 in all."]
 MAX_DEFAULT_LAYERS = 4
 
@@ -39,7 +39,10 @@ def read_concept_examples(
     selectors = {name: c for name, c in getattr(concepts, "items", dict)() if _is_selector(c)}
     given = {name: c for name, c in concepts.items() if name not in selectors} if selectors else concepts
     read = read_concepts(box, given, max_examples) if given or not selectors else {}
-    selected = {str(name): _selected(box, str(name), c, x, dataset_rows, max_examples) for name, c in selectors.items()}
+    selected = {
+        str(name): _select_concept_examples(box, str(name), c, x, dataset_rows, max_examples)
+        for name, c in selectors.items()
+    }
     return {str(name): (selected | read)[str(name)] for name in concepts}
 
 
@@ -48,7 +51,7 @@ def _is_selector(concept: Any) -> bool:
     return is_mask or (callable(concept) and not hasattr(concept, "__getitem__"))
 
 
-def _selected(
+def _select_concept_examples(
     box: Box, name: str, concept: Any, x: Tensor, dataset_rows: Tensor, max_examples: int | None
 ) -> Tensor:  # fmt: skip
     mask = concept(box.restore_structure(x.clone())) if callable(concept) else concept
@@ -79,7 +82,7 @@ def random_pool(box: Box, random_data: Any, x: Tensor) -> Tensor:
         raise type(error)(f"random_data: {error}") from error
 
 
-def concept_layers(box: Box, layers: Any) -> list[str]:
+def resolve_concept_layers(box: Box, layers: Any) -> list[str]:
     """The full addresses; by default the inputs of up to four hidden layers. Raises LayerError."""
     addresses = hidden_layer_input_addresses(box, MAX_DEFAULT_LAYERS) if layers is None else resolve_layers(box, layers)
     if not addresses:

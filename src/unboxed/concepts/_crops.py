@@ -13,18 +13,18 @@ from ..engine.read.unit_rows import UnitRows
 from ..engine.rectangle import Rectangle
 from ..model.batching import BatchSize
 
-STEPS_PER_CROP = 2  # crops overlap by half, as in CRAFT
+STRIDES_PER_CROP_SIDE = 2  # crops overlap by half, as in CRAFT
 
 
 def crop_grid(height: int, width: int, share: float) -> tuple[Rectangle, ...]:
     """Crops with this share of each side, evenly spaced from edge to edge, neighbors overlapping by half or more."""
     h, w = (max(1, round(share * side)) for side in (height, width))
-    return tuple(Rectangle(top, left, h, w) for top in _starts(height, h) for left in _starts(width, w))
+    return tuple(Rectangle(top, left, h, w) for top in _crop_starts(height, h) for left in _crop_starts(width, w))
 
 
-def _starts(side: int, crop: int) -> list[int]:
+def _crop_starts(side: int, crop: int) -> list[int]:
     room = side - crop
-    n = 1 + math.ceil(room * STEPS_PER_CROP / crop)
+    n = 1 + math.ceil(room * STRIDES_PER_CROP_SIDE / crop)
     return [round(i * room / max(1, n - 1)) for i in range(n)]
 
 
@@ -34,7 +34,9 @@ def enlarged_crop(x: Tensor, crop: Rectangle) -> Tensor:
     return F.interpolate(part, x.shape[-2:], mode="bilinear", align_corners=False).clamp(0, 1)
 
 
-def read_crops(box: Box, layer: UnitRows, x: Tensor, crops: tuple[Rectangle, ...], batch_size: BatchSize) -> Tensor:
+def read_crop_means(
+    box: Box, layer: UnitRows, x: Tensor, crops: tuple[Rectangle, ...], batch_size: BatchSize
+) -> Tensor:
     """The mean activations (N, G, C) of G crops of each image; of no crops those of the inputs themselves (N, 1, C)."""
     if not crops:
         return layer.read_means(box, x, batch_size)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..engine.rows import broadcast_rows
 from ..model.batching import BatchSize, map_in_batches
-from ._image_source import ImageSource, MappedLayer
+from ._image_source import ImageSource, LayerWithAnchors
 from ._segmenting import PackedMasks
 
 PartT = TypeVar("PartT")
 ROUNDING_TOLERANCE = 1e-6  # of a threshold, by which the interpolation of equal values may miss it
-MAX_KEPT_VALUES = 2**26  # above the units' thresholds, of the views of one pass
+MAX_KEPT_TOP_VALUES = 2**26  # above the units' thresholds, of the views of one pass
 MAX_UPSAMPLED_VALUES = 2**24  # of one part; counts up to it are exact in float32
 
 
@@ -28,7 +28,7 @@ MAX_UPSAMPLED_VALUES = 2**24  # of one part; counts up to it are exact in float3
 class View:
     """Some units of a layer, or the directions of a rotated basis: rows (U, C) of an orthogonal matrix."""
 
-    layer: MappedLayer
+    layer: LayerWithAnchors
     units: slice
     basis: Tensor | None = None
 
@@ -55,45 +55,50 @@ class UnitScan:
 
 
 def scan_layers(
-    source: ImageSource, x: Tensor, masks: PackedMasks, layers: Sequence[MappedLayer], bases: Sequence[Tensor | None],
+    source: ImageSource, x: Tensor, masks: PackedMasks, layers: Sequence[LayerWithAnchors],
+    bases: Sequence[Tensor | None],
     quantile: float, batch_size: BatchSize,
 ) -> list[UnitScan]:  # fmt: skip
     """A scan per layer, of its units, or in the basis (C, C) that is given for it."""
-    n_kept = count_kept(len(x) * masks.size[0] * masks.size[1], quantile)
-    views = [view for layer, basis in zip(layers, bases, strict=True) for view in _views(layer, basis, n_kept)]
+    n_kept = n_top_values_to_keep(len(x) * masks.size[0] * masks.size[1], quantile)
+    views = [
+        view
+        for layer, basis in zip(layers, bases, strict=True)
+        for view in _split_units_into_views(layer, basis, n_kept)
+    ]
     parts: dict[int, list[UnitScan]] = {i: [] for i in range(len(layers))}
     index = {id(layer): i for i, layer in enumerate(layers)}
-    for group in _grouped(views, n_kept):
+    for group in _group_views_by_memory(views, n_kept):
         for view, scan in zip(group, _scan(source, x, masks, group, n_kept, batch_size), strict=True):
             parts[index[id(view.layer)]].append(scan)
     return [_joined(parts[i]) for i in range(len(layers))]
 
 
-def count_kept(n_values: int, quantile: float) -> int:
+def n_top_values_to_keep(n_values: int, quantile: float) -> int:
     """Values per unit that are kept, of so many: all that lie above the threshold, and the threshold itself."""
     return min(n_values, int(quantile * n_values) + 1)
 
 
-def _views(layer: MappedLayer, basis: Tensor | None, n_kept: int) -> list[View]:
-    size = max(1, MAX_KEPT_VALUES // n_kept)
+def _split_units_into_views(layer: LayerWithAnchors, basis: Tensor | None, n_kept: int) -> list[View]:
+    size = max(1, MAX_KEPT_TOP_VALUES // n_kept)
     starts = range(0, layer.n_units, size)
     return [View(layer, slice(i, min(i + size, layer.n_units)), basis) for i in starts]
 
 
-def _grouped(views: Iterable[View], n_kept: int) -> list[list[View]]:
+def _group_views_by_memory(views: Iterable[View], n_kept: int) -> list[list[View]]:
     """Views that together keep no more than the limit."""
     groups, room = list[list[View]](), 0
     for view in views:
         if not groups or view.n_units * n_kept > room:
             groups.append([])
-            room = MAX_KEPT_VALUES
+            room = MAX_KEPT_TOP_VALUES
         groups[-1].append(view)
         room -= view.n_units * n_kept
     return groups
 
 
 @dataclass(frozen=True, eq=False)
-class _BatchValues:
+class _UnitExtremes:
     """Of each unit its largest values, its smallest, and its largest in each example."""
 
     top: Tensor  # (U, up to n_kept), in no order
@@ -101,22 +106,22 @@ class _BatchValues:
     largest: Tensor  # (n, U)
 
     @classmethod
-    def of(cls, maps: Tensor, n_kept: int) -> _BatchValues:
+    def of(cls, maps: Tensor, n_kept: int) -> _UnitExtremes:
         values = maps.transpose(0, 1).flatten(1)  # (U, n * h * w)
         top = values.topk(min(n_kept, values.shape[1]), dim=1, sorted=False).values
         return cls(top, values.amin(1), maps.amax((2, 3)))
 
-    def merged(self, other: _BatchValues, n_kept: int) -> _BatchValues:
+    def merged(self, other: _UnitExtremes, n_kept: int) -> _UnitExtremes:
         top = torch.cat([self.top, other.top], 1)
         top = top.topk(min(n_kept, top.shape[1]), dim=1, sorted=False).values
         smallest = torch.minimum(self.smallest, other.smallest)
-        return _BatchValues(top, smallest, torch.cat([self.largest, other.largest]))
+        return _UnitExtremes(top, smallest, torch.cat([self.largest, other.largest]))
 
 
 def _scan(
     source: ImageSource, x: Tensor, masks: PackedMasks, views: Sequence[View], n_kept: int, batch_size: BatchSize
 ) -> list[UnitScan]:
-    values = _read_values(source, x, views, masks.size, n_kept, batch_size)
+    values = _read_unit_extremes(source, x, views, masks.size, n_kept, batch_size)
     thresholds = [v.top.amin(1) for v in values]
     strict = [t <= v.smallest for t, v in zip(thresholds, values, strict=True)]
     counts = [torch.zeros(v.n_units, len(masks.areas) + 1, dtype=torch.float64) for v in views]
@@ -136,16 +141,16 @@ def _scan(
     ]
 
 
-def _read_values(
+def _read_unit_extremes(
     source: ImageSource, x: Tensor, views: Sequence[View], size: tuple[int, int], n_kept: int, batch_size: BatchSize
-) -> list[_BatchValues]:
+) -> list[_UnitExtremes]:
     """The values of all pixels of all examples, per view."""
-    values: list[_BatchValues | None] = [None] * len(views)
+    values: list[_UnitExtremes | None] = [None] * len(views)
 
-    def read(i: int, maps: Tensor, rows: slice) -> _BatchValues:
-        return _BatchValues.of(views[i].layer.anchors.upsample(maps, size), n_kept)
+    def read(i: int, maps: Tensor, rows: slice) -> _UnitExtremes:
+        return _UnitExtremes.of(views[i].layer.anchors.upsample(maps, size), n_kept)
 
-    def add(i: int, part: _BatchValues) -> None:
+    def add(i: int, part: _UnitExtremes) -> None:
         before = values[i]
         values[i] = part if before is None else before.merged(part, n_kept)
 

@@ -12,7 +12,7 @@ from .. import rng
 from ..box import Box
 from ..engine.linear.sparse_autoencoder import SparseAutoencoder
 from ..engine.read.unit_rows import UnitRows
-from ..engine.rows import MAX_VALUES, row_chunks
+from ..engine.rows import MAX_ROW_MATRIX_VALUES, row_chunks
 from ..model.batching import BatchSize
 
 
@@ -33,7 +33,7 @@ class PositionSample:
     @classmethod
     def of(cls, rows: UnitRows, order: Tensor, max_rows: int) -> Self:
         """All positions of examples in random order; of more than `max_rows` some positions, or the first examples."""
-        max_rows = max(1, min(max_rows, MAX_VALUES // max(1, rows.n_units)))
+        max_rows = max(1, min(max_rows, MAX_ROW_MATRIX_VALUES // max(1, rows.n_units)))
         examples = order[:max_rows].sort().values
         return cls(rows, examples, min(rows.n_positions, max(1, max_rows // max(1, len(examples)))))
 

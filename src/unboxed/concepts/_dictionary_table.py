@@ -21,7 +21,7 @@ from ._rebuild import EvaluatedExamples, Rebuild, Rebuilt, mean_rebuild
 
 DICTIONARY, FROZEN, NMF, PCA, MEAN = "dictionary", "frozen directions", "NMF", "PCA", "mean"
 MAX_NMF_ROWS = 2000  # that NMF is fitted to
-MAX_DEAD_ROWS = 10_000  # fitted rows, evenly spread, none of which has a dead direction
+MAX_ROWS_FOR_DEAD_TEST = 10_000  # fitted rows, evenly spread, none of which has a dead direction
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,7 +69,7 @@ class _Coder:
 
     def _rebuilt(self, rows: Tensor, k: int | None) -> Tensor:
         amounts = self.encode(rows)
-        return self.decode(amounts if k is None else _largest_by_magnitude(amounts, k))
+        return self.decode(amounts if k is None else _keep_largest_by_magnitude(amounts, k))
 
     def counts(self, rows: Tensor) -> Tensor:
         """(F,) how many of rows (A, C) have each direction."""
@@ -108,19 +108,22 @@ class Comparison:
         rank = PrincipalBasis.fit(self.fitted, n, standardize=False).axes.shape[1]
         if rank:
             coders[PCA] = [_factor_coder(fit_factors(self.fitted, "pca", rank, 0))]
-        errors = {name: torch.stack([self._errors(c(self.tested)) for c in some], 1) for name, some in coders.items()}
-        rebuilt = self.examples.rebuilt(self.layer, [*(some[0] for some in coders.values()), self._mean])
+        errors = {
+            name: torch.stack([self._relative_squared_errors(c(self.tested)) for c in some], 1)
+            for name, some in coders.items()
+        }
+        rebuilt = self.examples.rebuilt(self.layer, [*(some[0] for some in coders.values()), self._mean_rebuild])
         scores = [self._score(name, some, errors[name], r)
                   for (name, some), r in zip(coders.items(), rebuilt[:-1], strict=True)]  # fmt: skip
         gap = bootstrap_mean_interval(errors[FROZEN] - errors[DICTIONARY])
-        nothing = bootstrap_mean_interval(1 - self._errors(self._mean(self.tested))[:, None])
+        nothing = bootstrap_mean_interval(1 - self._relative_squared_errors(self._mean_rebuild(self.tested))[:, None])
         return (*scores, DictionaryScore(MEAN, 0, nothing, nothing.mean, 0.0, 0.0, None, rebuilt[-1])), gap
 
     @property
-    def _mean(self) -> Rebuild:
+    def _mean_rebuild(self) -> Rebuild:
         return mean_rebuild(self.fitted.mean(0))
 
-    def _errors(self, rebuilt: Tensor) -> Tensor:
+    def _relative_squared_errors(self, rebuilt: Tensor) -> Tensor:
         """(M,) each held-out example's squared error, of the mean example's variance around the fitted mean."""
         total = (self.tested - self.fitted.mean(0)).square().sum((1, 2)).mean()
         error = (self.tested - rebuilt).square().sum((1, 2))
@@ -130,10 +133,11 @@ class Comparison:
         first = coders[0]
         at_k = first(self.tested, self.k)
         active = first.counts(self.tested.flatten(0, 1)).sum() / self.tested.shape[:2].numel()
-        is_dead = first.counts(self.fitted[evenly_spaced_indices(len(self.fitted), MAX_DEAD_ROWS)]) == 0
+        is_dead = first.counts(self.fitted[evenly_spaced_indices(len(self.fitted), MAX_ROWS_FOR_DEAD_TEST)]) == 0
         cosines = [float(matched_cosines(a.directions, b.directions).mean()) for a, b in combinations(coders, 2)]
         return DictionaryScore(
-            name, len(first.directions), bootstrap_mean_interval(1 - errors), 1 - float(self._errors(at_k).mean()),
+            name, len(first.directions), bootstrap_mean_interval(1 - errors),
+            1 - float(self._relative_squared_errors(at_k).mean()),
             float(active), float(is_dead.double().mean()),
             fmean(cosines) if cosines else None, rebuilt,
         )  # fmt: skip
@@ -147,7 +151,7 @@ def _factor_coder(factors: Factors) -> _Coder:
     return _Coder(factors.encode, factors.decode, factors.directions)
 
 
-def _largest_by_magnitude(amounts: Tensor, k: int) -> Tensor:
+def _keep_largest_by_magnitude(amounts: Tensor, k: int) -> Tensor:
     """The k largest of each row (..., F), by magnitude, the others set to 0."""
     if k >= amounts.shape[-1]:
         return amounts

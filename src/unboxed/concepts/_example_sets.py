@@ -40,7 +40,7 @@ class ExampleSets:
         return [rows.shape[1] for rows in self.positives]
 
 
-def draw_sets(
+def draw_example_sets(
     concepts: Mapping[str, Tensor], pool: Tensor, n_sets: int, max_size: int, seed: int, *, relative: bool = False
 ) -> ExampleSets:
     """Sets of each concept's examples and, as large, of random ones; `relative`: of the other concepts' in their place.
@@ -57,16 +57,16 @@ def draw_sets(
     limit = min(max_size, len(pool) // 2)
     sizes = [min(limit, len(mine), *([len(rest[c])] if relative else [])) for c, mine in enumerate(own)]
     first_random = sum(map(len, own))
-    random = first_random + _draws(len(pool), n_sets, max(sizes), seed, "random")
+    random = first_random + _draw_set_rows(len(pool), n_sets, max(sizes), seed, "random")
     positives = [
-        rows[_draws(len(rows), n_sets, n, seed, f"concept {c}")]
+        rows[_draw_set_rows(len(rows), n_sets, n, seed, f"concept {c}")]
         for c, (rows, n) in enumerate(zip(own, sizes, strict=True))
     ]
     negatives = [
-        rest[c][_draws(len(rest[c]), n_sets, n, seed, f"others {c}")] if relative else random[:, :n]
+        rest[c][_draw_set_rows(len(rest[c]), n_sets, n, seed, f"others {c}")] if relative else random[:, :n]
         for c, n in enumerate(sizes)
     ]
-    sets = _only_used(torch.cat([*concepts.values(), pool]), positives, negatives, random)
+    sets = _reindex_to_used_examples(torch.cat([*concepts.values(), pool]), positives, negatives, random)
     _check_some_differ(sets, list(concepts))
     return sets
 
@@ -76,7 +76,7 @@ def _numbered(sizes: Sequence[int]) -> list[Tensor]:
     return list(torch.split(torch.arange(sum(sizes)), list(sizes)))
 
 
-def _draws(n_rows: int, n_sets: int, size: int, seed: int, name: str) -> Tensor:
+def _draw_set_rows(n_rows: int, n_sets: int, size: int, seed: int, name: str) -> Tensor:
     """(R, size) of the rows in each set, without replacement; sets are disjoint as far as the rows suffice."""
     if size == n_rows:
         return torch.arange(n_rows).expand(n_sets, -1)
@@ -86,7 +86,7 @@ def _draws(n_rows: int, n_sets: int, size: int, seed: int, name: str) -> Tensor:
     return torch.cat([order[: per_order * size].view(per_order, size) for order in orders])[:n_sets]
 
 
-def _only_used(
+def _reindex_to_used_examples(
     x: Tensor, positives: list[Tensor], negatives: list[Tensor], random: Tensor
 ) -> ExampleSets:  # fmt: skip
     """Sets of the examples that are in any of them."""
@@ -96,17 +96,17 @@ def _only_used(
     sizes = sorted({rows.shape[1] for rows in positives})
     by_size = {n: random[:, :n] for n in sizes}
     positive_rows, negative_rows = (tuple(new[rows] for rows in sets) for sets in (positives, negatives))
-    return ExampleSets(x, _keys(x), torch.unique(random), positive_rows, negative_rows, by_size)
+    return ExampleSets(x, _example_keys(x), torch.unique(random), positive_rows, negative_rows, by_size)
 
 
-def _keys(x: Tensor) -> Tensor:
+def _example_keys(x: Tensor) -> Tensor:
     """(M,) a number for each example, the same for equal ones."""
     numbers = dict[bytes, int]()
     rows = x.detach().cpu().flatten(1).contiguous().numpy()
     return torch.tensor([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows])
 
 
-def shared_rows(keys: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+def shared_example_mask(keys: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     """(B, n) bool: which examples of each row of `rows` (B, n) are among its `others` (B, m), too."""
     return (keys[rows][:, :, None] == keys[others][:, None, :]).any(2)
 
@@ -114,8 +114,8 @@ def shared_rows(keys: Tensor, rows: Tensor, others: Tensor) -> Tensor:
 def _check_some_differ(sets: ExampleSets, names: Sequence[str]) -> None:
     """Raise DataError for a concept to which a set, or all that sets are drawn from, belongs."""
     for name, positives, negatives in zip(names, sets.positives, sets.negatives, strict=True):
-        all_shared = shared_rows(sets.keys, negatives.reshape(1, -1), positives.reshape(1, -1)).all()
-        if bool(all_shared | shared_rows(sets.keys, negatives, positives).all(1).any()):
+        all_shared = shared_example_mask(sets.keys, negatives.reshape(1, -1), positives.reshape(1, -1)).all()
+        if bool(all_shared | shared_example_mask(sets.keys, negatives, positives).all(1).any()):
             raise DataError(
                 f"concept {name!r} has the same examples as a set that it is to be told apart from; give other random "
                 "examples, or more of them"

@@ -18,10 +18,10 @@ from ..engine.rows import evenly_spaced_indices
 from ..errors import InputError, LayerError
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, map_in_batches
-from ..objectives import MODEL_END_ADDRESSES
+from ..objectives import INPUT_OUTPUT_ADDRESSES
 from ..settings import ValueRole
 from ..validation import address_list
-from ._anchors import Anchors, projective_anchors, receptive_anchors
+from ._anchors import Anchors, generator_layer_anchors, receptive_anchors
 
 DecodeImages = Annotated[
     Callable[[Tensor], Tensor] | None,
@@ -54,7 +54,9 @@ class ImageSource:
         """The same of another model."""
         return ImageSource(box, self.decode)
 
-    def map_images(self, x: Tensor, read: Callable[[Tensor], PartT], batch_size: BatchSize = "auto") -> list[PartT]:
+    def apply_to_image_batches(
+        self, x: Tensor, read: Callable[[Tensor], PartT], batch_size: BatchSize = "auto"
+    ) -> list[PartT]:
         """`read` of the images (n, C, H, W) of validated inputs x (N, ...), part by part. Raises InputError."""
 
         def run(rows: slice) -> PartT:
@@ -68,7 +70,7 @@ class ImageSource:
 
     def images(self, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
         """The images (N, C, H, W) of a few validated inputs."""
-        return torch.cat(self.map_images(x, lambda images: images, batch_size))
+        return torch.cat(self.apply_to_image_batches(x, lambda images: images, batch_size))
 
     def decoded(self, output: Tensor) -> Tensor:
         """Images of a generator's output (n, C, H, W). Raises InputError where they are none."""
@@ -107,7 +109,7 @@ def image_source(box: Box, decode: Callable[[Tensor], Tensor] | None, caller: st
 
 
 @dataclass(frozen=True, eq=False)
-class MappedLayer:
+class LayerWithAnchors:
     """A layer with its positions on the images."""
 
     address: str
@@ -116,41 +118,43 @@ class MappedLayer:
     anchors: Anchors
 
 
-def mapped_layers(source: ImageSource, layers: Any, x: Tensor, batch_size: BatchSize = "auto") -> list[MappedLayer]:
+def layers_with_anchors(
+    source: ImageSource, layers: Any, x: Tensor, batch_size: BatchSize = "auto"
+) -> list[LayerWithAnchors]:
     """The named layers, or by default the last one of each size. Raises LayerError for one without positions."""
     if layers is None:
         addresses = default_addresses(source)
     else:
         addresses = [resolve_address(source.box, a) for a in address_list(layers)]
-    return [_mapped(source, address, x, batch_size) for address in dict.fromkeys(addresses)]
+    return [_layer_with_anchors(source, address, x, batch_size) for address in dict.fromkeys(addresses)]
 
 
-def _mapped(source: ImageSource, address: str, x: Tensor, batch_size: BatchSize) -> MappedLayer:
+def _layer_with_anchors(source: ImageSource, address: str, x: Tensor, batch_size: BatchSize) -> LayerWithAnchors:
     box = source.box
     h = box.read(box.restore_structure(x[:2]), [address], batch_size=batch_size)[address]
     if not box.has_batch_axis(address) or h.ndim < 2 or h.is_complex():
         raise LayerError(f"{address!r} gives {tuple(h.shape)} for {len(x[:2])} inputs, which are no maps of units")
     shape = tuple(h.shape[1:])
     grid = _generator_grid(source, address, shape) if source.is_generator else grid_of_layer(box, address, shape)
-    if address in MODEL_END_ADDRESSES:
+    if address in INPUT_OUTPUT_ADDRESSES:
         anchors = Anchors.stretched(grid.size, source.size)
     elif source.is_generator:
-        anchors = projective_anchors(box, address, grid.size, x, batch_size)
+        anchors = generator_layer_anchors(box, address, grid.size, x, batch_size)
     else:
         anchors = receptive_anchors(box, address, grid.size, grid.channels_last, batch_size)
-    return MappedLayer(address, grid.to_maps(h).shape[1], grid, anchors)
+    return LayerWithAnchors(address, grid.to_maps(h).shape[1], grid, anchors)
 
 
 def _generator_grid(source: ImageSource, address: str, shape: tuple[int, ...]) -> PositionGrid:
     """The positions of a generator's layer. Raises LayerError where it has none."""
     if len(shape) == 3 and shape[1] * shape[2] > 1:
         return PositionGrid((shape[1], shape[2]))
-    names = [row.path for row in source.box.layers.leaves if _has_maps(row.shape)]
+    names = [row.path for row in source.box.layers.leaves if _is_map_shape(row.shape)]
     others = f"these layers have: {', '.join(map(repr, names[-4:]))}" if names else "no layer of this model has"
     raise LayerError(f"{address!r} gives {shape}, which has no positions on the image; {others}")
 
 
-def _has_maps(shape: tuple[int, ...] | None) -> bool:
+def _is_map_shape(shape: tuple[int, ...] | None) -> bool:
     return shape is not None and len(shape) == 3 and shape[1] * shape[2] > 1
 
 
@@ -162,7 +166,7 @@ def default_addresses(source: ImageSource, max_layers: int = MAX_DEFAULT_LAYERS)
     box = source.box
     leaves = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis]
     with_maps = (
-        {row.path: _has_maps(row.shape) and is_channels_first_type(row.type) is not False for row in leaves}
+        {row.path: _is_map_shape(row.shape) and is_channels_first_type(row.type) is not False for row in leaves}
         if source.is_generator
         else {row.path: True for row, _ in layers_with_grids(box)}
     )

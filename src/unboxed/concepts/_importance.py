@@ -17,7 +17,7 @@ from torch.quasirandom import SobolEngine
 
 from .. import rng
 from ..box import Box
-from ..engine.gradients.edited import forward_then
+from ..engine.gradients.edited import call_with_edited_activations
 from ..engine.gradients.score import score_gradients
 from ..engine.intervals import Interval, bootstrap_counts, bootstrap_mean_interval, percentile_interval
 from ..engine.linear.factors import Factors
@@ -79,7 +79,7 @@ class ConceptAmounts:
                     score = objective.rows(rows)(acts)
                     return score_gradients(score, acts, objective, [masks], relu_bypass="no")[0][0]
 
-                return forward_then(self.box, self.x[rows], objective.layers, edits, gradient)
+                return call_with_edited_activations(self.box, self.x[rows], objective.layers, edits, gradient)
 
         return torch.cat(
             map_in_batches(part, len(self.x), *self.box.batch_size_and_max_rows(len(self.x), self.batch_size))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model.batching import BatchSize, map_in_batches
-from ._image_source import ImageSource, MappedLayer
+from ._image_source import ImageSource, LayerWithAnchors
 from ._segmenting import Segmentation
 
 
@@ -31,7 +31,7 @@ class Interventions:
 
     source: ImageSource
     segmentation: Segmentation
-    layer: MappedLayer
+    layer: LayerWithAnchors
     x: Tensor
     positions: Tensor
     batch_size: BatchSize = "auto"
@@ -96,7 +96,7 @@ class Interventions:
         return sum(parts, total) / self.positions.sum().clamp_min(1).cpu()
 
 
-def concept_positions(layer: MappedLayer, masks: Tensor, size: tuple[int, int], min_coverage: float) -> Tensor:
+def concept_positions(layer: LayerWithAnchors, masks: Tensor, size: tuple[int, int], min_coverage: float) -> Tensor:
     """(N, h, w) bool: the positions around which masks (N, H, W) cover that share of the image, up to the next ones."""
     (h, w), anchors = layer.grid.size, layer.anchors
     rows, columns = anchors.rows.weights(h, size[0]), anchors.columns.weights(w, size[1])  # (H, h), (W, w)

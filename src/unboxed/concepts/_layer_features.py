@@ -74,17 +74,17 @@ def _as_features(box: Box, address: str, h: Tensor) -> LayerFeatures:
     return LayerFeatures(address, shape, unit_axis(box, address, h.ndim) if is_wide else None)
 
 
-def read_in_groups(
+def read_features_in_groups(
     box: Box, x: Tensor, layers: Sequence[LayerFeatures], batch_size: BatchSize
 ) -> Iterator[tuple[list[LayerFeatures], dict[str, Tensor]]]:  # fmt: skip
     """Layers with the features (N, D) of x by address, on the CPU, as many at a time as fit in memory."""
-    for group in _groups(layers, len(x)):
+    for group in _memory_bounded_groups(layers, len(x)):
         axes = {f.address: f.unit_axis for f in group if f.unit_axis is not None}
         h = read_features(box, x, [f.address for f in group], batch_size=batch_size, unit_axes=axes)
         yield group, {a: v.cpu() for a, v in h.items()}
 
 
-def _groups(layers: Sequence[LayerFeatures], n: int) -> list[list[LayerFeatures]]:
+def _memory_bounded_groups(layers: Sequence[LayerFeatures], n: int) -> list[list[LayerFeatures]]:
     groups, held = [list[LayerFeatures]()], 0
     for layer in layers:
         if groups[-1] and held + n * layer.n_features > MAX_GROUP_VALUES:

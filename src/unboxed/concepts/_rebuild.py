@@ -24,16 +24,16 @@ from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..model.batching import BatchSize
 from ..model.hooks import Edit
-from ..objectives import MODEL_END_ADDRESSES, logit, mean_over_positions
+from ..objectives import INPUT_OUTPUT_ADDRESSES, logit, mean_over_positions
 
 Rebuild = Callable[[Tensor], Tensor]
 """Rows (n, P, C) of examples to what they are replaced by."""
 
 
-def inner_layer(box: Box, layer: str | None, default: Callable[[Box], str], caller: str) -> UnitRows:
+def resolve_inner_layer(box: Box, layer: str | None, default: Callable[[Box], str], caller: str) -> UnitRows:
     """The layer that is named, or else the default one. Raises LayerError where it is the model's input or output."""
     address = default(box) if layer is None else resolve_address(box, layer)
-    if address in MODEL_END_ADDRESSES:
+    if address in INPUT_OUTPUT_ADDRESSES:
         what = "this model has no hidden layer" if layer is None else f"{address!r} is an end of the model"
         raise LayerError(f"{caller} rebuilds a layer inside the model, after which it runs on; {what}")
     return UnitRows.of(box, address)
@@ -75,7 +75,7 @@ class EvaluatedExamples:
 
     def accuracy(self) -> float | None:
         """The share of the model's own predictions that are the labels."""
-        return None if self.labels is None else _ratio_or_nan(self.outputs().argmax(1), self.labels)
+        return None if self.labels is None else _agreement_fraction(self.outputs().argmax(1), self.labels)
 
     def rebuilt(self, layer: UnitRows, rebuilds: Sequence[Rebuild]) -> list[Rebuilt]:
         """What is left with the layer replaced, for each of several ways to rebuild its rows."""
@@ -91,15 +91,15 @@ class EvaluatedExamples:
     def _rebuilt(self, change: Tensor, before: Tensor, after: Tensor) -> Rebuilt:
         if self.box.outputs == "regression":
             return Rebuilt(change, None, None, None)
-        kept = _ratio_or_nan(after.argmax(1), before.argmax(1))
+        kept = _agreement_fraction(after.argmax(1), before.argmax(1))
         if self.labels is None:
             return Rebuilt(change, None, kept, None)
         labels = self.labels.to(after.device)
         nats = after.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
-        return Rebuilt(change, nats.to(self.box.dtype), kept, _ratio_or_nan(after.argmax(1), labels))
+        return Rebuilt(change, nats.to(self.box.dtype), kept, _agreement_fraction(after.argmax(1), labels))
 
 
-def _ratio_or_nan(a: Tensor, b: Tensor) -> float:
+def _agreement_fraction(a: Tensor, b: Tensor) -> float:
     return float((a == b.to(a.device)).double().mean())
 
 
@@ -127,11 +127,11 @@ def mean_rebuild(mean: Tensor) -> Rebuild:
 
 def random_rebuilds(mean: Tensor, n_directions: int, n_draws: int, seed: int) -> list[Rebuild]:
     """Rows of which only so many random directions are left, beside the mean (C,): the control of chosen directions."""
-    return [_projection(mean, n_directions, rng.keyed_generator(rng.CPU, "random rebuild", seed, i))
+    return [_random_projection_rebuild(mean, n_directions, rng.keyed_generator(rng.CPU, "random rebuild", seed, i))
             for i in range(n_draws)]  # fmt: skip
 
 
-def _projection(mean: Tensor, n_directions: int, generator: torch.Generator) -> Rebuild:
+def _random_projection_rebuild(mean: Tensor, n_directions: int, generator: torch.Generator) -> Rebuild:
     noise = torch.randn(len(mean), min(n_directions, len(mean)), generator=generator, dtype=torch.float64)
     axes = torch.linalg.qr(noise).Q.to(mean)  # (C, K)
     return lambda rows: mean + ((rows - mean) @ axes) @ axes.T

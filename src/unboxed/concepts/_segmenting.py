@@ -20,7 +20,7 @@ Segmenter = Annotated[
     ValueRole("object"),
     "Function from images (N, C, H, W) in [0, 1] to masks (K, N, H, W); its `names` name the concepts.",
 ]
-N_TRIED = 2  # images that a segmenter is tried on
+N_TRIAL_IMAGES = 2  # images that a segmenter is tried on
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,8 @@ class Segmentation:
         segment = digit_concepts if segmenter is None else segmenter
         if not callable(segment):
             raise InputError(f"segmenter must be a function from images to masks; got {type(segment).__name__}")
-        n_concepts = len(_checked_masks(segment(images[:N_TRIED]), images[:N_TRIED]))
-        return cls(segment, _names(getattr(segment, "names", None), n_concepts))
+        n_concepts = len(_checked_masks(segment(images[:N_TRIAL_IMAGES]), images[:N_TRIAL_IMAGES]))
+        return cls(segment, _concept_names(getattr(segment, "names", None), n_concepts))
 
     def masks(self, images: Tensor) -> Tensor:
         """Masks (K, N, H, W) bool of images (N, C, H, W). Raises InputError where they do not fit."""
@@ -57,7 +57,7 @@ class Segmentation:
         raise InputError(f"there is no concept {concept!r}; the segmenter has {', '.join(map(repr, self.names))}")
 
 
-def _names(given: Any, n_concepts: int) -> tuple[str, ...]:
+def _concept_names(given: Any, n_concepts: int) -> tuple[str, ...]:
     names = tuple(f"concept {k}" for k in range(n_concepts)) if given is None else tuple(map(str, given))
     if len(names) != n_concepts or len({*names}) != n_concepts:
         raise InputError(f"the segmenter gives {n_concepts} masks per image, and its names are {list(names)}")
@@ -105,7 +105,7 @@ class PackedMasks:
         return torch.from_numpy(np.unpackbits(selected, axis=2, count=self.size[0] * self.size[1])).bool()
 
 
-def bright_and_left(images: Tensor) -> Tensor:
+def bright_and_left_masks(images: Tensor) -> Tensor:
     """Masks (2, N, H, W) of bright pixels and of the left half, for the examples of cards."""
     bright = images.mean(1) > 0.5
     left = torch.zeros_like(bright)

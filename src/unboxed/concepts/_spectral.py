@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ..engine.linear.clusters import k_means
 
-N_PERTURBED_STARTS = 10  # of k-means
-NEIGHBORS_PER_LOG_EXAMPLES = (
-    2.0  # neighbors of an example: this times log n, so that the graph of one cluster is connected
-)
+N_K_MEANS_STARTS = 10  # of k-means
+# Neighbors of an example: this times log n, so that the graph of one cluster is connected
+NEIGHBORS_PER_LOG_EXAMPLES = 2.0
 
 
 def spectral_clusters(points: Tensor, max_clusters: int, seed: int) -> Tensor:
@@ -26,7 +25,7 @@ def spectral_clusters(points: Tensor, max_clusters: int, seed: int) -> Tensor:
     if n_clusters == 1:
         return torch.zeros(len(points), dtype=torch.long)
     rows = torch.nn.functional.normalize(vectors[:, :n_clusters], dim=1)
-    return _renumber_clusters_by_size(k_means(rows, n_clusters, seed, N_PERTURBED_STARTS).labels)
+    return _renumber_clusters_by_size(k_means(rows, n_clusters, seed, N_K_MEANS_STARTS).labels)
 
 
 def normalized_laplacian(points: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.read.class_labels import labels_are_classes
+from ..engine.read.class_labels import has_class_labels
 from ..engine.read.edits import resolve_target
 from ..engine.read.examples import indexed_examples, indexed_inputs
 from ..errors import DataError
@@ -34,7 +34,7 @@ def target_examples(
 
     Raises DataError where the class has none, InputError for a class that the model does not have.
     """
-    has_classes = labels_are_classes(box) and len(box.classes) > 1
+    has_classes = has_class_labels(box) and len(box.classes) > 1
     if has_classes:
         x, labels, dataset_rows = indexed_examples(box, data, max_examples)
     else:

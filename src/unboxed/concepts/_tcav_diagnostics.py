@@ -17,10 +17,10 @@ from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, map_in_batches
 from ._example_sets import ExampleSets
 from ._layer_features import LayerFeatures
-from ._vectors import LayerVectors, fit_layer
+from ._vectors import LayerVectors, fit_layer_vectors
 
 ENTANGLED = 0.5  # cosine of concepts that may stand for one another
-N_MOVED = 32  # examples whose activations are moved along a vector
+N_MOVED_EXAMPLES = 32  # examples whose activations are moved along a vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,14 +127,14 @@ def directions(
     without = None
     if grid is not None:
         means = grid.to_maps(fitted.h.view(-1, *layer.shape)).flatten(2).mean(2)
-        without = _accuracy(means, sets, l2, layer.address)
+        without = _accuracy_without_positions(means, sets, l2, layer.address)
     return LayerDirections(layer, vectors, fitted.vectors(fitted.random_mean[max(sets.random)]), lengths, without)
 
 
-def _accuracy(h: Tensor, sets: ExampleSets, l2: float, address: str) -> Tensor:
+def _accuracy_without_positions(h: Tensor, sets: ExampleSets, l2: float, address: str) -> Tensor:
     """(C,) held-out accuracy of vectors of these features; chance where they are all the same."""
     try:
-        return torch.stack([v.accuracy.mean() for v in fit_layer(h, sets, l2, address, with_random=False).each])
+        return torch.stack([v.accuracy.mean() for v in fit_layer_vectors(h, sets, l2, address, with_random=False).each])
     except LayerError:
         return torch.full((len(sets.positives),), 0.5, dtype=torch.float64)
 
@@ -154,11 +154,11 @@ def diagnose(
 ) -> Diagnostics:  # fmt: skip
     """The diagnostics of vectors, on the first of the target's examples x (N, ...)."""
     n = len(layers[0].vectors)
-    consistency = [_consistency(box, x[:N_MOVED], a, b, batch_size) for a, b in pairwise(layers)]
+    consistency = [_consistency(box, x[:N_MOVED_EXAMPLES], a, b, batch_size) for a, b in pairwise(layers)]
     return Diagnostics(
         torch.stack(consistency, 1).to(dtype) if consistency else torch.zeros(n, 0, dtype=dtype),
         torch.stack([(d.vectors @ d.vectors.T).clamp(-1, 1) for d in layers]).to(dtype),
-        tuple(_spatial(box, d, dtype) for d in layers),
+        tuple(_spatial_dependence(box, d, dtype) for d in layers),
     )
 
 
@@ -187,23 +187,23 @@ def _consistency(
     return torch.stack([cosine.mean() for cosine in cosines])
 
 
-def _spatial(box: Box, d: LayerDirections, dtype: torch.dtype) -> SpatialDependence | None:
+def _spatial_dependence(box: Box, d: LayerDirections, dtype: torch.dtype) -> SpatialDependence | None:
     grid = _grid(box, d.layer)
     if grid is None or d.without_positions is None:
         return None
-    maps, null = (_share_predicted_as_classes(grid, vectors, d.layer.shape) for vectors in (d.vectors, d.random))
+    maps, null = (_squared_length_share_per_position(grid, vectors, d.layer.shape) for vectors in (d.vectors, d.random))
     rest = (null.sum(0) - null) / (len(null) - 1)  # of the other random vectors
     return SpatialDependence(
-        d.layer.address, maps.to(dtype), _state_distance(maps, null.mean(0)).to(dtype),
-        _state_distance(null, rest).to(dtype), d.without_positions.to(dtype),
+        d.layer.address, maps.to(dtype), _total_variation_distance(maps, null.mean(0)).to(dtype),
+        _total_variation_distance(null, rest).to(dtype), d.without_positions.to(dtype),
     )  # fmt: skip
 
 
-def _share_predicted_as_classes(grid: PositionGrid, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _squared_length_share_per_position(grid: PositionGrid, vectors: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(B, h, w) the share of each vector's squared length at each position."""
     squares = grid.to_maps(vectors.view(-1, *shape)).double().square().sum(1)
     return squares / squares.sum((1, 2), keepdim=True).clamp_min(torch.finfo(squares.dtype).tiny)
 
 
-def _state_distance(a: Tensor, b: Tensor) -> Tensor:
+def _total_variation_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs().sum((1, 2)) / 2

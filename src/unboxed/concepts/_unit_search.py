@@ -15,7 +15,7 @@ from ._interventions import Interventions
 
 PERTURBATION, START = 0.25, 0.5  # of the mask
 LEARNING_RATE, MOMENTS = 0.1, (0.9, 0.99)
-ENOUGH_REMOVED = 0.8  # of the concept's pixels: no more units are taken
+ENOUGH_REMOVED_AREA_SHARE = 0.8  # of the concept's pixels: no more units are taken
 MAX_UNIT_SHARE = 0.5  # of the layer: more units are no explanation
 
 
@@ -45,7 +45,7 @@ class Effect:
         return effect - change.mean(1)
 
 
-def optimize_mask(effect: Effect, n_units: int, steps: int, penalty: float, seed: int) -> Tensor:
+def optimize_unit_mask(effect: Effect, n_units: int, steps: int, penalty: float, seed: int) -> Tensor:
     """The mask alpha (U,) in [0, 1] that maximizes the effect minus `penalty` times its norm.
 
     Its gradient is estimated by simultaneous perturbation (Spall 1992), with a direction of its own for each code, as
@@ -66,7 +66,7 @@ def optimize_mask(effect: Effect, n_units: int, steps: int, penalty: float, seed
     return alpha
 
 
-def add_greedily(effect: Effect, n_units: int, n_wanted: int) -> Tensor:
+def greedy_unit_weights(effect: Effect, n_units: int, n_wanted: int) -> Tensor:
     """Weights (U,) of units that are added one after another, each the one with the largest effect then.
 
     The first has the weight 1, later ones less, the others 0.
@@ -83,7 +83,7 @@ def add_greedily(effect: Effect, n_units: int, n_wanted: int) -> Tensor:
     return weights
 
 
-def enough_units(effect: Effect, order: Tensor) -> int:
+def n_enough_units(effect: Effect, order: Tensor) -> int:
     """The fewest units, in this order, that remove most of the concept; at most half of the layer.
 
     Where no number does, the one that removes the most.
@@ -93,6 +93,6 @@ def enough_units(effect: Effect, order: Tensor) -> int:
     for unit in order[: max(1, int(MAX_UNIT_SHARE * n_units))].tolist():
         ablated[unit] = 1
         removed.append(1 - float(effect.interventions.areas(ablated)[:, effect.concept].sum() / before))
-        if removed[-1] >= ENOUGH_REMOVED:
+        if removed[-1] >= ENOUGH_REMOVED_AREA_SHARE:
             break
     return max(range(len(removed)), key=removed.__getitem__) + 1

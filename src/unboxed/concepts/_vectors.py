@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engine.linear.binary import fit_binary
+from ..engine.linear.binary import fit_binary_classifiers
 from ..errors import LayerError
-from ._example_sets import ExampleSets, shared_rows
+from ._example_sets import ExampleSets, shared_example_mask
 
 ROUNDING = 10  # times the smallest difference of numbers
-MAX_WORDS_PER_BLOCK = 256  # of the Gram matrix at a time: its other half is not computed
+MAX_GRAM_ROWS_PER_BLOCK = 256  # of the Gram matrix at a time: its other half is not computed
 MAX_DENSE_VALUES = 2**23  # of weightings of all examples at a time
 
 
 @dataclass(frozen=True, eq=False)
-class UnitVectors:
+class NormalizedVectors:
     """B vectors of length 1, each a weighted sum of m examples' features.
 
     Attributes:
@@ -66,9 +66,9 @@ class LayerVectors:
 
     h: Tensor
     gram: Tensor
-    each: tuple[UnitVectors, ...]
+    each: tuple[NormalizedVectors, ...]
     mean: Tensor
-    random: Mapping[int, UnitVectors]
+    random: Mapping[int, NormalizedVectors]
     random_mean: Mapping[int, Tensor]
 
     def vectors(self, weights: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class LayerVectors:
         return weights.to(self.h) @ self.h
 
 
-def fit_layer(
+def fit_layer_vectors(
     h: Tensor, sets: ExampleSets, l2: float, address: str, *, with_random: bool = True
 ) -> LayerVectors:  # fmt: skip
     """The vectors of a layer's features (M, D). Raises LayerError where these do not differ between the examples.
@@ -85,7 +85,7 @@ def fit_layer(
     """
     size = h[sets.random_rows].square().sum(1).mean()
     h = h - h[sets.random_rows].mean(0)
-    gram = symmetric_products(h)
+    gram = row_gram_matrix(h)
     if not gram.diagonal()[sets.random_rows].mean() > (ROUNDING * torch.finfo(h.dtype).eps) ** 2 * size:
         raise LayerError(f"{address!r} gives the same activations for all random examples: no vectors to compare with")
     each = tuple(
@@ -95,31 +95,33 @@ def fit_layer(
     n_sets, m = len(sets.positives[0]), len(h)
     mean = torch.cat([v.sums(torch.zeros(n_sets, dtype=torch.long), torch.ones(n_sets), 1, m) for v in each])
     compared = sets.random if with_random else {}
-    pairs = {n: _fit_pairs(gram, rows, sets.keys, l2) for n, rows in compared.items()}
-    random_mean = {n: _unit(_random_sums(v, n_sets, m), gram) for n, v in pairs.items()}
-    return LayerVectors(h, gram, each, _unit(mean, gram), pairs, random_mean)
+    pairs = {n: _fit_set_pairs(gram, rows, sets.keys, l2) for n, rows in compared.items()}
+    random_mean = {n: _normalize_weights(_sum_pairs_per_set(v, n_sets, m), gram) for n, v in pairs.items()}
+    return LayerVectors(h, gram, each, _normalize_weights(mean, gram), pairs, random_mean)
 
 
-def symmetric_products(h: Tensor) -> Tensor:
+def row_gram_matrix(h: Tensor) -> Tensor:
     """(M, M) float64 products of rows of h (M, D), computed in its dtype."""
     gram = torch.empty(len(h), len(h), dtype=torch.float64, device=h.device)
-    for i in range(0, len(h), MAX_WORDS_PER_BLOCK):
-        block = (h[i : i + MAX_WORDS_PER_BLOCK] @ h[i:].T).double()
-        gram[i : i + MAX_WORDS_PER_BLOCK, i:], gram[i:, i : i + MAX_WORDS_PER_BLOCK] = block, block.T
+    for i in range(0, len(h), MAX_GRAM_ROWS_PER_BLOCK):
+        block = (h[i : i + MAX_GRAM_ROWS_PER_BLOCK] @ h[i:].T).double()
+        gram[i : i + MAX_GRAM_ROWS_PER_BLOCK, i:], gram[i:, i : i + MAX_GRAM_ROWS_PER_BLOCK] = block, block.T
     return gram
 
 
-def _fit(gram: Tensor, positives: Tensor, negatives: Tensor, keys: Tensor, l2: float) -> UnitVectors:
+def _fit(gram: Tensor, positives: Tensor, negatives: Tensor, keys: Tensor, l2: float) -> NormalizedVectors:
     """B vectors from the second set of examples to the first, (B, n) each; examples of both are of the first alone."""
-    is_used = torch.cat([torch.ones_like(positives, dtype=torch.bool), ~shared_rows(keys, negatives, positives)], 1)
-    return _unit_vectors(gram, torch.cat([positives, negatives], 1), is_used, positives.shape[1], l2)
+    is_used = torch.cat(
+        [torch.ones_like(positives, dtype=torch.bool), ~shared_example_mask(keys, negatives, positives)], 1
+    )
+    return _fit_normalized_vectors(gram, torch.cat([positives, negatives], 1), is_used, positives.shape[1], l2)
 
 
-def _fit_pairs(gram: Tensor, sets: Tensor, keys: Tensor, l2: float) -> UnitVectors:
+def _fit_set_pairs(gram: Tensor, sets: Tensor, keys: Tensor, l2: float) -> NormalizedVectors:
     """The vectors of each of R sets (R, n) against each later one; an example of both is in neither."""
     first, second = _pairs(len(sets))
-    both = torch.cat([shared_rows(keys, sets[a], sets[b]) for a, b in ((first, second), (second, first))], 1)
-    return _unit_vectors(gram, torch.cat([sets[first], sets[second]], 1), ~both, sets.shape[1], l2)
+    both = torch.cat([shared_example_mask(keys, sets[a], sets[b]) for a, b in ((first, second), (second, first))], 1)
+    return _fit_normalized_vectors(gram, torch.cat([sets[first], sets[second]], 1), ~both, sets.shape[1], l2)
 
 
 def _pairs(n_sets: int) -> tuple[Tensor, Tensor]:
@@ -127,19 +129,21 @@ def _pairs(n_sets: int) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _unit_vectors(gram: Tensor, rows: Tensor, is_used: Tensor, n_positive: int, l2: float) -> UnitVectors:
+def _fit_normalized_vectors(
+    gram: Tensor, rows: Tensor, is_used: Tensor, n_positive: int, l2: float
+) -> NormalizedVectors:
     y = (torch.arange(rows.shape[1]) < n_positive).to(gram)
-    fitted = fit_binary(gram, rows, y, l2, is_used)
+    fitted = fit_binary_classifiers(gram, rows, y, l2, is_used)
     is_right = ((fitted.held_out > 0) == (y > 0)) & is_used
     shortest = torch.finfo(gram.dtype).tiny
-    return UnitVectors(
+    return NormalizedVectors(
         rows,
         fitted.dual / fitted.length.clamp_min(shortest)[:, None],
         is_right.sum(1) / is_used.sum(1).clamp_min(1).to(gram),
     )
 
 
-def _random_sums(pairs: UnitVectors, n_sets: int, n_examples: int) -> Tensor:
+def _sum_pairs_per_set(pairs: NormalizedVectors, n_sets: int, n_examples: int) -> Tensor:
     """(R, M) the sum of each set's vectors against all others: those of a pair are opposite."""
     first, second = _pairs(n_sets)
     ones = torch.ones(len(first))
@@ -147,7 +151,7 @@ def _random_sums(pairs: UnitVectors, n_sets: int, n_examples: int) -> Tensor:
     return sums + pairs.sums(second, -ones, n_sets, n_examples)
 
 
-def _unit(weights: Tensor, gram: Tensor) -> Tensor:
+def _normalize_weights(weights: Tensor, gram: Tensor) -> Tensor:
     """Weights (B, M) of vectors of length 1; of a vector of length 0 itself."""
     length = ((weights @ gram) * weights).sum(1, keepdim=True).clamp_min(0).sqrt()
     return weights / torch.where(length > 0, length, 1.0)

@@ -21,17 +21,17 @@ from ..errors import DataError, InputError
 from ..parameters import BatchSize, Data, MaxExamples, RequiredLayerAddress, Seed
 from ..settings import AtLeast, AtMost, Unit, ValueRole, check_settings
 from ..validation import valid_seed
-from ._as_generator import example_on_a_generator
+from ._as_generator import run_card_example_on_generator
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
-from ._image_source import DecodeImages, ImageSource, image_source, mapped_layers
+from ._image_source import DecodeImages, ImageSource, image_source, layers_with_anchors
 from ._interventions import Interventions, concept_positions
 from ._segmenting import Segmentation, Segmenter
-from ._unit_search import Effect, add_greedily, enough_units, optimize_mask
+from ._unit_search import Effect, greedy_unit_weights, n_enough_units, optimize_unit_mask
 
 SIGNIFICANCE_LEVEL = 0.05
-MIN_IMAGES = 8  # with the concept, of each half
-MIN_REMOVED = 0.25  # of the concept's pixels, so that units are said to draw it
-N_SHOWN = 6
+MIN_IMAGES_WITH_CONCEPT = 8  # with the concept, of each half
+MIN_REMOVED_SHARE = 0.25  # of the concept's pixels, so that units are said to draw it
+N_RETAINED_EXAMPLES = 6
 MAX_GREEDY_UNITS = 16
 
 Concept = Annotated[str | int, ValueRole("str"), "The concept: one of the segmenter's names, or its index."]
@@ -118,7 +118,7 @@ class CausalUnits(ResultMixin):
     def verdict(self) -> ClaimGrade:
         """ "pass" where the units remove the concept, and random ones do not; "fail" where they do as well, or nothing
         is removed; "not tested" with too few random sets."""
-        if self.removed < MIN_REMOVED:
+        if self.removed < MIN_REMOVED_SHARE:
             return FAIL
         if 1 / (1 + len(self.random_removed)) > SIGNIFICANCE_LEVEL:
             return NOT_TESTED_CLAIM
@@ -157,7 +157,7 @@ class CausalUnits(ResultMixin):
         "awkward": "the layer of its example differs between spellings of a model, and its images are the model's "
         "outputs as they are",
     },
-    example=lambda method, box, x, y: example_on_a_generator(method, box),
+    example=lambda method, box, x, y: run_card_example_on_generator(method, box),
     order=42,
 )
 def causal_units(
@@ -245,24 +245,24 @@ def causal_units(
             "a classifier are set to zero by `ub.activations.ablation`"
         )
     x = first_inputs(box, data, max_examples)
-    (mapped,) = mapped_layers(source, [layer], x, batch_size)
+    (mapped,) = layers_with_anchors(source, [layer], x, batch_size)
     segmentation = Segmentation.of(segmenter, source.images(x[:4], batch_size))
     k, half = segmentation.index(concept), len(x) // 2
     others = None if keep is None else torch.tensor([segmentation.index(name) for name in keep], dtype=torch.long)
-    own, before, disjoint = _concept_in_images(source, segmentation, x, k, batch_size)
-    _check_presence(segmentation.names[k], before[:, k], half)
+    own, before, disjoint = _concept_masks_and_areas(source, segmentation, x, k, batch_size)
+    _check_concept_presence(segmentation.names[k], before[:, k], half)
     positions = concept_positions(mapped, own, source.size, float(min_coverage)).to(x.device)
     whole = Interventions(source, segmentation, mapped, x, positions, batch_size)
     chosen_on, tested_on = whole.rows(slice(0, half)), whole.rows(slice(half, len(x)))
     others, value = disjoint.nonzero().flatten() if others is None else others, chosen_on.mean_activation()
     effect = Effect(chosen_on, k, others, value, before[:half], before[:half].mean(0))
-    weights = _search(effect, mapped.n_units, search, n_units, n_steps, float(penalty), seed)
+    weights = _search_unit_weights(effect, mapped.n_units, search, n_units, n_steps, float(penalty), seed)
     order, n_weighted = weights.argsort(descending=True, stable=True), max(1, int((weights > 0).sum()))
-    units = order[: n_units or enough_units(effect, order[:n_weighted])]
-    return _tested(tested_on, weights, units, value, before[half:], segmentation.names, k, disjoint, n_random, seed)
+    units = order[: n_units or n_enough_units(effect, order[:n_weighted])]
+    return _test_units(tested_on, weights, units, value, before[half:], segmentation.names, k, disjoint, n_random, seed)
 
 
-def _concept_in_images(
+def _concept_masks_and_areas(
     source: ImageSource, segmentation: Segmentation, x: Tensor, k: int, batch_size: BatchSize
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A concept's masks (N, H, W), all concepts' areas (N, K), and which are there and never overlap with it (K,)."""
@@ -271,30 +271,30 @@ def _concept_in_images(
         masks = segmentation.masks(images).cpu()  # (K, n, H, W)
         return masks[k], masks.sum((2, 3)).T.double(), (masks & masks[k]).flatten(1).any(1)
 
-    own, areas, overlaps = zip(*source.map_images(x, read, batch_size), strict=True)
+    own, areas, overlaps = zip(*source.apply_to_image_batches(x, read, batch_size), strict=True)
     before = torch.cat(areas)
     return torch.cat(own), before, before.any(0) & ~torch.stack(overlaps).any(0)
 
 
-def _check_presence(name: str, areas: Tensor, half: int) -> None:
+def _check_concept_presence(name: str, areas: Tensor, half: int) -> None:
     """Raise DataError for a concept with areas (N,) that is in too few images of a half."""
     counts = int((areas[:half] > 0).sum()), int((areas[half:] > 0).sum())
-    if min(counts) < MIN_IMAGES:
+    if min(counts) < MIN_IMAGES_WITH_CONCEPT:
         raise DataError(
             f"the concept {name!r} is in {counts[0]} and {counts[1]} images of the two halves of {len(areas)} codes; "
-            f"at least {MIN_IMAGES} are needed in each: give more codes"
+            f"at least {MIN_IMAGES_WITH_CONCEPT} are needed in each: give more codes"
         )
 
 
-def _search(
+def _search_unit_weights(
     effect: Effect, n_units: int, search: str, n_wanted: int | None, steps: int, penalty: float, seed: int
 ) -> Tensor:
     if search == "mask":
-        return optimize_mask(effect, n_units, steps, penalty, seed)
-    return add_greedily(effect, n_units, min(n_wanted or MAX_GREEDY_UNITS, n_units))
+        return optimize_unit_mask(effect, n_units, steps, penalty, seed)
+    return greedy_unit_weights(effect, n_units, min(n_wanted or MAX_GREEDY_UNITS, n_units))
 
 
-def _tested(
+def _test_units(
     tested_on: Interventions, weights: Tensor, units: Tensor, value: Tensor, before: Tensor, names: tuple[str, ...],
     k: int, disjoint: Tensor, n_random: int, seed: int,
 ) -> CausalUnits:  # fmt: skip
@@ -307,7 +307,7 @@ def _tested(
     inserted = tested_on.areas(sets[0], value).sum(0)
     strongest = before[:, k].argsort(descending=True, stable=True)
     present = strongest[: int((before[:, k] > 0).sum())]
-    shown = present[torch.linspace(0, len(present) // 2, N_SHOWN).long()]  # of the stronger half
+    shown = present[torch.linspace(0, len(present) // 2, N_RETAINED_EXAMPLES).long()]  # of the stronger half
     some = tested_on.rows(shown.to(tested_on.x.device))
     pictures = [some.images(s, v).cpu() for s, v in ((None, None), (sets[0], None), (sets[0], value), (sets[1], None))]
     return CausalUnits(

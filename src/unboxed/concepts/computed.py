@@ -46,22 +46,22 @@ def computed_concepts(box: Box, x: Tensor) -> dict[str, Tensor]:
     if isinstance(box.inputs, Features):
         values = {f"high {name}": x[:, i] for i, name in enumerate(box.inputs.names[:MAX_COLUMNS])}
     elif isinstance(box.inputs, Pixels):
-        values = {name: measure(x) for name, measure in _MEASURES[box.inputs.n_axes].items()}
+        values = {name: measure(x) for name, measure in _MEASURES_BY_N_AXES[box.inputs.n_axes].items()}
     else:
         raise InputError(
             f"computed concepts need images, signals or rows of a table; this model takes {type(box.inputs).__name__}"
         )
-    return {name: mask for name, v in values.items() if (mask := _highest(v)).any()}
+    return {name: mask for name, v in values.items() if (mask := _highest_quarter_mask(v)).any()}
 
 
-def _highest(values: Tensor) -> Tensor:
+def _highest_quarter_mask(values: Tensor) -> Tensor:
     """(N,) bool: the quarter with the largest values, those above the rest; none where values do not differ."""
     n = max(2, round(TOP_FRACTION * len(values)))
     threshold = values.sort(descending=True).values[n]
     return values > threshold
 
 
-def _increase_brightness(x: Tensor) -> Tensor:
+def _mean_brightness_per_example(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
@@ -81,14 +81,14 @@ def _symmetry(x: Tensor) -> Tensor:
     return -(x - x.flip(-1)).square().flatten(1).mean(1) / x.flatten(1).var(1).clamp_min(1e-12)
 
 
-_MEASURES: Mapping[int, Mapping[str, Callable[[Tensor], Tensor]]] = {
-    1: {"high level": _increase_brightness, "fast changes": _texture, "symmetry in time": _symmetry},
+_MEASURES_BY_N_AXES: Mapping[int, Mapping[str, Callable[[Tensor], Tensor]]] = {
+    1: {"high level": _mean_brightness_per_example, "fast changes": _texture, "symmetry in time": _symmetry},
     2: {
-        "bright": _increase_brightness,
+        "bright": _mean_brightness_per_example,
         "fine texture": _texture,
         "horizontal strokes": lambda x: _edge_share(x, 2),
         "vertical strokes": lambda x: _edge_share(x, 3),
         "left-right symmetry": _symmetry,
     },
-    3: {"bright": _increase_brightness, "fine texture": _texture, "left-right symmetry": _symmetry},
+    3: {"bright": _mean_brightness_per_example, "fine texture": _texture, "left-right symmetry": _symmetry},
 }

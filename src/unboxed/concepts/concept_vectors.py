@@ -24,15 +24,15 @@ from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import check_settings
 from ..validation import suggestion_text, valid_seed
 from ._claims import FAIL, PASS, ClaimGrade
-from ._classes import card_layer, random_card_examples
-from ._concept_examples import NRandom, Penalty, Relative, SetSize, concept_layers, read_concept_examples
+from ._classes import card_example_layer, random_card_examples
+from ._concept_examples import MaxSetSize, NRandomSets, Penalty, Relative, read_concept_examples, resolve_concept_layers
 from ._data import Concepts, random_card_concepts
-from ._example_sets import draw_sets
-from ._layer_features import layers_as_features, read_in_groups
-from ._vectors import LayerVectors, fit_layer
+from ._example_sets import draw_example_sets
+from ._layer_features import layers_as_features, read_features_in_groups
+from ._vectors import LayerVectors, fit_layer_vectors
 
 SIGNIFICANCE_LEVEL = 0.05
-MIN_SPREAD = 0.01  # of the accuracy of random sets: few may be alike by chance
+MIN_RANDOM_ACCURACY_STD = 0.01  # of the accuracy of random sets: few may be alike by chance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,7 +64,7 @@ class ConceptVectors(ResultMixin):
         """(C, L) of the accuracy against that of random sets, one-sided, corrected for all concepts and layers."""
         std, mean = torch.std_mean(self.random_accuracy.double(), dim=2)
         n = self.random_accuracy.shape[2]
-        t = (self.accuracy.double() - mean) / (std * (1 + 1 / n) ** 0.5).clamp_min(MIN_SPREAD)
+        t = (self.accuracy.double() - mean) / (std * (1 + 1 / n) ** 0.5).clamp_min(MIN_RANDOM_ACCURACY_STD)
         adjusted = holm_adjusted(stats.t.sf(t.numpy(), n - 1).flatten().tolist())
         return torch.tensor(adjusted, dtype=self.accuracy.dtype).view_as(self.accuracy)
 
@@ -110,7 +110,7 @@ class ConceptVectors(ResultMixin):
     shows="The direction of a concept in each layer, and how well it tells the concept's examples from random ones.",
     does_not_show="Whether the model's answers depend on that direction: see `tcav`.",
     example=lambda method, box, x, y: method(
-        box, random_card_examples(box), random_card_concepts(box), layers=card_layer(box), n_random=3
+        box, random_card_examples(box), random_card_concepts(box), layers=card_example_layer(box), n_random=3
     ),
     exempt={
         "one forward": "it runs the model on the concepts' examples and on random ones",
@@ -127,8 +127,8 @@ def concept_vectors(
     layers: LayerAddresses = None,
     *,
     relative: Relative = False,
-    n_random: NRandom = 20,
-    set_size: SetSize = 50,
+    n_random: NRandomSets = 20,
+    set_size: MaxSetSize = 50,
     l2: Penalty = 0.001,
     max_examples: MaxExamples = None,
     seed: Seed = 0,
@@ -182,23 +182,23 @@ def concept_vectors(
     seed = valid_seed(seed)
     x, dataset_rows = indexed_inputs(box, data, max_examples)
     examples = read_concept_examples(box, concepts, x, dataset_rows, max_examples)
-    addresses = concept_layers(box, layers)
-    sets = draw_sets(examples, x, n_random, set_size, seed, relative=relative)
+    addresses = resolve_concept_layers(box, layers)
+    sets = draw_example_sets(examples, x, n_random, set_size, seed, relative=relative)
     views = layers_as_features(box, sets.x, addresses, batch_size)
     vectors, accuracy, random_accuracy = list[Tensor](), list[Tensor](), list[Tensor]()
-    for group, features in read_in_groups(box, sets.x, views, batch_size):
+    for group, features in read_features_in_groups(box, sets.x, views, batch_size):
         for layer in group:
-            fitted = fit_layer(features.pop(layer.address), sets, l2, layer.address)
+            fitted = fit_layer_vectors(features.pop(layer.address), sets, l2, layer.address)
             vectors.append(fitted.vectors(fitted.mean).view(-1, *layer.vector_shape).to(box.dtype))
             accuracy.append(torch.stack([v.accuracy.mean() for v in fitted.each]))
-            random_accuracy.append(_random_accuracy(fitted, sets.sizes, n_random))
+            random_accuracy.append(_random_set_accuracy(fitted, sets.sizes, n_random))
     return ConceptVectors(
         tuple(examples), tuple(addresses), tuple(vectors), torch.stack(accuracy, 1).to(box.dtype),
         torch.stack(random_accuracy, 1).to(box.dtype), relative,
     )  # fmt: skip
 
 
-def _random_accuracy(fitted: LayerVectors, sizes: list[int], n_sets: int) -> Tensor:
+def _random_set_accuracy(fitted: LayerVectors, sizes: list[int], n_sets: int) -> Tensor:
     """(C, R) the mean accuracy of each random set against the others, of each concept's size."""
     first, second = torch.triu_indices(n_sets, n_sets, 1)
     by_size = {}

@@ -52,11 +52,11 @@ class Twins(ResultMixin):
         """Of the IoU (U, K) of each twin."""
         if not ious:
             return cls(torch.zeros(0, n_concepts, dtype=dtype), *torch.zeros(2, 0, dtype=torch.long))
-        best = torch.stack([best_of_each_concept(iou) for iou in ious])
+        best = torch.stack([best_iou_per_concept(iou) for iou in ious])
         return cls(best, torch.stack([(iou.amax(1) > min_iou).sum() for iou in ious]), (best > min_iou).sum(1))
 
     @property
-    def allow_a_test(self) -> bool:
+    def has_enough_twins(self) -> bool:
         """Whether there are as many twins as the level of 5 % needs."""
         return 1 / (1 + len(self.best_iou)) <= SIGNIFICANCE_LEVEL
 
@@ -66,7 +66,7 @@ class Twins(ResultMixin):
         The level is the mean of the best units' IoU, the model counted among the twins: by chance each of them is as
         likely to have the largest ratio.
         """
-        own = best_of_each_concept(iou)[None]
+        own = best_iou_per_concept(iou)[None]
         level = torch.cat([own, self.best_iou]).mean(0).clamp_min(max(min_iou, 1e-9))  # (K,)
         value, concept = iou.max(1)
         return value / level[concept], (self.best_iou / level).amax(1)
@@ -76,14 +76,14 @@ class Twins(ResultMixin):
         units, twins = self.ratios(iou, min_iou)
         return (1 + int((twins >= units.max()).sum())) / (1 + len(twins))
 
-    def is_exceeded(self, iou: Tensor, min_iou: float) -> Tensor:
+    def exceeds_twins(self, iou: Tensor, min_iou: float) -> Tensor:
         """(U,) whether a unit's ratio is beyond what a twin's best unit reaches, at 5 % for all units together."""
         units, twins = self.ratios(iou, min_iou)
         n_above = int(SIGNIFICANCE_LEVEL * (1 + len(twins)) + 1e-9) - 1
         return units > twins.sort(descending=True).values[n_above]
 
 
-def best_of_each_concept(iou: Tensor) -> Tensor:
+def best_iou_per_concept(iou: Tensor) -> Tensor:
     """(K,) the largest IoU (U, K) of the units of which it is the concept; 0 where there is none."""
     value, concept = iou.max(1)
     return torch.zeros(iou.shape[1], dtype=iou.dtype).scatter_reduce(0, concept, value, "amax")
@@ -134,9 +134,9 @@ class LayerDissection(ResultMixin):
     def beyond_chance(self) -> Tensor:
         """(B,) the detectors that no twin's best unit equals, at 5 % for all units together; none without 19 twins."""
         units, tested = self.detectors, [t for t in (self.random, self.rotated) if len(t.best_iou)]
-        if not self.random.allow_a_test or not all(t.allow_a_test for t in tested):
+        if not self.random.has_enough_twins or not all(t.has_enough_twins for t in tested):
             return units[:0]
-        is_beyond = torch.stack([t.is_exceeded(self.iou, self.min_iou) for t in tested]).all(0)
+        is_beyond = torch.stack([t.exceeds_twins(self.iou, self.min_iou) for t in tested]).all(0)
         return units[is_beyond[units]]
 
     @property
@@ -145,9 +145,9 @@ class LayerDissection(ResultMixin):
         if not len(self.detectors):
             return FAIL
         tested = [t for t in (self.random, self.rotated) if len(t.best_iou)]
-        if any(t.allow_a_test and not t.is_exceeded(self.iou, self.min_iou).any() for t in tested):
+        if any(t.has_enough_twins and not t.exceeds_twins(self.iou, self.min_iou).any() for t in tested):
             return FAIL
-        if not self.random.allow_a_test or not all(t.allow_a_test for t in tested):
+        if not self.random.has_enough_twins or not all(t.has_enough_twins for t in tested):
             return NOT_TESTED_CLAIM
         return PASS if len(self.beyond_chance) else FAIL
 
@@ -175,7 +175,7 @@ class LayerDissection(ResultMixin):
             units = ", ".join(map(str, self.beyond_chance[:MAX_LISTED_UNITS].tolist()))
             more = ", ..." * (len(self.beyond_chance) > MAX_LISTED_UNITS)
             return f"beyond chance: {len(self.beyond_chance)} (unit {units}{more})"
-        if self.random.allow_a_test and not self.random.is_exceeded(self.iou, self.min_iou).any():
+        if self.random.has_enough_twins and not self.random.exceeds_twins(self.iou, self.min_iou).any():
             return "no unit detects its concept better than those of random models: this picture is nothing"
         return "no unit detects its concept better than random directions of this layer: units are nothing special"
 

@@ -16,13 +16,13 @@ from .. import rng
 from ..box import Box
 from ..cards import card
 from ..engine.intervals import Interval
-from ..engine.linear.sparse_autoencoder import AutoencoderPlan, SparseActivation, SparseAutoencoder, fit_autoencoders
+from ..engine.linear.sparse_autoencoder import AutoencoderConfig, SparseActivation, SparseAutoencoder, fit_autoencoders
 from ..engine.output_change import output_change_unit_text
-from ..engine.read.class_labels import labels_are_classes
+from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import OptionallyLabeledExamples, indexed_examples, indexed_inputs
 from ..engine.read.features import default_feature_layer
 from ..engine.results import ResultMixin
-from ..engine.rows import MAX_VALUES, evenly_spaced_indices
+from ..engine.rows import MAX_ROW_MATRIX_VALUES, evenly_spaced_indices
 from ..errors import DataError, InputError, LayerError
 from ..objectives import Objective, direction
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
@@ -32,16 +32,19 @@ from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import random_card_examples
 from ._dictionary_rows import PositionSample, top_examples
 from ._dictionary_table import Comparison, DictionaryScore
-from ._rebuild import EvaluatedExamples, inner_layer
+from ._rebuild import EvaluatedExamples, resolve_inner_layer
 
-UNITS_FACTOR, FEATURES_PER_ACTIVE = 2, 16  # defaults: features per unit of the layer, and features per active one
+DEFAULT_FEATURES_PER_UNIT, DEFAULT_FEATURES_PER_ACTIVE_FEATURE = (
+    2,
+    16,
+)  # defaults: features per unit of the layer, and features per active one
 HELD_OUT_FRACTION = 0.2
 MAX_ROWS = 100_000  # positions of fitted examples; of more, some of each example are drawn
 MAX_TESTED_ROWS = 4000  # positions of held-out examples
 MAX_REBUILT_EXAMPLES = 200  # held-out examples on which the model is run with the layer replaced
-MIN_TESTED = 8  # held-out examples, from which a verdict is given
+MIN_HELD_OUT_EXAMPLES_FOR_VERDICT = 8  # held-out examples, from which a verdict is given
 MIN_EXAMPLES = 5
-N_TOP = 9  # examples of each feature
+N_TOP_EXAMPLES_PER_FEATURE = 9  # examples of each feature
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,14 +104,14 @@ class Dictionary(ResultMixin):
     @property
     def verdict(self) -> ClaimGrade:
         """ "pass" where the features explain more than frozen random directions, "fail" where they may not."""
-        if self.n_held_out < MIN_TESTED:
+        if self.n_held_out < MIN_HELD_OUT_EXAMPLES_FOR_VERDICT:
             return NOT_TESTED_CLAIM
         return PASS if self.gap.low > 0 else FAIL
 
     @property
     def reason(self) -> str:
         """The sentence of the verdict."""
-        if self.n_held_out < MIN_TESTED:
+        if self.n_held_out < MIN_HELD_OUT_EXAMPLES_FOR_VERDICT:
             return f"{self.n_held_out} held-out examples are too few to compare with frozen random directions"
         own, frozen = (s.explained_variance.mean for s in self.scores[:2])
         text = f"{self.n_features} features explain {own:.1%} of the variance of held-out activations, as many frozen "
@@ -196,15 +199,17 @@ def dictionary(
     check_settings(dictionary, locals())
     seed = valid_seed(seed)
     x, labels, dataset_rows = _examples(box, data, max_examples)
-    rows = inner_layer(box, layer, default_feature_layer, "dictionary")
+    rows = resolve_inner_layer(box, layer, default_feature_layer, "dictionary")
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "dictionary", seed))
     n_held_out = max(1, round(HELD_OUT_FRACTION * len(x)))
     held_out = PositionSample.of(rows, order[:n_held_out], MAX_TESTED_ROWS)
     fitted = PositionSample.of(rows, order[n_held_out:], MAX_ROWS)
     if n_features is None:
-        n_features = min(UNITS_FACTOR * rows.n_units, len(fitted), max(1, MAX_VALUES // rows.n_units))
-    k = max(1, n_features // FEATURES_PER_ACTIVE) if k is None else k
-    plan = AutoencoderPlan(n_features, k, activation, archetypal, n_steps)
+        n_features = min(
+            DEFAULT_FEATURES_PER_UNIT * rows.n_units, len(fitted), max(1, MAX_ROW_MATRIX_VALUES // rows.n_units)
+        )
+    k = max(1, n_features // DEFAULT_FEATURES_PER_ACTIVE_FEATURE) if k is None else k
+    plan = AutoencoderConfig(n_features, k, activation, archetypal, n_steps)
     plan.check(len(fitted))
     h = fitted.read(box, x, seed, batch_size).flatten(0, 1)  # (A, C)
     tested = held_out.read(box, x, seed, batch_size)  # (M, p, C)
@@ -215,8 +220,8 @@ def dictionary(
     shown = held_out.examples[evenly_spaced_indices(n_held_out, n_shown)]
     examples = EvaluatedExamples(box, x[shown], None if labels is None else labels[shown], batch_size)
     scores, gap = Comparison(rows, h, tested, k, examples).table(own, frozen, seeds)
-    chosen, strength, frequency = _strongest_first(own[0], h)
-    top = top_examples(box, rows, x, chosen, N_TOP, batch_size)
+    chosen, strength, frequency = _sort_features_by_strength(own[0], h)
+    top = top_examples(box, rows, x, chosen, N_TOP_EXAMPLES_PER_FEATURE, batch_size)
     return Dictionary(
         chosen, strength, frequency, dataset_rows[top.index.cpu()], top.amount.to(box.dtype), scores, gap,
         examples.accuracy(), rows.address, output_change_unit_text(box), rows.axis, n_held_out,
@@ -225,7 +230,7 @@ def dictionary(
 
 def _examples(box: Box, data: Any, max_examples: int | None) -> OptionallyLabeledExamples:
     """The examples, with their labels where these are classes. Raises DataError for too few."""
-    if labels_are_classes(box):
+    if has_class_labels(box):
         x, labels, dataset_rows = indexed_examples(box, data, max_examples)
     else:
         (x, dataset_rows), labels = indexed_inputs(box, data, max_examples), None
@@ -234,7 +239,7 @@ def _examples(box: Box, data: Any, max_examples: int | None) -> OptionallyLabele
     return OptionallyLabeledExamples(x, None if labels is None else labels.cpu(), dataset_rows)
 
 
-def _strongest_first(autoencoder: SparseAutoencoder, h: Tensor) -> tuple[SparseAutoencoder, Tensor, Tensor]:
+def _sort_features_by_strength(autoencoder: SparseAutoencoder, h: Tensor) -> tuple[SparseAutoencoder, Tensor, Tensor]:
     """The autoencoder with its strongest features first, their mean squared amounts, and how often each is active."""
     strength, frequency = autoencoder.double().strength_and_frequency(h)
     order = strength.argsort(descending=True, stable=True)

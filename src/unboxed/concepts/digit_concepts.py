@@ -15,8 +15,8 @@ from ..errors import InputError
 
 DIRECTIONS = ("horizontal stroke", "falling stroke", "vertical stroke", "rising stroke")  # by eighths of a turn
 NAMES = ("ink", *DIRECTIONS, "hole", "stroke end", "upper left", "upper right", "lower left", "lower right")
-REFERENCE_SIDE = 28  # pixels of the image that the lengths below are meant for
-DIRECTION_STD, END_RADIUS = 1.5, 2  # pixels
+REFERENCE_SIDE_PIXELS = 28  # pixels of the image that the lengths below are meant for
+STRUCTURE_TENSOR_BLUR_STD_PIXELS, STROKE_END_RADIUS_PIXELS = 1.5, 2  # pixels
 FOUR_NEIGHBORS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=bool)
 
 
@@ -64,7 +64,7 @@ def stroke_directions(gray: Tensor) -> Tensor:
 
     The direction is that of least change: the eigenvector of the smoothed structure tensor with the smaller eigenvalue.
     """
-    std = DIRECTION_STD * min(gray.shape[-2:]) / REFERENCE_SIDE
+    std = STRUCTURE_TENSOR_BLUR_STD_PIXELS * min(gray.shape[-2:]) / REFERENCE_SIDE_PIXELS
     padded = F.pad(gray[:, None], [1, 1, 1, 1], mode="replicate")[:, 0]
     dy = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
     dx = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
@@ -100,7 +100,7 @@ def stroke_ends(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
     skeleton: NDArray[np.bool_] = skeletonize(apart.reshape(-1, width + 2))  # type: ignore[no-untyped-call]
     skeleton = skeleton.reshape(apart.shape)[:, 1:-1, 1:-1]
     neighbors = convolve(skeleton.astype(np.int8), np.ones((1, 3, 3), dtype=np.int8), mode="constant")
-    radius = max(1, round(END_RADIUS * min(height, width) / REFERENCE_SIDE))
+    radius = max(1, round(STROKE_END_RADIUS_PIXELS * min(height, width) / REFERENCE_SIDE_PIXELS))
     near = maximum_filter(skeleton & (neighbors == 2), size=(1, 2 * radius + 1, 2 * radius + 1), mode="constant")
     return np.asarray(near) & ink
 

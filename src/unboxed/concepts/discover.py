@@ -37,16 +37,17 @@ from ..settings import Above, AtLeast, AtMost, Unit, check_settings
 from ..validation import valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import ClassSelection, random_card_examples, resolve_class_numbers
-from ._crops import crop_grid, enlarged_crop, read_crops
+from ._crops import crop_grid, enlarged_crop, read_crop_means
 from ._importance import ConceptAmounts
-from ._rebuild import EvaluatedExamples, Rebuilt, inner_layer, mean_rebuild, random_rebuilds
+from ._rebuild import EvaluatedExamples, Rebuilt, mean_rebuild, random_rebuilds, resolve_inner_layer
 
-DEFAULT_CROP_SIZE = 0.5
-N_SHOWN = 8  # crops, or examples, of a concept that the result carries
+DEFAULT_CROP_SIDE_FRACTION = 0.5
+N_RETAINED_EXAMPLES = 8  # crops, or examples, of a concept that the result carries
 MIN_EXAMPLES = 4  # half to find concepts in, half to evaluate them on
-MAX_REFERENCE = 256  # examples of all classes, evenly spread, whose mean activation is what ablation leaves
-MIN_ADVANTAGE = 0.02  # nats: less than that tells the label's probability from itself by less than 2 %
-MIN_TESTED = 8  # examples, from which a verdict is given
+# Examples of all classes, evenly spread, whose mean activation is what ablation leaves
+MAX_MEAN_ACTIVATION_EXAMPLES = 256
+MIN_ADVANTAGE_NATS = 0.02  # nats: less than that tells the label's probability from itself by less than 2 %
+MIN_HELD_OUT_EXAMPLES_FOR_VERDICT = 8  # examples, from which a verdict is given
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -142,29 +143,32 @@ class DiscoveredConcepts(ResultMixin):
         own, twin = self._advantages
         if own is None or twin is None:
             return NOT_TESTED_CLAIM
-        return PASS if own.low > max(MIN_ADVANTAGE, twin.high, -twin.low) else FAIL
+        return PASS if own.low > max(MIN_ADVANTAGE_NATS, twin.high, -twin.low) else FAIL
 
     @property
     def reason(self) -> str:
         """The sentence of the verdict."""
         own, twin = self._advantages
         if own is None or twin is None:
-            return self._missing
-        text = f"rebuilt from {len(self.concepts)} concepts, the model gives the labels {_nats(own)} more than from as "
-        text += f"many random directions; with random weights {_nats(twin)}"
+            return self._not_tested_reason
+        text = (
+            f"rebuilt from {len(self.concepts)} concepts, the model gives the labels {_nats_text(own)} more than from "
+        )
+        text += f"as many random directions; with random weights {_nats_text(twin)}"
         if self.verdict == PASS:
             return text
-        return f"{text}: {'random directions do as well' if own.low <= MIN_ADVANTAGE else 'random weights do as well'}"
+        which = "directions do" if own.low <= MIN_ADVANTAGE_NATS else "weights do"
+        return f"{text}: random {which} as well"
 
     @property
     def _advantages(self) -> tuple[Interval | None, Interval | None]:
-        if len(self.faithfulness.concepts.change) < MIN_TESTED:
+        if len(self.faithfulness.concepts.change) < MIN_HELD_OUT_EXAMPLES_FOR_VERDICT:
             return None, None
         return self.faithfulness.advantage, None if self.twin is None else self.twin.advantage
 
     @property
-    def _missing(self) -> str:
-        if (n := len(self.faithfulness.concepts.change)) < MIN_TESTED:
+    def _not_tested_reason(self) -> str:
+        if (n := len(self.faithfulness.concepts.change)) < MIN_HELD_OUT_EXAMPLES_FOR_VERDICT:
             return f"{n} held-out examples are too few to test on"
         if not self.faithfulness.random:
             return "no random directions were drawn to compare with"
@@ -173,7 +177,7 @@ class DiscoveredConcepts(ResultMixin):
         return "the model was not compared with one of random weights"
 
 
-def _nats(interval: Interval) -> str:
+def _nats_text(interval: Interval) -> str:
     return f"{interval.mean:.3g} nats ({interval.low:.2g} to {interval.high:.2g})"
 
 
@@ -271,28 +275,28 @@ def discover(
     box.require_class_scores("discover", exclusive=True)
     seed = valid_seed(seed)
     x, labels, dataset_rows = indexed_examples(box, data, max_examples)
-    reference = x[evenly_spaced_indices(len(x), len(x) if box.batch_dependent else MAX_REFERENCE)]
-    rows = _chosen_rows(box, x, classes, batch_size)
+    reference = x[evenly_spaced_indices(len(x), len(x) if box.batch_dependent else MAX_MEAN_ACTIVATION_EXAMPLES)]
+    rows = _rows_predicted_as_classes(box, x, classes, batch_size)
     x, labels = x[rows], None if labels is None else labels.cpu()[rows]
-    unit_rows = inner_layer(box, layer, _default_dream_layer, "discover")
+    unit_rows = resolve_inner_layer(box, layer, _default_concept_layer, "discover")
     crops = _crops(box, unit_rows, x, crop_size)
     order = torch.randperm(len(x), generator=rng.keyed_generator(rng.CPU, "discover", seed))
     fitted, held_out = order[: len(x) // 2].sort().values, order[len(x) // 2 :].sort().values
     held_out = held_out[evenly_spaced_indices(len(held_out), len(x) if box.batch_dependent else n_evaluated)]
     tested = EvaluatedExamples(box, x[held_out], None if labels is None else labels[held_out], batch_size)
-    search = _Search(unit_rows, crops, x[fitted], reference, tested, n_random, seed)
-    activations = search.read_fitted()  # (F, G, C)
+    search = _ConceptSearch(unit_rows, crops, x[fitted], reference, tested, n_random, seed)
+    activations = search.read_fitted_activations()  # (F, G, C)
     kind = factorization or ("nmf" if bool((activations >= 0).all()) else "ica")
     factors = fit_factors(activations.flatten(0, 1), kind, n_concepts, seed)
     concepts = search.concepts(activations, factors, dataset_rows[rows[fitted]], n_masks)
-    twin = search.with_random_weights(kind, n_concepts) if with_twin else None
+    twin = search.faithfulness_with_random_weights(kind, n_concepts) if with_twin else None
     return DiscoveredConcepts(
         concepts, search.faithfulness(activations, factors), twin, unit_rows.address, kind,
         output_change_unit_text(box), unit_rows.axis, box.classes,
     )  # fmt: skip
 
 
-def _chosen_rows(box: Box, x: Tensor, classes: Any, batch_size: BatchSize) -> Tensor:
+def _rows_predicted_as_classes(box: Box, x: Tensor, classes: Any, batch_size: BatchSize) -> Tensor:
     """Indices of the inputs that are predicted as the classes. Raises DataError for too few."""
     rows = torch.arange(len(x))
     if classes is not None:
@@ -307,7 +311,7 @@ def _chosen_rows(box: Box, x: Tensor, classes: Any, batch_size: BatchSize) -> Te
     return rows
 
 
-def _default_dream_layer(box: Box) -> str:
+def _default_concept_layer(box: Box) -> str:
     try:
         return last_map_address(box)
     except (LayerError, InputError):  # no maps, or no images
@@ -329,11 +333,11 @@ def _crops(box: Box, layer: UnitRows, x: Tensor, crop_size: float | None) -> tup
             f"{layer.address!r} has no positions, which concepts of crops need to be rebuilt at; take a layer that has "
             "them, or crop_size=1 for concepts of whole images"
         )
-    return crop_grid(x.shape[-2], x.shape[-1], DEFAULT_CROP_SIZE if crop_size is None else crop_size)
+    return crop_grid(x.shape[-2], x.shape[-1], DEFAULT_CROP_SIDE_FRACTION if crop_size is None else crop_size)
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class _ConceptSearch:
     """Concepts of one layer: where they are looked for, and what they are tested on."""
 
     layer: UnitRows
@@ -348,8 +352,8 @@ class _Search:
     def box(self) -> Box:
         return self.tested.box
 
-    def read_fitted(self) -> Tensor:
-        return read_crops(self.box, self.layer, self.fitted, self.crops, self.tested.batch_size)
+    def read_fitted_activations(self) -> Tensor:
+        return read_crop_means(self.box, self.layer, self.fitted, self.crops, self.tested.batch_size)
 
     def concepts(
         self, activations: Tensor, factors: Factors, rows: Tensor, n_masks: int
@@ -363,24 +367,24 @@ class _Search:
         sensitivities = concept_amounts.sensitivities(objective)
         of_crops = factors.encode(activations)  # (F, G, K)
         return tuple(
-            self._concept(factors.directions[k], importance[k], sensitivities[:, k], of_crops[..., k], rows)
+            self._make_concept(factors.directions[k], importance[k], sensitivities[:, k], of_crops[..., k], rows)
             for k in sorted(range(len(importance)), key=lambda k: -importance[k].mean)
         )
 
-    def _concept(
+    def _make_concept(
         self, direction: Tensor, importance: Interval, sensitivities: Tensor, of_crops: Tensor, rows: Tensor
     ) -> DiscoveredConcept:
         """One concept with the best crop of each of the examples that have most of it; amounts (F, G)."""
         amount, crop = of_crops.max(1)
-        top = amount.argsort(descending=True, stable=True)[:N_SHOWN].cpu()
+        top = amount.argsort(descending=True, stable=True)[:N_RETAINED_EXAMPLES].cpu()
         crops = tuple(self.crops[g] for g in crop[top].tolist()) if self.crops else ()
         dtype = self.box.dtype
         return DiscoveredConcept(
             direction.to(dtype), importance, bootstrap_mean_interval(sensitivities[:, None]), rows[top],
-            amount[top].to(dtype), crops, self._images(top, crops),
+            amount[top].to(dtype), crops, self._concept_images(top, crops),
         )  # fmt: skip
 
-    def _images(self, top: Tensor, crops: Sequence[Rectangle]) -> Tensor | None:
+    def _concept_images(self, top: Tensor, crops: Sequence[Rectangle]) -> Tensor | None:
         if not isinstance(self.box.inputs, Pixels):
             return None
         x = self.fitted[top]
@@ -401,7 +405,7 @@ class _Search:
         explained = 1 - float(error / total) if float(total) else 0.0
         return Faithfulness(explained, concepts, ablated, tuple(others), self.tested.accuracy())
 
-    def with_random_weights(self, kind: Factorization, n: int) -> Faithfulness | None:
+    def faithfulness_with_random_weights(self, kind: Factorization, n: int) -> Faithfulness | None:
         """The same for the model with random weights; None where it cannot be copied."""
         try:
             box = randomize_all_layers(self.box, rng.derive_seed("twin", self.seed))
@@ -409,7 +413,7 @@ class _Search:
             return None
         tested = EvaluatedExamples(box, self.tested.x, self.tested.labels, self.tested.batch_size)
         twin = replace(self, tested=tested)
-        activations = twin.read_fitted()
+        activations = twin.read_fitted_activations()
         return twin.faithfulness(activations, _factors_or_none(activations.flatten(0, 1), kind, n, self.seed))
 
 

@@ -25,8 +25,15 @@ from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import valid_seed
 from ._classes import random_card_examples
 from ._detector_scan import UnitScan, above, scan_layers
-from ._image_source import DecodeImages, ImageSource, MappedLayer, default_addresses, image_source, mapped_layers
-from ._segmenting import PackedMasks, Segmentation, Segmenter, bright_and_left
+from ._image_source import (
+    DecodeImages,
+    ImageSource,
+    LayerWithAnchors,
+    default_addresses,
+    image_source,
+    layers_with_anchors,
+)
+from ._segmenting import PackedMasks, Segmentation, Segmenter, bright_and_left_masks
 from .detectors import DetectorExamples, Dissection, LayerDissection, Twins
 
 N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 6, 4
@@ -41,7 +48,7 @@ N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 6, 4
     "several units share, or that the segmenter does not know.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(
-        box, random_card_examples(box, 6), segmenter=bright_and_left, n_random=0, n_rotations=1
+        box, random_card_examples(box, 6), segmenter=bright_and_left_masks, n_random=0, n_rotations=1
     ),
     exempt={
         "awkward": "its rotations are drawn by the address of the layer, which differs between spellings of a model"
@@ -117,11 +124,11 @@ def dissect(
     source, seed = image_source(box, decode, "dissect"), valid_seed(seed)
     x = first_inputs(box, data, max_examples)
     segmentation = Segmentation.of(segmenter, source.images(x[:4], batch_size))
-    mapped = mapped_layers(source, layers, x, batch_size)
-    masks = _masks(source, segmentation, x, batch_size)
+    mapped = layers_with_anchors(source, layers, x, batch_size)
+    masks = _segment_examples(source, segmentation, x, batch_size)
     scans = scan_layers(source, x, masks, mapped, [None] * len(mapped), quantile, batch_size)
-    random = _random_twins(source, segmentation, x, masks, mapped, quantile, n_random, seed, batch_size)
-    rotated = _rotations(source, x, masks, mapped, quantile, n_rotations, seed, batch_size)
+    random = _scan_random_twins(source, segmentation, x, masks, mapped, quantile, n_random, seed, batch_size)
+    rotated = _scan_rotated_bases(source, x, masks, mapped, quantile, n_rotations, seed, batch_size)
     n_concepts, found = len(segmentation.names), list[LayerDissection]()
     for i, (layer, scan) in enumerate(zip(mapped, scans, strict=True)):
         by_chance, by_direction = (
@@ -135,17 +142,19 @@ def dissect(
     return Dissection(tuple(found), segmentation.names, areas, len(x), float(quantile), source.is_generator)
 
 
-def dissected_layers(box: Box, max_layers: int) -> list[str]:
+def default_dissected_layers(box: Box, max_layers: int) -> list[str]:
     """Addresses of layers with positions, the last of each size, evenly spaced in depth. Raises LayerError."""
     return default_addresses(image_source(box, None, "dissect"), max_layers)
 
 
-def _masks(source: ImageSource, segmentation: Segmentation, x: Tensor, batch_size: BatchSize) -> PackedMasks:
-    return PackedMasks.joined(source.map_images(x, lambda i: PackedMasks.of(segmentation.masks(i)), batch_size))
+def _segment_examples(source: ImageSource, segmentation: Segmentation, x: Tensor, batch_size: BatchSize) -> PackedMasks:
+    return PackedMasks.joined(
+        source.apply_to_image_batches(x, lambda i: PackedMasks.of(segmentation.masks(i)), batch_size)
+    )
 
 
-def _random_twins(
-    source: ImageSource, segmentation: Segmentation, x: Tensor, masks: PackedMasks, layers: Sequence[MappedLayer],
+def _scan_random_twins(
+    source: ImageSource, segmentation: Segmentation, x: Tensor, masks: PackedMasks, layers: Sequence[LayerWithAnchors],
     quantile: float, n: int, seed: int, batch_size: BatchSize,
 ) -> list[list[UnitScan]]:  # fmt: skip
     """The scans of models with random weights, per model and layer; a generator's own images are segmented."""
@@ -155,25 +164,25 @@ def _random_twins(
             twin = source.reopen(randomize_all_layers(source.box, rng.derive_seed("dissection", seed, i)))
         except ModelError:  # it cannot be copied: the verdict is then "not tested"
             return []
-        twin_masks = _masks(twin, segmentation, x, batch_size) if twin.is_generator else masks
+        twin_masks = _segment_examples(twin, segmentation, x, batch_size) if twin.is_generator else masks
         scans.append(scan_layers(twin, x, twin_masks, layers, [None] * len(layers), quantile, batch_size))
     return scans
 
 
-def _rotations(
-    source: ImageSource, x: Tensor, masks: PackedMasks, layers: Sequence[MappedLayer], quantile: float, n: int,
+def _scan_rotated_bases(
+    source: ImageSource, x: Tensor, masks: PackedMasks, layers: Sequence[LayerWithAnchors], quantile: float, n: int,
     seed: int, batch_size: BatchSize,
 ) -> list[list[UnitScan]]:  # fmt: skip
     """The scans in random bases, per basis and layer."""
     scans = list[list[UnitScan]]()
     for i in range(n):
         generator = rng.keyed_generator(rng.CPU, "rotations", seed, i)
-        bases = [random_rotation(layer.n_units, generator) for layer in layers]
+        bases = [random_orthogonal_matrix(layer.n_units, generator) for layer in layers]
         scans.append(scan_layers(source, x, masks, layers, bases, quantile, batch_size))
     return scans
 
 
-def random_rotation(n: int, generator: torch.Generator) -> Tensor:
+def random_orthogonal_matrix(n: int, generator: torch.Generator) -> Tensor:
     """An orthogonal matrix (n, n), Haar-distributed: Mezzadri 2007, arXiv:math-ph/0609050."""
     q, r = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
     rotation: Tensor = q * r.diagonal().sign()
@@ -181,7 +190,8 @@ def random_rotation(n: int, generator: torch.Generator) -> Tensor:
 
 
 def _examples(
-    source: ImageSource, x: Tensor, masks: PackedMasks, layer: MappedLayer, scan: UnitScan, result: LayerDissection,
+    source: ImageSource, x: Tensor, masks: PackedMasks, layer: LayerWithAnchors, scan: UnitScan,
+    result: LayerDissection,
     batch_size: BatchSize,
 ) -> tuple[DetectorExamples, ...]:  # fmt: skip
     """Examples of the units beyond chance, and of those with the largest IoU."""
@@ -192,7 +202,8 @@ def _examples(
 
 
 def _unit_examples(
-    source: ImageSource, x: Tensor, masks: PackedMasks, layer: MappedLayer, scan: UnitScan, unit: int, concept: int,
+    source: ImageSource, x: Tensor, masks: PackedMasks, layer: LayerWithAnchors, scan: UnitScan, unit: int,
+    concept: int,
     batch_size: BatchSize,
 ) -> DetectorExamples:  # fmt: skip
     rows = scan.largest[:, unit].argsort(descending=True, stable=True)[:N_SHOWN_EXAMPLES]

@@ -19,12 +19,12 @@ from ..engine.linear.probing import ProbeKind, probe_features
 from ..engine.output_change import output_change_unit_text
 from ..engine.read.attribute_erasure import LayerFeatureView, erased_example_indices, erasure_test
 from ..engine.read.channel_axes import unit_axis
-from ..engine.read.edits import unit_addresses
+from ..engine.read.edits import unit_layer_addresses
 from ..engine.read.features import SKETCH_SIZE, input_and_hidden_layer_addresses, read_features, resolve_layers
 from ..engine.read.layer_probes import LayerProbe, Probing
 from ..errors import InputError
 from ..model.nan_checks import check_no_nan
-from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
+from ..objectives import INPUT_OUTPUT_ADDRESSES, mean_over_positions
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import valid_seed
@@ -40,14 +40,14 @@ InputTypes = Annotated[
 ]
 N_DEFAULT_PROBED_LAYERS = 6  # hidden layers, evenly spaced in depth
 MAX_UNPOOLED_FEATURES = 8192  # of a layer; of more the means over positions are read
-MAX_INPUT_TYPE_CLUSTERS, MIN_EXAMPLES_PER_INPUT_TYPE = 100, 5  # clusters of inputs
+MAX_INPUT_CLUSTERS, MEAN_EXAMPLES_PER_INPUT_CLUSTER = 100, 5  # clusters of inputs
 MAX_ERASED_EXAMPLES = 200  # that the model is run on with each set of directions erased
 
 
 def _run_card_example_on_last_layer(method: Any, box: Box) -> Any:
     """The last layer, on copies of two random inputs, which can be told apart there."""
     x = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(3)).to(box.dtype)
-    layers = unit_addresses(box)[-1:]
+    layers = unit_layer_addresses(box)[-1:]
     return method(box, torch.cat([x] * 4), torch.arange(8) % 2, layers, n_folds=2, n_controls=1, n_random=2)
 
 
@@ -160,7 +160,7 @@ def probe(
             description_length=description_length, seed=seed,
         )  # fmt: skip
         erasure = None
-        if n_random and read.is_decodable and address not in MODEL_END_ADDRESSES:
+        if n_random and read.is_decodable and address not in INPUT_OUTPUT_ADDRESSES:
             erasure = erasure_test(
                 box, examples.x[rows.to(examples.x.device)], rows, examples.y, h, view, examples.labels,
                 outputs=outputs, before=outputs[rows], n_random=n_random, n_folds=n_folds, seed=seed,
@@ -188,7 +188,7 @@ def _read_layer_features_and_view(
 def _cluster_inputs_as_types(box: Box, x: Tensor, seed: int, batch_size: BatchSize) -> Tensor:
     """The cluster (N,) of each input among similar ones."""
     h = read_features(box, x, ["input"], batch_size=batch_size, max_features=SKETCH_SIZE)["input"].double().cpu()
-    return cluster_rows(h, min(MAX_INPUT_TYPE_CLUSTERS, max(2, len(h) // MIN_EXAMPLES_PER_INPUT_TYPE)), seed)
+    return cluster_rows(h, min(MAX_INPUT_CLUSTERS, max(2, len(h) // MEAN_EXAMPLES_PER_INPUT_CLUSTER)), seed)
 
 
 def _check_input_types(types: Any, examples: ExamplesWithAttribute) -> Tensor:

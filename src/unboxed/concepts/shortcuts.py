@@ -43,9 +43,8 @@ from ._spectral import spectral_clusters
 
 MapMethod = Callable[[Box, Any, Any], Any]
 MIN_EXPLAINED_EXAMPLES = 8  # examples of a class, so that there are clusters to speak of
-MIN_CHANGED_TO_CLASS_FRACTION = (
-    0.5  # of the images with the patch that must become the class, by the lower end of the interval
-)
+# Of the images with the patch that must become the class, by the lower end of the interval
+MIN_CHANGED_TO_CLASS_FRACTION = 0.5
 MAX_CLUSTERED_MAP_SIDE_PIXELS = 14  # pixels of the maps that are clustered
 N_RETAINED_EXAMPLES_PER_CLUSTER = 4  # examples of a cluster, and of the proof, that the result carries
 
@@ -263,7 +262,7 @@ def shortcuts(
         rows = rows[evenly_spaced_indices(len(rows), n_explained)]
         maps = _positive_maps(box, explain, x[rows], k)
         labels = spectral_clusters(_maps_to_clustering_points(maps), max_clusters, seed)
-        found += _make_and_test_clusters(answered, k, rows, maps, labels, n_pastes, seed)
+        found += _clusters_with_patch_tests(answered, k, rows, maps, labels, n_pastes, seed)
     found = [replace(cluster, members=dataset_rows[cluster.members]) for cluster in found]
     border_area, corner_area = (float(mask(*x.shape[-2:]).double().mean()) for mask in (border_mask, corner_mask))
     name = method if isinstance(method, str) else getattr(method, "__name__", "map")
@@ -311,7 +310,7 @@ def _maps_to_clustering_points(maps: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], size).flatten(1)
 
 
-def _make_and_test_clusters(
+def _clusters_with_patch_tests(
     answered: _ExamplesWithPredictions,
     target: int,
     rows: Tensor,

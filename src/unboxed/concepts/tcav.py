@@ -26,23 +26,23 @@ from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed, Tar
 from ..settings import Above, Below, check_settings
 from ..validation import valid_seed
 from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
-from ._classes import card_layer, random_card_examples
+from ._classes import card_example_layer, random_card_examples
 from ._concept_examples import (
-    NRandom,
+    MaxSetSize,
+    NRandomSets,
     Penalty,
     RandomData,
     Relative,
-    SetSize,
-    concept_layers,
     random_pool,
     read_concept_examples,
+    resolve_concept_layers,
 )
 from ._data import Concepts, random_card_concepts
-from ._example_sets import ExampleSets, draw_sets
-from ._layer_features import LayerFeatures, layers_as_features, read_in_groups
+from ._example_sets import ExampleSets, draw_example_sets
+from ._layer_features import LayerFeatures, layers_as_features, read_features_in_groups
 from ._target_examples import TargetExamples, target_examples
 from ._tcav_diagnostics import Diagnostics, LayerDirections, diagnose, diagnosis_sentences, directions
-from ._vectors import LayerVectors, fit_layer
+from ._vectors import LayerVectors, fit_layer_vectors
 
 QUANTILES = 0.05, 0.95  # of the scores over random sets, as an interval
 
@@ -178,7 +178,7 @@ class _LayerTest:
     does_not_show="That the model answers by the concept: its direction may be another concept's, too; see the most "
     "entangled pair.",
     example=lambda method, box, x, y: method(
-        box, random_card_examples(box), random_card_concepts(box), layers=card_layer(box), n_random=3
+        box, random_card_examples(box), random_card_concepts(box), layers=card_example_layer(box), n_random=3
     ),
     exempt={
         "one forward": "it runs the model on all concepts and sets, and a copy with random weights",
@@ -198,8 +198,8 @@ def tcav(
     *,
     random_data: RandomData = None,
     relative: Relative = False,
-    n_random: NRandom = 20,
-    set_size: SetSize = 50,
+    n_random: NRandomSets = 20,
+    set_size: MaxSetSize = 50,
     l2: Penalty = 0.001,
     alpha: Annotated[float, Above(0), Below(1), "Level of significance, after correction."] = 0.05,
     control: Annotated[bool, "Test the same model with random weights, too."] = True,
@@ -269,21 +269,21 @@ def tcav(
     seed = valid_seed(seed)
     asked = target_examples(box, data, target, max_examples, batch_size)
     examples = read_concept_examples(box, concepts, asked.all_inputs, asked.dataset_rows, max_examples)
-    addresses = concept_layers(box, layers)
+    addresses = resolve_concept_layers(box, layers)
     pool = random_pool(box, random_data, asked.all_inputs)
-    sets = draw_sets(examples, pool, n_random, set_size, seed, relative=relative)
+    sets = draw_example_sets(examples, pool, n_random, set_size, seed, relative=relative)
     views = layers_as_features(box, sets.x, addresses, batch_size)
     tests, found = _test_layers(box, asked, sets, views, l2, batch_size, with_directions=diagnostics)
-    twin = _twin(box, seed) if control else None
+    twin = _randomized_twin(box, seed) if control else None
     twin_p_values = None
     if twin is not None:
         twin_tests, _ = _test_layers(twin, asked, sets, views, l2, batch_size, is_twin=True)
-        twin_p_values = _corrected(twin_tests).to(box.dtype)
+        twin_p_values = _corrected_p_values(twin_tests).to(box.dtype)
     stacked = {
         field.name: torch.stack([getattr(t, field.name) for t in tests], 1).to(box.dtype)
         for field in fields(_LayerTest)
     }
-    stacked["p_values"] = _corrected(tests).to(box.dtype)
+    stacked["p_values"] = _corrected_p_values(tests).to(box.dtype)
     return ConceptScores(
         tuple(examples), tuple(addresses), asked.name, len(asked.x), tuple(sets.sizes), **stacked,
         twin_p_values=twin_p_values, alpha=float(alpha), relative=relative,
@@ -291,7 +291,7 @@ def tcav(
     )  # fmt: skip
 
 
-def _twin(box: Box, seed: int) -> Box | None:
+def _randomized_twin(box: Box, seed: int) -> Box | None:
     """The model with random weights; None where it has none, or cannot be copied."""
     try:
         return randomize_all_layers(box, seed) if layers_with_weights(box) else None
@@ -305,14 +305,14 @@ def _test_layers(
 ) -> tuple[list[_LayerTest], list[LayerDirections]]:  # fmt: skip
     """The figures of each layer, and what the diagnostics need of it."""
     tests, found = list[_LayerTest](), list[LayerDirections]()
-    for group, features in read_in_groups(box, sets.x, layers, batch_size):
+    for group, features in read_features_in_groups(box, sets.x, layers, batch_size):
         names = [layer.address for layer in group]
         gradients = layer_gradients(box, asked.objective, asked.x, names, batch_size=batch_size)
         for layer in group:
             gradient = layer.of_gradient(check_no_nan(gradients.pop(layer.address)).cpu())
             if not is_twin and not bool(gradient.any()):
                 raise LayerError(f"{asked.name} has no gradient at {layer.address!r}: it does not depend on this layer")
-            fitted = fit_layer(features.pop(layer.address), sets, l2, layer.address)
+            fitted = fit_layer_vectors(features.pop(layer.address), sets, l2, layer.address)
             tests.append(_test_layer(fitted, gradient, sets.sizes))
             if with_directions:
                 found.append(directions(box, layer, fitted, sets, l2))
@@ -330,15 +330,16 @@ def _test_layer(fitted: LayerVectors, gradient: Tensor, sizes: Sequence[int]) ->
     random = {n: cosines @ weights.T for n, weights in fitted.random_mean.items()}  # (N, R)
     alignment, random_alignment = concept.mean(0), torch.stack([random[n].mean(0) for n in sizes])
     spread = torch.stack([random[n].square().mean(1).sqrt() for n in sizes], 1)  # (N, C)
-    ratio = alignment / _or_one(random_alignment.square().mean(1).sqrt())
+    ratio = alignment / _one_where_zero(random_alignment.square().mean(1).sqrt())
     return _LayerTest(
-        scores, torch.stack([random_scores[n] for n in sizes]), torch.special.ndtr(concept / _or_one(spread)).mean(0),
+        scores, torch.stack([random_scores[n] for n in sizes]),
+        torch.special.ndtr(concept / _one_where_zero(spread)).mean(0),
         alignment, random_alignment, torch.from_numpy(2 * stats.t.sf(ratio.abs().numpy(), len(scores[0]) - 1)),
         torch.stack([v.accuracy.mean() for v in fitted.each]),
     )  # fmt: skip
 
 
-def _or_one(h: Tensor) -> Tensor:
+def _one_where_zero(h: Tensor) -> Tensor:
     return torch.where(h > 0, h, 1.0)
 
 
@@ -351,7 +352,7 @@ def _random_scores(derivatives: Tensor, n_sets: int) -> Tensor:
     return total / (n_sets - 1)
 
 
-def _corrected(tests: Sequence[_LayerTest]) -> Tensor:
+def _corrected_p_values(tests: Sequence[_LayerTest]) -> Tensor:
     """(C, L) p-values corrected for their number."""
     p_values = torch.stack([t.p_values for t in tests], 1)
     return torch.tensor(holm_adjusted(p_values.flatten().tolist()), dtype=torch.float64).view_as(p_values)

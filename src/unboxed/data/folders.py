@@ -15,7 +15,7 @@ from ..errors import DataError, UnboxedWarning
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
-from ..inputs.labels import class_names_by_number, match_label_names_to_classes, sort_names_naturally
+from ..inputs.labels import classes_from_label_names, match_label_names_to_classes, sort_names_naturally
 from ..validation import missing_path_text
 from .labeled_files import Folder, SkippedFileReasons, resolve_classes_and_inputs
 
@@ -29,7 +29,7 @@ SPLIT_FOLDER_NAMES = (
     "train",
     "training",
 )  # the first is suggested
-MAX_SPLITS_SHOWN = 5  # in a message
+MAX_LISTED_SPLITS = 5  # in a message
 SYSTEM_FILE_NAMES = {"__pycache__", "thumbs.db", "desktop.ini", "__macosx"}  # of operating systems
 
 
@@ -63,7 +63,7 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     skipped: SkippedFileReasons = []
     files_by_class = _list_files_by_class(root, skipped, classes)
     names = [to_printable(name) for name in files_by_class if name]
-    numbered = class_names_by_number(names)
+    numbered = classes_from_label_names(names)
     labeled_files = [
         (
             _readable_image_files(files, skipped),
@@ -124,8 +124,8 @@ def _refuse_split_folders(root: Path, subfolders: list[Path], classes: Sequence[
     with_classes = [folder for folder, names in zip(subfolders, inner, strict=True) if names]
     rank = {name: i for i, name in enumerate(SPLIT_FOLDER_NAMES)}
     suggested = min(with_classes, key=lambda p: rank.get(p.name.casefold(), len(rank)))
-    names = ", ".join(to_printable(p.name) for p in subfolders[:MAX_SPLITS_SHOWN])
-    inside = ", ".join(sorted(map(to_printable, inner[subfolders.index(suggested)]))[:MAX_SPLITS_SHOWN])
+    names = ", ".join(to_printable(p.name) for p in subfolders[:MAX_LISTED_SPLITS])
+    inside = ", ".join(sorted(map(to_printable, inner[subfolders.index(suggested)]))[:MAX_LISTED_SPLITS])
     what = f"the subfolders of {to_printable(str(root))} ({names}) hold the same subfolders ({inside})"
     if not same_classes:
         what = f"the subfolders of {to_printable(str(root))} ({names}) are named as the splits of a data set"

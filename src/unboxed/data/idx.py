@@ -134,7 +134,7 @@ def _load_idx_files(source: IDXFileSet, split: Split, root: str | os.PathLike[st
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     name = source.name if split == "all" else f"{source.name} ({split})"
     return InMemory(
-        name, images[:, None], labels, _class_names_or_numbers(source, labels), _pixels_of_image_size(source, images)
+        name, images[:, None], labels, _class_names_or_numbers(source, labels), _pixel_inputs_for_images(source, images)
     )
 
 
@@ -157,7 +157,7 @@ def _class_names_or_numbers(source: IDXFileSet, labels: Tensor) -> tuple[str, ..
     return source.classes if largest_label < len(source.classes) else tuple(map(str, range(largest_label + 1)))
 
 
-def _pixels_of_image_size(source: IDXFileSet, images: Tensor) -> Pixels:
+def _pixel_inputs_for_images(source: IDXFileSet, images: Tensor) -> Pixels:
     _, height, width = images.shape
     return Pixels((1, height, width), source.inputs.mean, source.inputs.std)
 

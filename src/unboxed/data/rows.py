@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..inputs.features import Features
-from ..inputs.labels import class_names_by_number, match_label_names_to_classes
+from ..inputs.labels import classes_from_label_names, match_label_names_to_classes
 from ..validation import normalized_name
 from .sets import Batch, Images, check_n_examples
 
-MAX_COLUMNS_SHOWN = 8  # in a message
+MAX_LISTED_COLUMNS = 8  # in a message
 
 
 class FeatureRows(Images):
@@ -66,7 +66,7 @@ def read_rows(
     names = [_label_to_text(label) for label in columns[column]]
     if missing := [i for i, name in enumerate(names) if not name]:
         raise DataError(f"{source}: {len(missing)} rows have no {column!r}, such as row {missing[0]}")
-    numbered = tuple(class_names_by_number(names)) if classes is None else tuple(classes)
+    numbered = tuple(classes_from_label_names(names)) if classes is None else tuple(classes)
     number_of = (
         {n: i for i, n in enumerate(numbered)} if classes is None else match_label_names_to_classes(names, numbered)
     )
@@ -76,7 +76,7 @@ def read_rows(
 def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], source: Path) -> Tensor:
     """The named columns as rows (N, F), whatever their order in the file. Raises DataError."""
     if missing := [name for name in names if str(name) not in columns]:
-        listed = ", ".join(map(repr, list(columns)[:MAX_COLUMNS_SHOWN]))
+        listed = ", ".join(map(repr, list(columns)[:MAX_LISTED_COLUMNS]))
         raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; its columns are {listed}")
     values = [[_to_number(v, name, source) for v in columns[str(name)]] for name in names]
     if not values[0]:
@@ -101,7 +101,7 @@ def _find_label_column(source: Path, others: Sequence[str], known: Sequence[str]
         return (called or others)[0]
     if not others:
         return None
-    listed = ", ".join(map(repr, others[:MAX_COLUMNS_SHOWN]))
+    listed = ", ".join(map(repr, others[:MAX_LISTED_COLUMNS]))
     raise DataError(f"{source}: which of the columns {listed} has the labels? Call it label, class or target")
 
 

@@ -18,7 +18,7 @@ from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.frames import is_data_frame
 from ..inputs.images import require_pixels
-from ..inputs.labels import class_names_by_number, label_to_value
+from ..inputs.labels import classes_from_label_names, label_to_value
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
 from .rows import FeatureRows, read_rows
@@ -96,7 +96,7 @@ def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = No
     )
     label_by_file = _labels_by_file(source, _with_whole_number_labels(rows), skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
-    numbered = class_names_by_number(list(names.values()))
+    numbered = classes_from_label_names(list(names.values()))
     number_of = {name: _class_number(name, numbered) for name in names.values()}
     files = [
         (file, number_of[names[file]] if file in names else -1)

@@ -17,14 +17,14 @@ from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import class_names_for_matching
 from ..errors import DataError
-from ..inputs.labels import class_names_by_number, match_labels_to_classes
+from ..inputs.labels import classes_from_label_names, match_labels_to_classes
 from ..validation import missing_path_text, normalized_name
 from .sets import check_n_examples
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 TEXT_COLUMN_NAMES = ("text", "texts", "sentence", "review", "content", "document", "comment", "tweet", "title", "body")
 TEXT_LABEL_COLUMN_NAMES = ("label", "labels", "class", "classname", "target", "category", "y", "labelname", "sentiment")
-WANTED_TEXTS = (
+WANTED_TEXT_COLUMNS_TEXT = (
     "wanted a column of texts (text, sentence, review, ...) and one of labels (label, class, target, ...), or without "
     "a header texts first, then labels"
 )
@@ -141,7 +141,7 @@ def _numbered(
     if missing := [line for line, _, label in rows if label in (None, "")]:
         raise DataError(f"line {missing[0]} of {source} has no label, and others have one")
     named = [str(label) for label in labels]
-    numbered = class_names_by_number(named)
+    numbered = classes_from_label_names(named)
     if classes is None:
         return [numbered.index(name) for name in named], numbered
     known = {k: name for k, name in enumerate(numbered) if name in set(named)}
@@ -158,14 +158,16 @@ def _read_table(source: Path) -> Iterator[Row]:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     if not rows:
         return
-    text, label, has_header = _columns(source, rows[0][1])
+    text, label, has_header = _find_text_and_label_columns(source, rows[0][1])
     for line, row in rows[has_header:]:
         if len(row) <= max(text, label or 0):
-            raise DataError(f"line {line} of {source} has {len(row)} columns, such as {row[:3]}; {WANTED_TEXTS}")
+            raise DataError(
+                f"line {line} of {source} has {len(row)} columns, such as {row[:3]}; {WANTED_TEXT_COLUMNS_TEXT}"
+            )
         yield line, row[text], None if label is None else row[label].strip()
 
 
-def _columns(source: Path, first: Sequence[str]) -> tuple[int, int | None, bool]:
+def _find_text_and_label_columns(source: Path, first: Sequence[str]) -> tuple[int, int | None, bool]:
     """The columns of texts and of labels, and whether the first row names them. Raises DataError."""
     names = [normalized_name(cell) for cell in first]
     texts, labels = (
@@ -174,7 +176,7 @@ def _columns(source: Path, first: Sequence[str]) -> tuple[int, int | None, bool]
     if texts:
         return texts[0], labels[0] if labels else None, True
     if labels or len(first) > 2:
-        raise DataError(f"{source} has the columns {', '.join(map(repr, first[:8]))}; {WANTED_TEXTS}")
+        raise DataError(f"{source} has the columns {', '.join(map(repr, first[:8]))}; {WANTED_TEXT_COLUMNS_TEXT}")
     return 0, 1 if len(first) == 2 else None, False
 
 
@@ -183,16 +185,18 @@ def _read_json_lines(source: Path) -> Iterator[Row]:
         for line, content in enumerate(file, 1):
             if not content.strip():
                 continue
-            value = _json_object(source, line, content)
+            value = _parse_json_object(source, line, content)
             by_name = {normalized_name(name): v for name, v in value.items()}
             text = next((by_name[name] for name in TEXT_COLUMN_NAMES if name in by_name), None)
             label = next((by_name[name] for name in TEXT_LABEL_COLUMN_NAMES if name in by_name), None)
             if not isinstance(text, str):
-                raise DataError(f"line {line} of {source} has the fields {', '.join(map(repr, value))}; {WANTED_TEXTS}")
+                raise DataError(
+                    f"line {line} of {source} has the fields {', '.join(map(repr, value))}; {WANTED_TEXT_COLUMNS_TEXT}"
+                )
             yield line, text, None if label is None else str(label)
 
 
-def _json_object(source: Path, line: int, content: str) -> Mapping[str, Any]:
+def _parse_json_object(source: Path, line: int, content: str) -> Mapping[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from ..inputs.examples import iter_examples, open_data
 from ..inputs.forms import split_item
 from ..inputs.images import require_pixels
 from ..inputs.items import SkippedExamples, item_or_data_error
-from ..inputs.labels import class_names_by_number, class_numbers, label_to_value
+from ..inputs.labels import class_numbers, classes_from_label_names, label_to_value
 from ..inputs.pixel_arrays import ITEM_FORMS_TEXT, DecodeFn, image_to_tensor, is_single_image_source
 from ..inputs.pixels import Pixels
 from .sets import Batch, Images, LabeledImage, check_n_examples, stack_examples
@@ -153,7 +153,7 @@ class WrappedDataset(Images):
         """The names of classes by number, where labels are names; they are looked for only if the first is one."""
         if not isinstance(next(self._iter_labels(), None), str):
             return []
-        return class_names_by_number([label for label in self._iter_labels() if isinstance(label, str)])
+        return classes_from_label_names([label for label in self._iter_labels() if isinstance(label, str)])
 
     def _iter_labels(self) -> Iterator[int | str | None]:
         for i in range(len(self)):

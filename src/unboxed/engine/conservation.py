@@ -70,11 +70,11 @@ class Conservation(ResultViewsMixin):
         held_back = {kind: values.to(dtype) for kind, values in self.held_back.items()}
         return replace(self, received=self.received.to(dtype), passed_on=self.passed_on.to(dtype), held_back=held_back)
 
-    def with_unruled(self, ops: tuple[str, ...]) -> Conservation:
+    def with_unruled_ops(self, ops: tuple[str, ...]) -> Conservation:
         """This account with the ops that lose relevance."""
         return replace(self, unruled=ops)
 
-    def without_idle_end(self) -> Conservation:
+    def without_unchanged_last_layer(self) -> Conservation:
         """This account without a last layer in which nothing happens: a score that is one of the last one's outputs."""
         is_idle = torch.equal(self.received[:, -1], self.passed_on[:, -1]) and len(self.layers) > 1
         if not is_idle:
@@ -99,10 +99,10 @@ class Conservation(ResultViewsMixin):
             [layer, *(f"{100 * s:.2f} %" for s in row), f"{e:.0e}"]
             for layer, row, e in zip(self.layers, shares, errors, strict=True)
         ]
-        return _as_table([head, *reversed(rows)])
+        return _aligned_table_text([head, *reversed(rows)])
 
 
-def _as_table(rows: list[list[str]]) -> str:
+def _aligned_table_text(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))

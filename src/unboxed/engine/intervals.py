@@ -30,7 +30,7 @@ class Interval:
     n_examples: int  # that have a value
     n_draws: int
 
-    def widened_to_std(self, spread: float) -> Interval:
+    def widened_to_assumed_std(self, spread: float) -> Interval:
         """At least as wide as examples with this standard deviation make it: few examples may be alike by chance."""
         if not self.n_examples:
             return self

@@ -88,7 +88,7 @@ def _unused_module_paths(box: Box, running_paths: Collection[str]) -> set[str]:
     try:
         clone = copy_model(box).requires_grad_(True)
         named_params = [(path, p) for path, module in named_modules(clone).items() for p in own_parameters(module)]
-        grads = _output_gradients_on_noise(box.with_model(clone), [p for _, p in named_params])
+        grads = _parameter_gradients_on_noise(box.with_model(clone), [p for _, p in named_params])
     except Exception:  # without a graph, all of them count
         LOG.info("which modules the output depends on can not be determined", exc_info=True)
         return set()
@@ -96,7 +96,7 @@ def _unused_module_paths(box: Box, running_paths: Collection[str]) -> set[str]:
     return {path for path, _ in named_params} - used - set(running_paths)
 
 
-def _output_gradients_on_noise(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _parameter_gradients_on_noise(box: Box, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Gradients of the output in some parameters, on noise; None for those it does not depend on."""
     noise = box.inputs.random_inputs(2, torch.Generator(box.device).manual_seed(0)).to(box.dtype)
     with box.isolated():

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:  # figures need `evenly_spaced_indices`, and not torch
     from torch import Tensor
 
-MAX_VALUES = 2**26  # of a matrix that is made from rows: half a GB in float64
+MAX_ROW_MATRIX_VALUES = 2**26  # of a matrix that is made from rows: half a GB in float64
 
 
 def broadcast_rows(values: Tensor, like: Tensor) -> Tensor:
@@ -24,6 +24,6 @@ def evenly_spaced_indices(n: int, max_count: int) -> list[int]:
 
 
 def row_chunks(n: int, width: int) -> Iterator[slice]:
-    """Consecutive parts of n rows, each small enough for a matrix of `width` values per row: see `MAX_VALUES`."""
-    step = max(1, MAX_VALUES // max(1, width))
+    """Parts of n rows, each small enough for a matrix of `width` values per row: see `MAX_ROW_MATRIX_VALUES`."""
+    step = max(1, MAX_ROW_MATRIX_VALUES // max(1, width))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))

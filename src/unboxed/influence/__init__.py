@@ -6,7 +6,7 @@ A method that scores training examples for queries is a file here; what two of t
 
 from ..engine.unroll.model_training import ModelTraining as ModelTraining
 from ..engine.unroll.training import Training as Training
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from . import validate as validate
 from .gradient_dot import gradient_dot as gradient_dot
 from .group import GroupInfluence as GroupInfluence
@@ -37,4 +37,4 @@ from .unrolled import unrolled as unrolled
 from .upweight import upweight as upweight
 
 __dir__ = dir_of_exports(__name__, "validate")
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -33,7 +33,7 @@ CurvatureChoice = Annotated[CurvatureKind, "Which curvature H of the training lo
 Damping = Annotated[float | None, AtLeast(0), "What is added to every eigenvalue of H before it is inverted."]
 L2 = Annotated[float, AtLeast(0), "Weight decay of the training: its loss has l2 / 2 times the squared parameters."]
 LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
-DEFAULT_DAMPING_FRACTION = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
+DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
 DAMPING_MARGIN_FRACTION = 0.1  # beyond the smallest damping that makes H positive definite
 
 
@@ -60,7 +60,7 @@ class InverseCurvature:
         """Solutions {name: (K, ...)} for K vectors {name: (K, ...)}."""
         return self.solver(self.curvature, vectors, self.damping)
 
-    def solve_for(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def solve_for_loss_gradients(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Solutions {name: (Q, ...)} for the gradients of each of Q examples' losses."""
         check_finite_losses(self.gradients, x, y, "queries")
         return self.solve(self.gradients.unflatten(self.gradients.matrix(x, y)))
@@ -111,13 +111,13 @@ def default_damping(curvature: Curvature) -> float:
     An indefinite Hessian gets what makes it positive definite besides.
     """
     if curvature.kind == "gauss_newton":
-        return 0.0 if curvature.l2 > 0 else DEFAULT_DAMPING_FRACTION * mean_eigenvalue(curvature)
+        return 0.0 if curvature.l2 > 0 else DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE * mean_eigenvalue(curvature)
     smallest = lanczos(curvature).smallest_eigenvalue_bound
     if smallest >= curvature.l2 / 2 > 0:
         return 0.0
-    return DEFAULT_DAMPING_FRACTION * max(0.0, mean_eigenvalue(curvature)) + (1 + DAMPING_MARGIN_FRACTION) * max(
-        0.0, -smallest
-    )
+    return DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE * max(0.0, mean_eigenvalue(curvature)) + (
+        1 + DAMPING_MARGIN_FRACTION
+    ) * max(0.0, -smallest)
 
 
 def check_finite_losses(gradients: ExampleGradients, x: Tensor, y: Tensor, what: str) -> None:

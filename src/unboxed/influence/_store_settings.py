@@ -17,7 +17,7 @@ LOG = logging.getLogger("unboxed")
 N_NOISE_INPUTS = 4  # inputs whose losses stand for what weights do not say
 
 
-def store_settings(gradients: ExampleGradients, loss: ExampleLoss | None, **others: Any) -> dict[str, Any]:
+def gradient_store_settings(gradients: ExampleGradients, loss: ExampleLoss | None, **others: Any) -> dict[str, Any]:
     """Plain values, those first that determine others.
 
     Losses of noise tell models of the same weights apart, such as by another activation or mean of the inputs, and

@@ -127,10 +127,10 @@ def group(
     settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
     inverse = settings.inverse(box, train)
     members = [_check_members(rows, inverse.curvature.n_examples, box.device) for rows in _check_groups(groups)]
-    effects = torch.cat([_group_mean_loss_gradient(inverse, rows) for rows in members])  # (G, P)
+    effects = torch.cat([_group_part_of_mean_gradient(inverse, rows) for rows in members])  # (G, P)
     if order == 2:
         effects = effects + _second_order_group_effects(inverse, members, effects)
-    scores = inverse.gradients.flatten(inverse.solve_for(x, y)) @ effects.T
+    scores = inverse.gradients.flatten(inverse.solve_for_loss_gradients(x, y)) @ effects.T
     return GroupInfluence(
         scores.to(box.dtype), tuple(members), "one run", method="Group influence", input=box.restore_structure(x),
         target=y, classes=box.classes, settings={**inverse.settings, "order": order},
@@ -148,7 +148,7 @@ def _second_order_group_effects(inverse: InverseCurvature, members: list[Tensor]
     return torch.cat(products) / inverse.curvature.n_examples
 
 
-def _group_mean_loss_gradient(inverse: InverseCurvature, rows: Tensor) -> Tensor:
+def _group_part_of_mean_gradient(inverse: InverseCurvature, rows: Tensor) -> Tensor:
     """The gradient (1, P) of a group's part of the mean loss, in batches."""
     c, gradients = inverse.curvature, inverse.gradients
 

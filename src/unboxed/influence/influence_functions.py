@@ -103,7 +103,7 @@ def influence_functions(
     y = resolve_query_labels(box, x, labels)
     settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
     inverse = settings.inverse(box, train)
-    scores = inverse.project(inverse.solve_for(x, y)) / inverse.curvature.n_examples
+    scores = inverse.project(inverse.solve_for_loss_gradients(x, y)) / inverse.curvature.n_examples
     _warn_of_implausible_scores(scores)
     return Influence(
         scores.to(box.dtype), "one run", method="Influence functions", input=box.restore_structure(x), target=y,

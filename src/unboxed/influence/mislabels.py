@@ -133,7 +133,7 @@ def suspected_mislabels(
     check_settings(suspected_mislabels, locals())
     box.require_class_scores("suspected_mislabels", exclusive=True)
     x, y = read_training_examples(box, train)
-    log_probs = _mean_log_probs(box, x, checkpoints, batch_size)  # (N, K)
+    log_probs = _checkpoint_mean_log_probs(box, x, checkpoints, batch_size)  # (N, K)
     if method == "neighbors":
         neighbors = _nearest_other_examples(box, x, layer, n_neighbors, batch_size)
         log_probs = (log_probs + _label_votes_of_neighbors(neighbors, y, box.n_outputs).log()).log_softmax(1)
@@ -144,7 +144,7 @@ def suspected_mislabels(
     return SuspectedMislabels(scores.to(box.dtype), log_probs.to(box.dtype), y, method, box.classes)
 
 
-def _mean_log_probs(box: Box, x: Tensor, checkpoints: Sequence[Box] | None, batch_size: BatchSize) -> Tensor:
+def _checkpoint_mean_log_probs(box: Box, x: Tensor, checkpoints: Sequence[Box] | None, batch_size: BatchSize) -> Tensor:
     """Log-probabilities (N, K) of the classes in float64: the model's, or their mean over checkpoints."""
     boxes = [box] if checkpoints is None else list(checkpoints)
     if not boxes or any(b.n_outputs != box.n_outputs for b in boxes):

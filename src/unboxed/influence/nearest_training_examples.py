@@ -72,7 +72,7 @@ def nearest_training_examples(
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
     train_x, train_y = read_training_examples(box, train)
-    address = _default_address(box) if layer is None else resolve_address(box, layer)
+    address = _default_feature_address(box) if layer is None else resolve_address(box, layer)
     q, f = (read_features(box, h, [address], batch_size=batch_size)[address].double() for h in (x, train_x))
     scores = _similarities(q, f, metric)
     if signed:
@@ -82,7 +82,7 @@ def nearest_training_examples(
     return make_one_run_influence(box, "Nearest training examples", scores, x, y, train_y, SIMILARITY_UNIT_TEXT)
 
 
-def _default_address(box: Box) -> str:
+def _default_feature_address(box: Box) -> str:
     if not any(row.n_parameters for row in box.layers.leaves):
         raise LayerError("no module of this model has parameters; name the layer, such as layer='output'")
     hidden = hidden_layer_input_addresses(box)

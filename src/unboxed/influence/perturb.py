@@ -86,7 +86,7 @@ def perturb(
     inverse = settings.inverse(box, train)
     c = inverse.curvature
     rows = check_train_index(index, len(x), c.n_examples, box.device)
-    s = inverse.solve_for(x, y)
+    s = inverse.solve_for_loss_gradients(x, y)
     slopes = [
         _loss_gradient_projection_and_slope(
             inverse.gradients, {name: v[q] for name, v in s.items()}, c.x[i, None], c.y[i, None]

@@ -152,7 +152,7 @@ def removal(
     check_settings(removal, locals())
     box.require_class_scores("removal", exclusive=True)
     x, seed = box.validate_inputs(x), valid_seed(seed)
-    answer = _check_and_predict_labels(box, x, labels)
+    answer = _predict_and_require_same_labels(box, x, labels)
     margins = training.copy_with_query_loss(_margin_query_loss_fn(training, box.n_outputs))
     influence = unrolled(box, x, answer, margins, max_bytes=max_bytes, check_smoothness=False)
     retraining = _Retraining(training, x, answer, box.n_outputs, max_bytes)
@@ -177,7 +177,7 @@ def removal(
     )
 
 
-def _check_and_predict_labels(box: Box, x: Tensor, labels: Labels) -> Tensor:
+def _predict_and_require_same_labels(box: Box, x: Tensor, labels: Labels) -> Tensor:
     """The model's answers (Q,). Raises InputError where the labels are others."""
     answer = box.predict(x).to(box.device)
     wrong = [] if labels is None else (box.class_labels(labels, len(x)) != answer).nonzero().flatten().tolist()

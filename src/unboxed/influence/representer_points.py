@@ -89,7 +89,7 @@ def representer_points(
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
     train_x, train_y = read_training_examples(box, train)
-    address = _last_linear_input(box)
+    address = _last_linear_input_address(box)
     queries, _ = _bias_augmented_features_and_logits(box, x, address, batch_size)  # (Q, D)
     features, logits = _bias_augmented_features_and_logits(box, train_x, address, batch_size)  # (N, D), (N, K)
     targets = logits.softmax(1) if fit_to == "model" else F.one_hot(train_y, logits.shape[1]).to(logits)
@@ -102,7 +102,7 @@ def representer_points(
     return make_one_run_influence(box, "Representer points", scores, x, y, train_y, LOGIT_PART_UNIT_TEXT)
 
 
-def _last_linear_input(box: Box) -> str:
+def _last_linear_input_address(box: Box) -> str:
     """The address of what the linear layer that gives the logits receives. Raises LayerError."""
     row = next((row for row in reversed(box.layers.leaves) if row.n_parameters), None)
     module = box.modules.get(row.path) if row else None

@@ -23,7 +23,7 @@ from .result import NATS_PER_EXAMPLE_UNIT_TEXT
 
 CurvatureName = Literal["gauss_newton", "identity"]
 MAX_DENSE_CURVATURE_PARAMETERS = 4096  # whose curvature is held as a matrix
-DEFAULT_DAMPING_FRACTION = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
+DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
 SQUARED_NORM_UNIT_TEXT = "squared gradient norm"
 
 
@@ -121,7 +121,9 @@ def self_influence(
         scores = _finite_scores_of_gradients(gradients, batch_size, x, y, lambda g: g.double().square().sum(1))
         return SelfInfluence(scores.to(box.dtype), SQUARED_NORM_UNIT_TEXT, names, 0.0, y, box.classes)
     eigenvalues, vectors = torch.linalg.eigh(_gauss_newton_matrix(gradients, x, batch_size))
-    damping = DEFAULT_DAMPING_FRACTION * float(eigenvalues.mean()) if damping is None else float(damping)
+    damping = (
+        DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE * float(eigenvalues.mean()) if damping is None else float(damping)
+    )
     inverse = _inverse_eigenvalues(eigenvalues, damping)
     scores = _finite_scores_of_gradients(
         gradients, batch_size, x, y, lambda g: (g.double() @ vectors).square() @ inverse / len(x)

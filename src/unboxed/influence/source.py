@@ -30,7 +30,7 @@ from ._scores import LossFunction
 from .result import Influence
 
 DecayKind = Literal["exponential", "geometric"]
-FisherLabels = Annotated[FisherKind, "Labels at which the curvature is taken: the model's, or those of the data."]
+FisherLabelKind = Annotated[FisherKind, "Labels at which the curvature is taken: the model's, or those of the data."]
 
 
 @card(
@@ -65,7 +65,7 @@ def source(
     segments: Annotated[int, AtLeast(1), Unit("segments"), "Number of stretches of constant curvature."] = 3,
     weight_decay: Annotated[float, AtLeast(0), "Weight decay of the training, as torch.optim.SGD takes it."] = 0.0,
     approximation: Annotated[Approximation, "Approximation of the curvature of each segment."] = "ekfac",
-    fisher: FisherLabels = "sampled",
+    fisher: FisherLabelKind = "sampled",
     decay: Annotated[DecayKind, "How a step shrinks what came before it."] = "exponential",
     layers: LayerAddresses = None, loss: LossFunction = None, seed: Seed = 0,
 ) -> Influence:  # fmt: skip
@@ -130,7 +130,7 @@ def source(
     y = resolve_query_labels(box, x, labels)
     train_x, train_y = read_training_examples(box, train)
     states = CheckpointStates(box, checkpoints)
-    plan = _plan_segments(
+    plan = _make_training_segments(
         CheckpointGradients(box, states, layers, loss), len(states), lr, n_steps, segments, weight_decay, decay
     )
     gradients = ExampleGradients(box, layers, loss)
@@ -138,7 +138,7 @@ def source(
     scores = torch.zeros(len(x), len(train_x), dtype=box.dtype, device=box.device)
     for segment in reversed(plan):
         curvature = fit_fisher(segment.states, train_x, train_y, approximation=approximation, fisher=fisher, seed=seed)
-        scores += segment.mean_projection(curvature.apply(remaining, segment.cumulative_decay), train_x, train_y)
+        scores += segment.mean_projection(curvature.apply(remaining, segment.decayed_step_size_sum), train_x, train_y)
         remaining = curvature.apply(remaining, segment.decay_to_segment_end)
     return Influence(
         scores / len(train_x), "mean over seeds", method="SOURCE", input=box.restore_structure(x), target=y,
@@ -165,7 +165,7 @@ class _TrainingSegment:
         remains = torch.exp(-self.n_steps * z) if self.decay == "exponential" else (1 - z) ** self.n_steps
         return remains.to(eigenvalues)
 
-    def cumulative_decay(self, eigenvalues: Tensor) -> Tensor:
+    def decayed_step_size_sum(self, eigenvalues: Tensor) -> Tensor:
         """(1 - what remains) / s: what K steps along the same gradient add up to; lr K where s is zero."""
         s = eigenvalues.double() + self.weight_decay
         log_decay = -self.lr * s if self.decay == "exponential" else torch.log1p(-(self.lr * s).clamp(max=0.5))
@@ -179,7 +179,7 @@ class _TrainingSegment:
         return torch.stack([gradients.project(vectors, x, y) for gradients in self.states]).mean(0)
 
 
-def _plan_segments(
+def _make_training_segments(
     states: CheckpointGradients, n_states: int, lr: float | Sequence[float], n_steps: int | Sequence[int],
     segments: int, weight_decay: float, decay: DecayKind,
 ) -> list[_TrainingSegment]:  # fmt: skip

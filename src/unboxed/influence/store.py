@@ -31,7 +31,7 @@ from ._parts import (
     require_same_part_data,
 )
 from ._scores import LossFunction, make_one_run_influence
-from ._store_settings import store_settings
+from ._store_settings import gradient_store_settings
 from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
 
 MAX_STORE_PART_BYTES, MAX_STORE_PART_ROWS = 2**25, 4096
@@ -121,14 +121,14 @@ class GradientStore:
         self._sketch_dense = Sketch(parameters, dim, seed) if dim is not None and dim < n else None
         self.width = n if dim is None else min(dim, n)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._parts = GradientStoreFiles(self.folder, store_settings(
+        self._parts = GradientStoreFiles(self.folder, gradient_store_settings(
             self._gradients, loss, dim=self.width, dtype=dtype, seed=seed if self._sketch_dense else 0
         ))  # fmt: skip
 
     @property
     def n_train(self) -> int:
         """Number of training examples."""
-        return int(self._manifest()["rows"])
+        return int(self._require_manifest()["rows"])
 
     @property
     def n_bytes(self) -> int:
@@ -228,7 +228,7 @@ class GradientStore:
 
     def _iter_scores_by_part(self, x: Tensor, y: Tensor, metric: str, lr: float | None) -> Iterator[Tensor]:
         """Scores (Q, n) of the training examples of each part."""
-        queries, norms = self._stored_gradients_and_norms(x, y)
+        queries, norms = self._projected_gradients_and_norms(x, y)
         n_train = self.n_train
         for k in self._part_indices():
             rows, scale, train_norms = (self._parts.read(k, n).to(x.device) for n in ("features", "scale", "norms"))
@@ -247,20 +247,20 @@ class GradientStore:
     def _rows_per_part(self) -> int:
         return max(1, min(MAX_STORE_PART_ROWS, MAX_STORE_PART_BYTES // self._bytes_per_row))
 
-    def _manifest(self) -> dict[str, Any]:
+    def _require_manifest(self) -> dict[str, Any]:
         if (manifest := self._parts.manifest()) is None:
             raise DataError(f"{self.folder} is no complete store; call gradient_store with its training examples")
         return manifest
 
     def _part_indices(self) -> range:
-        return range(len(self._manifest()["digests"]))
+        return range(len(self._require_manifest()["digests"]))
 
     def _compute_missing_parts(self, train: Any) -> None:
         """Compute the parts that are missing, and check that the others are of the same data."""
         digests, n_rows, complete = list[str](), 0, self._parts.manifest()
         if complete is None:
             check_disk_space_and_log_size(self.folder, count_examples(train), self._bytes_per_row)
-        for k, (x, y) in enumerate(_labeled_training_batches(self.box, train, self._rows_per_part)):
+        for k, (x, y) in enumerate(_iter_batches(self.box, train, self._rows_per_part)):
             digests.append(str(tensor_digest(x, y)))
             if (found := self._parts.digest(k)) is not None:
                 require_same_part_data(self.folder, found, digests[k], range(n_rows, n_rows + len(x)))
@@ -275,7 +275,7 @@ class GradientStore:
 
     def _write_part(self, k: int, x: Tensor, y: Tensor, digest: str, first_row: int) -> None:
         try:
-            features, norms = self._stored_gradients_and_norms(x, y)
+            features, norms = self._projected_gradients_and_norms(x, y)
         except NaNError as error:
             raise nonfinite_loss_error([first_row + i for i in error.rows]) from None
         largest = features.abs().amax(1).float()
@@ -285,7 +285,7 @@ class GradientStore:
         }  # fmt: skip
         self._parts.write(k, {name: h.cpu().contiguous() for name, h in tensors.items()}, digest)
 
-    def _stored_gradients_and_norms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _projected_gradients_and_norms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept of gradients, (n, width), and their lengths (n,)."""
 
         def sketch_and_norms(terms: GradientsByParameter) -> tuple[Tensor, Tensor]:
@@ -296,7 +296,7 @@ class GradientStore:
         return torch.cat(features), torch.cat(norms)
 
 
-def _labeled_training_batches(box: Box, train: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _iter_batches(box: Box, train: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels, in the memory of one batch where they are classes."""
     check_not_shuffled(train)
     if box.outputs not in ("regression", "multilabel"):

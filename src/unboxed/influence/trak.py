@@ -138,7 +138,7 @@ def _kernel_and_slopes_of_model(
     gradients: ExampleGradients, queries: tuple[Tensor, Tensor], train: tuple[Tensor, Tensor], dim: int, seed: int,
     reweighted: bool,
 ) -> _KernelAndSlopesOfModel:  # fmt: skip
-    ordered = _parameter_names_in_run_order(gradients)
+    ordered = _parameters_in_run_order(gradients)
     sketch = Sketch(ordered, dim, seed) if dim < gradients.n_parameters else None
     phi, slopes = _projected_gradients_and_errors(gradients, sketch, *train)
     query_phi, query_slopes = _projected_gradients_and_errors(gradients, sketch, *queries)
@@ -147,7 +147,7 @@ def _kernel_and_slopes_of_model(
     return _KernelAndSlopesOfModel(query_phi @ inverse @ phi.T, slopes, query_slopes)
 
 
-def _parameter_names_in_run_order(gradients: ExampleGradients) -> dict[str, Tensor]:
+def _parameters_in_run_order(gradients: ExampleGradients) -> dict[str, Tensor]:
     """The parameters in the order in which their layers run: compiling a part of a model may register it elsewhere."""
     box, own = gradients.box, dict(gradients.box.model.named_parameters())
     in_order = [p for row in box.layers.leaves for p in box.modules[row.path].parameters()]

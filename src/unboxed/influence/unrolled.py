@@ -136,10 +136,10 @@ def unrolled(
     trajectory = Trajectory(
         training, plan.segment_steps, None if weights is None else training.validate_example_weights(weights)
     )
-    check_box_has_trained_weights(box, training, trajectory.final)
+    check_box_matches_training(box, training, trajectory.final)
     _check_finite_query_losses(training, trajectory.final, x, y)
     file = _checkpoint_file(checkpoint, training, trajectory.final, x, y)
-    scores = _negative_weight_derivatives(training, trajectory, x, y, plan, file, quiet)
+    scores = _negative_example_weight_gradients(training, trajectory, x, y, plan, file, quiet)
     check_finite_scores(scores)
     compared = scores if weights is None else None  # with leaving out of all examples
     smoothness = measure_smoothness(training, x, y, compared, seed) if check_smoothness else None
@@ -159,7 +159,7 @@ def unrolled(
     )
 
 
-def _negative_weight_derivatives(
+def _negative_example_weight_gradients(
     training: Training, trajectory: Trajectory, x: Tensor, y: Tensor, plan: UnrollPlan, file: CheckpointFile | None,
     quiet: bool,
 ) -> Tensor:  # fmt: skip
@@ -185,7 +185,7 @@ def _checkpoint_file(
     return CheckpointFile(Path(path), "unrolled differentiation", training_fingerprint(training, final, x, y))
 
 
-def check_box_has_trained_weights(box: Box, training: Training, final: TrainingState) -> None:
+def check_box_matches_training(box: Box, training: Training, final: TrainingState) -> None:
     """Raise ModelError unless the box holds the weights that the training gives."""
     if not isinstance(training, ModelTraining):
         return

@@ -58,4 +58,4 @@ def upweight(
     inverse = settings.inverse(box, train)
     c = inverse.curvature
     rows = check_train_index(index, None, c.n_examples, box.device)
-    return {name: -s / c.n_examples for name, s in inverse.solve_for(c.x[rows], c.y[rows]).items()}
+    return {name: -s / c.n_examples for name, s in inverse.solve_for_loss_gradients(c.x[rows], c.y[rows]).items()}

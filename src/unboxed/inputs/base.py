@@ -75,7 +75,7 @@ def inputs_from_unit_interval(inputs: Inputs, u: Tensor) -> Tensor:
     return x[torch.arange(len(u)) % len(x)]
 
 
-def check_channels_last(inputs: Inputs, channels_last: bool) -> bool:
+def check_channels_last_setting(inputs: Inputs, channels_last: bool) -> bool:
     """The setting itself. Raises InputError where inputs have no channels."""
     if not isinstance(channels_last, bool):
         raise InputError(f"channels_last is True or False; got {channels_last!r}")
@@ -108,11 +108,11 @@ def to_number_or_list(value: Any) -> Any:
 
 def constant_tensor(values: tuple[float, ...], like: Tensor) -> Tensor:
     """Numbers as a tensor, in the dtype and on the device of another."""
-    return _cached_tensor(values, like.dtype, like.device)
+    return _cached_constant_tensor(values, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
-def _cached_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _cached_constant_tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Cached: a copy to an accelerator at each step would take long."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)

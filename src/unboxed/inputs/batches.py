@@ -94,7 +94,7 @@ def min_and_max(x: Tensor) -> tuple[float, float]:
     return low.item(), high.item()
 
 
-def model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def to_model_arguments(z: Any, dtype: torch.dtype, channels_last: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Encoded inputs as positional and keyword arguments: new tensors, as a model may overwrite its input."""
     if isinstance(z, dict):
         return (), {name: _cast_floats(value, dtype) for name, value in z.items()}

@@ -70,7 +70,9 @@ class Features:
                 raise InputError(f"{column!r} has no values between its bounds, low={low:g} and high={high:g}")
         if unknown := sorted(map(str, set(self.categories) - set(self.names))):
             raise InputError(f"categories name columns that don't exist: {', '.join(unknown)}")
-        object.__setattr__(self, "categories", {k: _check_category(k, v) for k, v in self.categories.items()})
+        object.__setattr__(
+            self, "categories", {k: _validated_category_values(k, v) for k, v in self.categories.items()}
+        )
 
     def __repr__(self) -> str:
         n, is_short = len(self.names), len(self.names) <= MAX_PRINTED_COLUMNS_OR_CHANNELS
@@ -181,7 +183,7 @@ def _check_column_names(names: object) -> tuple[str, ...]:
     return columns
 
 
-def _check_category(name: str, values: Any) -> tuple[float, ...]:
+def _validated_category_values(name: str, values: Any) -> tuple[float, ...]:
     """A column's allowed values. Raises InputError."""
     values = to_number_or_list(values)
     if not isinstance(values, (tuple, list)) or not values:

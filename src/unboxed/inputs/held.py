@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .base import Inputs
-from .batches import model_arguments
+from .batches import to_model_arguments
 from .multi import MultiInput
 
 
-class FixedOtherInputs(nn.Module):
+class ModelWithFixedOtherInputs(nn.Module):
     """Calls a model of several inputs with the given one, and with the others of one example.
 
     Args:
@@ -49,9 +49,9 @@ def inputs_of_varied_part(inputs: Inputs, varied: str | int) -> Inputs:
 
 def fix_other_inputs_of_model(
     model: nn.Module, inputs: Inputs, varied: str | int, packed: Tensor, dtype: torch.dtype
-) -> FixedOtherInputs:
+) -> ModelWithFixedOtherInputs:
     """The model with its other inputs held at those of one packed example (1, D). Raises InputError for several."""
     if len(packed) != 1:
         raise InputError(f"the other inputs are held at those of one example (1, ...); got {len(packed)} examples")
-    args, named = model_arguments(inputs.encode(packed), dtype, False)
-    return FixedOtherInputs(model, varied, named or args)
+    args, named = to_model_arguments(inputs.encode(packed), dtype, False)
+    return ModelWithFixedOtherInputs(model, varied, named or args)

@@ -20,7 +20,7 @@ from .images import (
     levels_to_tensor,
     pil_to_tensor,
     silencing_decoder_warnings,
-    warn_of_other_image_kind,
+    warn_of_color_or_size_mismatch,
 )
 from .pixels import Pixels
 
@@ -60,7 +60,7 @@ def _not_a_file_reason(path: Path) -> str:
 def read_image(path: Path, like: Pixels | None) -> Tensor:
     """The image in a file, (C, H, W) in [0, 1], as `pil_to_tensor`; raises whatever its decoder raises."""
     with silencing_decoder_warnings(), Image.open(path, formats=readable_formats()) as image:
-        warn_of_other_image_kind(image, like)
+        warn_of_color_or_size_mismatch(image, like)
         levels = _deep_color_levels(path, image)
         if levels is None:
             return pil_to_tensor(image, like)

@@ -21,9 +21,8 @@ SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's own con
 MAX_12_BIT_VALUE = 4095
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's gray
 EXIF_ORIENTATION_TAG, TIFF_BITS_PER_SAMPLE_TAG = 274, 258  # of EXIF, of a TIFF
-MIN_COLOR_CHANNEL_DIFFERENCE = (
-    10.0  # of 255: the mean difference between the largest and the smallest channel of a color image
-)
+# Of 255: the mean difference between the largest and the smallest channel of a color image
+MIN_COLOR_CHANNEL_DIFFERENCE_LEVELS = 10.0
 WARN_ABOVE_SHRINK_FACTOR = 16  # an image with a shorter side that many times the model's is of another kind
 
 
@@ -129,7 +128,7 @@ def _resize_and_crop_plane(plane: NDArray[Any], like: Pixels | None) -> NDArray[
     return np.array(_resize_and_crop(Image.fromarray(np.ascontiguousarray(plane)), like))
 
 
-def warn_of_other_image_kind(image: Image.Image, like: Pixels | None) -> None:
+def warn_of_color_or_size_mismatch(image: Image.Image, like: Pixels | None) -> None:
     """Warn of an image of quite another kind than the model's: in color for a gray model, or many times its size."""
     if like is None or isinstance(like, PixelsOfAnySize):
         return
@@ -148,7 +147,7 @@ def warn_of_other_image_kind(image: Image.Image, like: Pixels | None) -> None:
 def _is_colorful(image: Image.Image) -> bool:
     """Whether the channels of an image differ; it is judged on a small copy."""
     thumbnail = np.array(_composite_on_white(image).resize((16, 16)).convert("RGB"), dtype=np.float32)
-    return float(np.ptp(thumbnail, axis=2).mean()) > MIN_COLOR_CHANNEL_DIFFERENCE
+    return float(np.ptp(thumbnail, axis=2).mean()) > MIN_COLOR_CHANNEL_DIFFERENCE_LEVELS
 
 
 def _composite_on_white(image: Image.Image) -> Image.Image:

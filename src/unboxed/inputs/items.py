@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from ..errors import BrokenImageError, DataError, UnboxedError, warn
 
-MAX_SKIP_REASONS_SHOWN = 3  # in a warning
+MAX_SKIP_REASONS_IN_WARNING = 3  # in a warning
 ACCEPTED_DATA_TEXT = (
     "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
 )
@@ -59,8 +59,11 @@ class SkippedExamples:
         return len(self.rows) + self.n_unnumbered
 
     def _skipped_reasons_text(self) -> str:
-        rest = len(self.reasons) - MAX_SKIP_REASONS_SHOWN
-        text = "; ".join(self.reasons[:MAX_SKIP_REASONS_SHOWN]) or "image files in the worker processes of a DataLoader"
+        rest = len(self.reasons) - MAX_SKIP_REASONS_IN_WARNING
+        text = (
+            "; ".join(self.reasons[:MAX_SKIP_REASONS_IN_WARNING])
+            or "image files in the worker processes of a DataLoader"
+        )
         return text + (f"; and {rest} more" if rest > 0 else "")
 
 

@@ -23,7 +23,7 @@ Label = TypeVar("Label", bound=Hashable)
 ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
 
 MAX_CLASS_NUMBER = 99_999  # names with larger numbers, such as dates, are no class numbers
-MAX_NAMES_SHOWN = 5  # in a message
+MAX_NAMES_IN_MESSAGE = 5  # in a message
 WORDNET_SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
 CLASS_NAMES_ADVICE = (
     "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
@@ -86,14 +86,15 @@ def warn_of_repeated_class_names(classes: tuple[str, ...]) -> None:
     """Warn of names that several classes have; once, as boxes of the same classes are opened inside of methods."""
     if repeated := [name for name, n in Counter(classes).items() if n > 1]:
         numbers = [
-            f"{name!r} is the name of {_numbers_of_classes_named(classes, name)}" for name in repeated[:MAX_NAMES_SHOWN]
+            f"{name!r} is the name of {_class_numbers_text_for_name(classes, name)}"
+            for name in repeated[:MAX_NAMES_IN_MESSAGE]
         ]
-        rest = f", and {len(repeated) - MAX_NAMES_SHOWN} more" if len(repeated) > MAX_NAMES_SHOWN else ""
+        rest = f", and {len(repeated) - MAX_NAMES_IN_MESSAGE} more" if len(repeated) > MAX_NAMES_IN_MESSAGE else ""
         warn(f"several classes have one name: {'; '.join(numbers)}{rest}. Labels by these names are refused, and "
              "figures show them alike: give each its own")  # fmt: skip
 
 
-def _numbers_of_classes_named(classes: Sequence[str], name: str) -> str:
+def _class_numbers_text_for_name(classes: Sequence[str], name: str) -> str:
     return ", ".join(str(k) for k, other in enumerate(classes) if other == name)
 
 
@@ -138,7 +139,7 @@ def sort_names_naturally(names: Any) -> list[str]:
     return sorted(names, key=lambda n: (0, int(n), n) if n.isdecimal() else (1, 0, n))
 
 
-def class_names_by_number(names: Sequence[str]) -> list[str]:
+def classes_from_label_names(names: Sequence[str]) -> list[str]:
     """The classes that labels which are names stand for, by number: the names in their order, or 0 to the largest."""
     distinct = sort_names_naturally(dict.fromkeys(names))
     if all(name.isdecimal() and int(name) <= MAX_CLASS_NUMBER for name in distinct):
@@ -243,8 +244,8 @@ def _warn_of_text_sorted_folders(names: Sequence[str], classes: Sequence[str]) -
 
 
 def _warn_of_numeric_names(names: Sequence[str], classes: Sequence[str], names_source: str) -> None:
-    pairs = [f"{name} is {classes[int(name)]}" for name in names[:MAX_NAMES_SHOWN]]
-    rest = f", and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    pairs = [f"{name} is {classes[int(name)]}" for name in names[:MAX_NAMES_IN_MESSAGE]]
+    rest = f", and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
     warn(f"the {names_source} are numbers, so they mean outputs of the model: {', '.join(pairs)}{rest}")
 
 
@@ -266,7 +267,7 @@ def _unmatched_labels_message(
         )
     suggestions = [
         f"{name!r} is nearest to {_quote_names(closest)}"
-        for name in unmatched[:MAX_NAMES_SHOWN]
+        for name in unmatched[:MAX_NAMES_IN_MESSAGE]
         if (closest := nearest_names(name, classes))
     ]
     hint = f"; {', '.join(suggestions)}" if suggestions else ""
@@ -281,5 +282,7 @@ def _quote_names(names: Sequence[str]) -> str:
 
 
 def _first_names_text(names: Sequence[str], numbered: bool = False) -> str:
-    shown = [f"{i} is {name}" if numbered else name for i, name in enumerate(names[:MAX_NAMES_SHOWN])]
-    return ", ".join(shown) + (f", and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
+    shown = [f"{i} is {name}" if numbered else name for i, name in enumerate(names[:MAX_NAMES_IN_MESSAGE])]
+    return ", ".join(shown) + (
+        f", and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
+    )

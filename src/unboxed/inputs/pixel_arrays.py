@@ -22,7 +22,7 @@ from .images import (
     pil_to_tensor,
     require_pixels,
     silencing_decoder_warnings,
-    warn_of_other_image_kind,
+    warn_of_color_or_size_mismatch,
     white_level_of_16_bit_images,
 )
 from .pixels import Pixels, PixelsOfAnySize
@@ -52,7 +52,7 @@ def source_to_tensor(source: Any, like: Pixels | None) -> Tensor:
     """
     if isinstance(source, Image.Image):
         with silencing_decoder_warnings():
-            warn_of_other_image_kind(source, like)
+            warn_of_color_or_size_mismatch(source, like)
             return pil_to_tensor(source, like)
     if is_encoded_image(source) and source["bytes"] is not None:
         return _decode_bytes(source["bytes"], like)
@@ -73,7 +73,7 @@ def source_to_tensor(source: Any, like: Pixels | None) -> Tensor:
 def _decode_bytes(encoded: bytes, like: Pixels | None) -> Tensor:
     try:
         with silencing_decoder_warnings(), Image.open(io.BytesIO(encoded), formats=readable_formats()) as image:
-            warn_of_other_image_kind(image, like)
+            warn_of_color_or_size_mismatch(image, like)
             return pil_to_tensor(image, like)
     except UnboxedWarning:  # that the caller made an error
         raise

@@ -78,7 +78,7 @@ def to_inputs(value: object, model: object = None) -> Inputs:
     return _steps_to_pixels(steps, steps.name or type(value).__name__, model)
 
 
-def inputs_in_config(model: object) -> Inputs | None:
+def inputs_in_timm_config(model: object) -> Inputs | None:
     """The inputs that a model of timm has in its `pretrained_cfg`; None for a model without."""
     config = _to_mapping_or_none(getattr(model, "pretrained_cfg", None))
     return to_inputs(config, model) if config and {"input_size", "mean", "std"} <= config.keys() else None

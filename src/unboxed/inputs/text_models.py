@@ -12,11 +12,11 @@ from ..errors import InputError
 
 ID_ARGUMENT_NAMES = ("input_ids", "ids", "tokens")  # of the model's arguments, and of a tokenizer's dict
 MASK_ARGUMENT_NAMES = ("attention_mask", "mask", "padding_mask")
-TYPE_ARGUMENT_NAMES = ("token_type_ids",)
+TOKEN_TYPE_ARGUMENT_NAMES = ("token_type_ids",)
 MIN_UNLIMITED_LENGTH_TOKENS = 10**6  # what tokenizers without a limit say is larger
 
 
-def find_embedding(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
+def find_embedding_layer(model: nn.Module, path: str | None) -> tuple[str, nn.Module]:
     """The address and the layer that embeds the ids. Raises InputError."""
     modules = dict(model.named_modules())
     if path is not None:
@@ -81,7 +81,7 @@ def pad_id_of(tokenizer: Any, given: int | None) -> int:
     return 0 if found is None else int(found)
 
 
-def argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None]:
+def id_mask_and_type_argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None]:
     """The names of the model's arguments for ids, mask and types; of a model with other names, ids come first."""
     try:
         names = list(inspect.signature(model.forward).parameters)
@@ -89,11 +89,11 @@ def argument_names(model: nn.Module) -> tuple[str | None, str | None, str | None
         names = []
     ids, mask, types = (
         next((n for n in known if n in names), None)
-        for known in (ID_ARGUMENT_NAMES, MASK_ARGUMENT_NAMES, TYPE_ARGUMENT_NAMES)
+        for known in (ID_ARGUMENT_NAMES, MASK_ARGUMENT_NAMES, TOKEN_TYPE_ARGUMENT_NAMES)
     )
     return (ids or names[0] if mask or ids else None), mask, types
 
 
 def takes_token_ids(model: nn.Module) -> bool:
     """Whether an argument of the model is called as that of ids is."""
-    return argument_names(model)[0] in ID_ARGUMENT_NAMES
+    return id_mask_and_type_argument_names(model)[0] in ID_ARGUMENT_NAMES

@@ -14,9 +14,9 @@ from ..errors import InputError, NaNError
 from .text_models import (
     ID_ARGUMENT_NAMES,
     MASK_ARGUMENT_NAMES,
-    TYPE_ARGUMENT_NAMES,
-    argument_names,
-    find_embedding,
+    TOKEN_TYPE_ARGUMENT_NAMES,
+    find_embedding_layer,
+    id_mask_and_type_argument_names,
     n_embeddings,
     n_positions,
     pad_id_of,
@@ -84,7 +84,7 @@ class Tokens:
 
     def bind_to_model(self, model: nn.Module) -> Tokens:
         """These inputs for one model: its embedding layer and the names of its arguments. Raises InputError."""
-        path, layer = find_embedding(model, self.embedding)
+        path, layer = find_embedding_layer(model, self.embedding)
         n_known, n_ids = n_embeddings(layer), vocabulary_size(self.tokenizer)
         if n_ids is not None and n_known is not None and n_ids > n_known:
             raise InputError(
@@ -94,7 +94,7 @@ class Tokens:
         limit = n_positions(model, self.tokenizer) if self.max_length is None else self.max_length
         return replace(
             self, max_length=limit, embedding=path, pad_id=pad_id_of(self.tokenizer, self.pad_id), _layer=layer,
-            _arguments=argument_names(model),
+            _arguments=id_mask_and_type_argument_names(model),
         )  # fmt: skip
 
     @property
@@ -110,7 +110,7 @@ class Tokens:
         return int(self._embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
 
     @property
-    def n_tokens_known(self) -> int:
+    def n_vocabulary_tokens(self) -> int:
         """Number of tokens of the vocabulary, as the tokenizer or else the embedding layer says; 0 where none does."""
         return vocabulary_size(self.tokenizer) or n_embeddings(self.layer) or 0
 
@@ -165,7 +165,7 @@ class Tokens:
             raise InputError(f"text {index} is empty")
         found = self.tokenizer(*text) if is_pair else self.tokenizer(text)
         ids, types = (
-            (found[ID_ARGUMENT_NAMES[0]], found.get(TYPE_ARGUMENT_NAMES[0]))
+            (found[ID_ARGUMENT_NAMES[0]], found.get(TOKEN_TYPE_ARGUMENT_NAMES[0]))
             if isinstance(found, Mapping)
             else (found, None)
         )
@@ -191,7 +191,9 @@ class Tokens:
             got = sorted(map(str, x)) if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
             raise InputError(f"wanted a tokenizer's dict with 'input_ids' (N, T) of whole numbers; got {got}")
         mask = next((torch.as_tensor(x[name]) for name in MASK_ARGUMENT_NAMES if name in x), torch.ones_like(ids))
-        types = next((torch.as_tensor(x[name]) for name in TYPE_ARGUMENT_NAMES if name in x), torch.zeros_like(ids))
+        types = next(
+            (torch.as_tensor(x[name]) for name in TOKEN_TYPE_ARGUMENT_NAMES if name in x), torch.zeros_like(ids)
+        )
         if mask.shape != ids.shape or types.shape != ids.shape:
             raise InputError(f"input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)} differ in shape")
         return self._check_ids_mask_types(ids.long(), mask.long(), types.long())
@@ -271,7 +273,7 @@ class Tokens:
         """The ids and masks (N, T) of packed texts, as a tokenizer's dict; of pairs their types, too."""
         types = h.detach()[..., -1].round().long()
         named = {ID_ARGUMENT_NAMES[0]: self.ids(h), MASK_ARGUMENT_NAMES[0]: self.mask(h).long()}
-        return named | ({TYPE_ARGUMENT_NAMES[0]: types} if bool(types.any()) else {})
+        return named | ({TOKEN_TYPE_ARGUMENT_NAMES[0]: types} if bool(types.any()) else {})
 
     def reduce_map_over_embedding(self, h: Tensor, over_embedding: EmbeddingReduction = "sum") -> Tensor:
         """Maps (..., T) of packed maps (..., T, D + 3), each token's numbers made one."""
@@ -308,7 +310,7 @@ class Tokens:
         is_asked = (self.ids(x) == int(mask_id)) & mask
         return torch.where(is_asked.any(1), is_asked.int().argmax(1), last)
 
-    def token_names(self, n: int) -> tuple[str, ...] | None:
+    def vocabulary_token_names(self, n: int) -> tuple[str, ...] | None:
         """The names of the first n tokens of the vocabulary; None where the tokenizer has none."""
         to_words = getattr(self.tokenizer, "convert_ids_to_tokens", None)
         known = min(n, vocabulary_size(self.tokenizer) or 0)

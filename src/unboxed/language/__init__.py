@@ -6,7 +6,7 @@ have no model to open, so these are plain functions of `WordVectors`, or of any 
 words.
 """
 
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .analogies import BiasedAnalogy as BiasedAnalogy
 from .analogies import biased_analogies as biased_analogies
 from .attention import AttentionByHead as AttentionByHead
@@ -50,4 +50,4 @@ from .word_map import WordMap as WordMap
 from .word_map import word_map as word_map
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -13,9 +13,9 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.attention_maps import (
     capturing_attention_of,
-    finding_head_order,
     recording_attention,
-    require_maps,
+    require_attention_maps,
+    rerun_after_finding_head_order,
 )
 from ..engine.read.edits import resolve_target
 from ..engine.read.sizes import require_images_or_texts
@@ -112,34 +112,34 @@ def attention(
     check_settings(attention, locals())
     require_images_or_texts(box, "attention")
     x = box.validate_inputs(x)
-    names = None if layers is None else _attending_layers(box, x, layers)
+    names = None if layers is None else _resolve_attending_layers(box, x, layers)
     plan = box.batch_size_and_max_rows(len(x), batch_size)
     parts = map_in_batches(lambda rows: _attention_of_batch(box, x[rows], names), len(x), *plan)
     weights = {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
-    _check_attention(box, x, weights.values())
+    _check_no_nan_attention(box, x, weights.values())
     if not isinstance(box.inputs, Tokens):
         return AttentionByHead(weights)
     return AttentionByHead(weights, tuple(map(tuple, box.inputs.token_texts(x))), box.inputs.is_special(x))
 
 
-def _check_attention(box: Box, x: Tensor, weights: Iterable[Tensor]) -> None:
+def _check_no_nan_attention(box: Box, x: Tensor, weights: Iterable[Tensor]) -> None:
     """Raise NaNError where a token, and not padding, attends by NaN: weights (N, H, T, T) of each layer."""
     for w in weights:
         is_padding = None if not isinstance(box.inputs, Tokens) else ~box.inputs.mask(x)[:, None, :, None]
         check_no_nan(w if is_padding is None else w.masked_fill(is_padding, 0), what="the attention")
 
 
-@finding_head_order
+@rerun_after_finding_head_order
 def _attention_of_batch(box: Box, x: Tensor, names: Sequence[str] | None) -> dict[str, Tensor]:
     with box.isolated(grad=False), recording_attention(box, x) as maps:
         box.forward(x, {"output"})
-    paths = [m.path for m in require_maps(maps)]
+    paths = [m.path for m in require_attention_maps(maps)]
     addresses = [f"{p}#{paths[:i].count(p)}" if paths.count(p) > 1 else p for i, p in enumerate(paths)]
     found = zip(addresses, maps, strict=True)
     return {a: m.weights[: len(x)].to(box.dtype) for a, m in found if names is None or a in names}
 
 
-def _attending_layers(box: Box, x: Tensor, layers: Sequence[str]) -> list[str]:
+def _resolve_attending_layers(box: Box, x: Tensor, layers: Sequence[str]) -> list[str]:
     """The attending layers of these addresses, in the order in which they run. Raises LayerError."""
     known = list(_attention_of_batch(box, x if box.batch_dependent else x[:1], None))
     wanted = [layers] if isinstance(layers, str) else list(layers)
@@ -212,7 +212,7 @@ def head_ablation(
     x = box.validate_inputs(x)
     objective = resolve_target(box, target, x, batch_size)
     shown = _attention_of_batch(box, x if box.batch_dependent else x[:1], None)
-    names = list(shown) if layers is None else _attending_layers(box, x, layers)
+    names = list(shown) if layers is None else _resolve_attending_layers(box, x, layers)
     n_heads = {name: shown[name].shape[1] for name in names}
     order = list(shown)
     plan = box.batch_size_and_max_rows(len(x), batch_size, objective.batch_dependent)
@@ -231,7 +231,7 @@ def head_ablation(
     return HeadAblation(torch.stack(padded, 1), scores[:, 0], tuple(names))
 
 
-@finding_head_order
+@rerun_after_finding_head_order
 def _score(box: Box, objective: Objective, x: Tensor, off: tuple[int, int] | None) -> Tensor:
     """The score (n,) without one head: the k-th attention that runs, and the number of its head."""
     n_calls = 0

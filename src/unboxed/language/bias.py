@@ -138,7 +138,7 @@ def bias_direction(
     missing = tuple(s for s, words in present.items() if len(words) < 2)
     if not used:
         raise InputError(f"{vectors.name} has the words of no defining set: {', '.join('/'.join(s) for s in sets)}")
-    rows = torch.cat([_center_set_vectors(unit_vectors_of_words(vectors, words)) for words in used])
+    rows = torch.cat([_center_and_scale(unit_vectors_of_words(vectors, words)) for words in used])
     basis, variance = _principal_components(rows, n_components)
     first = torch.stack([unit_vectors_of_words(vectors, [s[0], s[-1]]) for s in used])  # (S, 2, D)
     signs = torch.sign((first[:, 0] - first[:, 1]).mean(0) @ basis.T)
@@ -155,7 +155,7 @@ def unit_vectors_of_words(vectors: WordVectors, words: Sequence[str]) -> Tensor:
     return unit
 
 
-def _center_set_vectors(rows: Tensor) -> Tensor:
+def _center_and_scale(rows: Tensor) -> Tensor:
     return cast(Tensor, (rows - rows.mean(0)) / len(rows) ** 0.5)
 
 

@@ -17,7 +17,7 @@ from ..inputs.tokens import Tokens
 from ..objectives import Objective, tokens_logprob
 from ..settings import AtLeast, Unit, check_settings
 
-MIN_CAUSAL_TOLERANCE, CAUSAL_ROUNDINGS = 1e-5, 3000
+MIN_CAUSAL_TOLERANCE_NATS, CAUSAL_TOLERANCE_ROUNDING_ERRORS = 1e-5, 3000
 """Of log-probabilities: by how much, or by how many rounding errors, what comes after a token may change them."""
 
 
@@ -116,17 +116,17 @@ def continuation(
     check_settings(continuation, {"n_tokens": n_tokens})
     inputs = _require_causal_language_model(box)
     listed = [texts] if isinstance(texts, str) else list(texts)
-    starts = [_without_end(inputs, inputs.token_ids(text)) for text in listed]
+    starts = [_strip_trailing_special_tokens(inputs, inputs.token_ids(text)) for text in listed]
     if continuations is None:
-        added = _greedy(box, starts, n_tokens)
+        added = _greedy_continuations(box, starts, n_tokens)
     else:
         given = [continuations] if isinstance(continuations, str) else list(continuations)
         if len(given) != len(starts):
             raise InputError(f"there are {len(starts)} texts and {len(given)} continuations; wanted one for each")
-        added = [_added_ids(inputs, *pair) for pair in zip(listed, starts, given, strict=True)]
-    x, ids, positions = _packed(inputs, starts, added)
+        added = [_continuation_ids(inputs, *pair) for pair in zip(listed, starts, given, strict=True)]
+    x, ids, positions = _pack_with_continuations(inputs, starts, added)
     x = box.validate_inputs(x)
-    logprobs = _logprobs(box, x, ids, positions)
+    logprobs = _continuation_logprobs(box, x, ids, positions)
     _check_causal(box, x, ids, starts, logprobs)
     words = tuple(tuple(inputs.words(row)) for row in added)
     return Continuation(x, tuple(map(tuple, inputs.token_texts(x))), ids, positions, words, logprobs)
@@ -195,7 +195,7 @@ def _require_causal_language_model(box: Box) -> Tokens:
     return box.inputs
 
 
-def _without_end(inputs: Tokens, ids: list[int]) -> list[int]:
+def _strip_trailing_special_tokens(inputs: Tokens, ids: list[int]) -> list[int]:
     """The tokens of a text without those that the tokenizer puts at its end."""
     special = set(getattr(inputs.tokenizer, "all_special_ids", ()))
     while len(ids) > 1 and ids[-1] in special:
@@ -203,19 +203,19 @@ def _without_end(inputs: Tokens, ids: list[int]) -> list[int]:
     return ids
 
 
-def _added_ids(inputs: Tokens, text: str, start: list[int], added: str) -> list[int]:
+def _continuation_ids(inputs: Tokens, text: str, start: list[int], added: str) -> list[int]:
     """The tokens of a continuation: as the tokenizer splits both together where that begins as the text alone does."""
     if not added:
         raise InputError("a continuation is empty")
-    together = _without_end(inputs, inputs.token_ids(text + added))
+    together = _strip_trailing_special_tokens(inputs, inputs.token_ids(text + added))
     if together[: len(start)] == start and len(together) > len(start):
         return together[len(start) :]
-    alone = _without_end(inputs, inputs.token_ids(added))
+    alone = _strip_trailing_special_tokens(inputs, inputs.token_ids(added))
     special = set(getattr(inputs.tokenizer, "all_special_ids", ()))
     return [k for k in alone if k not in special] or alone
 
 
-def _greedy(box: Box, starts: list[list[int]], n_tokens: int) -> list[list[int]]:
+def _greedy_continuations(box: Box, starts: list[list[int]], n_tokens: int) -> list[list[int]]:
     """The most likely tokens after each text, one at a time, until the model ends it."""
     inputs: Tokens = box.inputs  # type: ignore[assignment]
     end, added = getattr(inputs.tokenizer, "eos_token_id", None), [list[int]() for _ in starts]
@@ -224,13 +224,15 @@ def _greedy(box: Box, starts: list[list[int]], n_tokens: int) -> list[list[int]]
         if not alive:
             break
         rows = [starts[i] + added[i] for i in alive]
-        x, _, _ = _packed(inputs, rows, [[] for _ in rows])
+        x, _, _ = _pack_with_continuations(inputs, rows, [[] for _ in rows])
         for i, k in zip(alive, box.predict(x).tolist(), strict=True):
             added[i].append(int(k))
     return added
 
 
-def _packed(inputs: Tokens, starts: list[list[int]], added: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+def _pack_with_continuations(
+    inputs: Tokens, starts: list[list[int]], added: list[list[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """x (N, T, D + 3), and the ids and positions (N, C) of what was added."""
     rows = [a + b for a, b in zip(starts, added, strict=True)]
     n, most = max(map(len, rows)), max(map(len, added))
@@ -243,7 +245,7 @@ def _packed(inputs: Tokens, starts: list[list[int]], added: list[list[int]]) -> 
     return inputs.pack({"input_ids": ids, "attention_mask": mask}), wanted, positions
 
 
-def _logprobs(box: Box, x: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
+def _continuation_logprobs(box: Box, x: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
     """The log-probability (N, C) of each token."""
     output, columns = box.read(x, ["output"]), [slice(j, j + 1) for j in range(ids.shape[1])]
     return torch.stack([tokens_logprob(ids[:, c], positions[:, c])(output) for c in columns], 1)
@@ -252,9 +254,9 @@ def _logprobs(box: Box, x: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
 def _check_causal(box: Box, x: Tensor, ids: Tensor, starts: list[list[int]], logprobs: Tensor) -> None:
     """Raise OutputError where the first token's probability depends on what follows it."""
     inputs: Tokens = box.inputs  # type: ignore[assignment]
-    alone, _, _ = _packed(inputs, starts, [[] for _ in starts])
+    alone, _, _ = _pack_with_continuations(inputs, starts, [[] for _ in starts])
     first = box(alone).log_softmax(1).gather(1, ids[:, :1].to(box.device))[:, 0]
-    tolerance = max(MIN_CAUSAL_TOLERANCE, CAUSAL_ROUNDINGS * torch.finfo(box.model_dtype).eps)
+    tolerance = max(MIN_CAUSAL_TOLERANCE_NATS, CAUSAL_TOLERANCE_ROUNDING_ERRORS * torch.finfo(box.model_dtype).eps)
     if not torch.allclose(first, logprobs[:, 0], atol=tolerance):
         raise OutputError(
             "the model sees what comes after a token when it predicts it: it is no causal language model; ask it for "

@@ -15,7 +15,7 @@ from ..parameters import Seed
 from ..settings import AtLeast, check_settings
 from ._lookup import check_word_set
 from .bias import BiasDirection, BiasWords, NComponents, bias_direction, gender_words, unit_vectors_of_words
-from .remaining_bias import RemainingBias, neutral_rows, remaining_bias
+from .remaining_bias import RemainingBias, neutral_word_indices, remaining_bias
 from .vectors import WordVectors
 
 VECTORS_PER_BLOCK = 65_536  # vectors that are multiplied at a time
@@ -89,7 +89,7 @@ def hard_debias(
     check_settings(hard_debias, locals())
     words = gender_words() if words is None else words
     direction = bias_direction(vectors, words, n_components=n_components)
-    rows, missing = _resolve_neutral_rows(vectors, words, neutral)
+    rows, missing = _resolve_neutral_word_indices(vectors, words, neutral)
     sets, missing_of_sets = _equality_set_indices(vectors, words)
     new = vectors.unit.clone()
     _neutralize_in_place(new, rows, direction.basis.to(new))
@@ -148,7 +148,7 @@ def soft_debias(
     check_settings(soft_debias, locals())
     words = gender_words() if words is None else words
     direction = bias_direction(vectors, words, n_components=n_components)
-    rows, missing = _resolve_neutral_rows(vectors, words, neutral)
+    rows, missing = _resolve_neutral_word_indices(vectors, words, neutral)
     transform = _soft_debias_transform(
         _vector_gram(vectors.unit), _vector_gram(vectors.unit[rows]), direction.basis, weight
     )
@@ -167,12 +167,12 @@ def soft_debias(
     )  # fmt: skip
 
 
-def _resolve_neutral_rows(
+def _resolve_neutral_word_indices(
     vectors: WordVectors, words: BiasWords, neutral: Sequence[str] | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     """The positions of the words that lose the bias, and the words without a vector."""
     if neutral is None:
-        return neutral_rows(vectors, words), ()
+        return neutral_word_indices(vectors, words), ()
     found = {word: vectors.find(word) for word in check_word_set("neutral", neutral)}
     missing = tuple(word for word, index in found.items() if index is None)
     index = sorted({i for i in found.values() if i is not None})

@@ -99,7 +99,7 @@ def logit_lens(box: Box, x: InputBatch, *, batch_size: BatchSize = "auto") -> Le
     x = box.validate_inputs(x)
     layers = _lens_layers(box, x)
     plan = box.batch_size_and_max_rows(len(x), batch_size)
-    logits = torch.cat(map_in_batches(lambda rows: _lens_of_batch(box, x[rows], layers, {}), len(x), *plan))
+    logits = torch.cat(map_in_batches(lambda rows: _lens_logits_of_batch(box, x[rows], layers, {}), len(x), *plan))
     return _as_lens(box, logits, layers)
 
 
@@ -171,7 +171,7 @@ def tuned_lens(
     translators = {a: _train_translator(box, train_x, layers, a, n_steps, learning_rate, seed) for a in layers[:-1]}
     plan = box.batch_size_and_max_rows(len(x), batch_size)
     tuned, plain = (
-        torch.cat(map_in_batches(lambda rows, t=t: _lens_of_batch(box, x[rows], layers, t), len(x), *plan))  # type: ignore[misc]
+        torch.cat(map_in_batches(lambda rows, t=t: _lens_logits_of_batch(box, x[rows], layers, t), len(x), *plan))  # type: ignore[misc]
         for t in (translators, {})
     )
     return _as_lens(box, tuned, layers, kl_untuned=_kl_from_last(box, plain))
@@ -183,11 +183,14 @@ def _lens_layers(box: Box, x: Tensor) -> list[str]:
     return [f"{blocks[0]}:input", *blocks]
 
 
-def _lens_of_batch(box: Box, x: Tensor, layers: Sequence[str], translators: dict[str, nn.Module]) -> Tensor:
+def _lens_logits_of_batch(box: Box, x: Tensor, layers: Sequence[str], translators: dict[str, nn.Module]) -> Tensor:
     """Logits (n, L, K) after each layer."""
     with box.isolated(grad=False):
         acts = box.forward(x, {*layers, "logits"})
-    early = [_logits_after(box, x, layers[-1], _translated(acts[a], translators.get(a))) for a in layers[:-1]]
+    early = [
+        _logits_from_last_block_output(box, x, layers[-1], _translated(acts[a], translators.get(a)))
+        for a in layers[:-1]
+    ]
     return torch.stack([*early, mean_over_positions(acts["logits"]).to(box.dtype)], 1)
 
 
@@ -198,7 +201,7 @@ def _translated(h: Tensor, translator: nn.Module | None) -> Tensor:
         return h + translator(h)  # type: ignore[no-any-return]
 
 
-def _logits_after(box: Box, x: Tensor, last: str, h: Tensor, *, grad: bool = False) -> Tensor:
+def _logits_from_last_block_output(box: Box, x: Tensor, last: str, h: Tensor, *, grad: bool = False) -> Tensor:
     """The logits (n, K) with the last block's output replaced by h (n, ..., D)."""
     with box.isolated(grad=grad):
         logits = box.forward(x, {"logits"}, edits={last: lambda own: h.to(own.dtype)})["logits"]
@@ -226,7 +229,7 @@ def _train_translator(
             rows = torch.randperm(len(x), generator=generator)[:MAX_TUNING_EXAMPLES_PER_STEP].to(x.device)
             rows = torch.arange(len(x), device=x.device) if box.batch_dependent else rows
             moved = h[rows] + translator(h[rows])
-            own = _log_probs(box, _logits_after(box, x[rows], layers[-1], moved, grad=True))
+            own = _log_probs(box, _logits_from_last_block_output(box, x[rows], layers[-1], moved, grad=True))
             loss = F.kl_div(own, goal[rows], log_target=True, reduction="batchmean")
             grads = torch.autograd.grad(loss, [*translator.parameters()])
             for p, g in zip(translator.parameters(), grads, strict=True):

@@ -19,7 +19,7 @@ from ..validation import valid_seed
 from .bias import BiasDirection, BiasWords, bias_direction, gender_words
 from .vectors import WordVectors
 
-MAX_CLUSTERING_TEST_WORDS_PER_SIDE, MAX_CLASSIFIER_TEST_WORDS_PER_SIDE = (
+MAX_CLUSTERED_WORDS_PER_SIDE, MAX_CLASSIFIED_WORDS_PER_SIDE = (
     500,
     2500,
 )  # most biased words of each side: as published
@@ -119,7 +119,7 @@ def remaining_bias(
         raise InputError("before and after must have the same words in the same order")
     words, seed = gender_words() if words is None else words, valid_seed(seed)
     direction = bias_direction(before, words)
-    rows = neutral_rows(before, words)[:max_words]
+    rows = neutral_word_indices(before, words)[:max_words]
     if len(rows) < MIN_NEUTRAL_WORDS:
         raise InputError(f"the remaining bias needs {MIN_NEUTRAL_WORDS} neutral words or more; got {len(rows)}")
     old, new = (v.unit[rows].float().cpu() for v in (before, after))  # (N, D)
@@ -135,7 +135,7 @@ def remaining_bias(
     )
 
 
-def neutral_rows(vectors: WordVectors, words: BiasWords) -> Tensor:
+def neutral_word_indices(vectors: WordVectors, words: BiasWords) -> Tensor:
     """The positions (N,) of the words that do not have the attribute by their meaning, and have a direction."""
     specific = {i for w in words.specific_words if (i := vectors.find(w)) is not None}
     is_neutral = vectors.vectors.cpu().any(1)
@@ -156,11 +156,11 @@ def _bias_measures(unit: Tensor, bias: Tensor, direction: BiasDirection, seed: i
     return BiasMeasures(
         direct=float(along.mean()),
         clustering=_cluster_to_side_agreement(
-            *_most_biased_vectors_and_sides(unit, bias, MAX_CLUSTERING_TEST_WORDS_PER_SIDE), seed
+            *_most_biased_vectors_and_sides(unit, bias, MAX_CLUSTERED_WORDS_PER_SIDE), seed
         ),
         neighbors=_neighbor_correlation(unit, bias),
         classifier=_classifier_accuracy(
-            *_most_biased_vectors_and_sides(unit, bias, MAX_CLASSIFIER_TEST_WORDS_PER_SIDE), seed
+            *_most_biased_vectors_and_sides(unit, bias, MAX_CLASSIFIED_WORDS_PER_SIDE), seed
         ),
     )
 

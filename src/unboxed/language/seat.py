@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..parameters import Seed
 from ..settings import check_settings
 from ._lookup import TextEncoder, check_word_set, read_word_list
-from .weat import WEAT, DegreesOfFreedom, NPartitions, WordSets, weat
+from .weat import WEAT, DeltaDegreesOfFreedom, NPartitions, WordSets, weat
 
 
 def seat(
@@ -20,7 +20,7 @@ def seat(
     *,
     templates: Sequence[str] | None = None,
     name: str = "",
-    ddof: DegreesOfFreedom = 1,
+    ddof: DeltaDegreesOfFreedom = 1,
     n_partitions: NPartitions = 100_000,
     seed: Seed = 0,
 ) -> WEAT:

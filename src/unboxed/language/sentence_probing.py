@@ -16,7 +16,7 @@ from ..engine.read.attribute_erasure import ErasureTest, erased_example_indices,
 from ..engine.read.features import resolve_layers
 from ..engine.read.layer_probes import LayerProbe, Probing
 from ..errors import InputError
-from ..objectives import MODEL_END_ADDRESSES, mean_over_positions
+from ..objectives import INPUT_OUTPUT_ADDRESSES, mean_over_positions
 from ..parameters import BatchSize, Seed
 from ..settings import AtLeast, Unit, check_settings, takes_texts
 from ..validation import valid_seed
@@ -170,7 +170,7 @@ def probe_sentences(
             h.double(), y, flags=task.flags, kind=kind, types=types, n_controls=n_controls,
             description_length=description_length, seed=seed,
         )  # fmt: skip
-        is_testable = read.is_decodable and layer not in MODEL_END_ADDRESSES
+        is_testable = read.is_decodable and layer not in INPUT_OUTPUT_ADDRESSES
         found.append(LayerProbe(layer, read, erasing(layer, h.double()) if erasing and is_testable else None))
     return _make_result(encoder, task, found, features, kind, pooling if reader else "", seed)
 

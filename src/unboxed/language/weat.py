@@ -22,12 +22,14 @@ from ..validation import suggestion_text, valid_seed
 from ._lookup import EmbeddedWordSet, WordVectorsOrTextEncoder, check_word_set, embed_word_set, read_word_list
 
 WordSets = Mapping[str, Sequence[str]]
-MAX_EXACT_PARTITIONS = 200_000  # up to which all are enumerated: two sets of ten words have 184,756
+MAX_ENUMERATED_PARTITIONS = 200_000  # up to which all are enumerated: two sets of ten words have 184,756
 NULL_BAND_QUANTILES = (0.025, 0.975)  # of the effect sizes of random partitions: the null band
 RELATIVE_EFFECT_TIE_TOLERANCE = 1e-12  # of the sum of all magnitudes: rounding must not break ties
 
 NPartitions = Annotated[int, AtLeast(100), Unit("partitions"), "Random partitions where there are too many for all."]
-DegreesOfFreedom = Annotated[Literal[0, 1], "1 divides the standard deviation of the effect size by N - 1, 0 by N."]
+DeltaDegreesOfFreedom = Annotated[
+    Literal[0, 1], "1 divides the standard deviation of the effect size by N - 1, 0 by N."
+]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def weat(
     *,
     name: str = "",
     alternatives: Mapping[str, str] | None = None,
-    ddof: DegreesOfFreedom = 1,
+    ddof: DeltaDegreesOfFreedom = 1,
     n_partitions: NPartitions = 100_000,
     seed: Seed = 0,
 ) -> WEAT:
@@ -230,7 +232,7 @@ def _partition_effect_sizes(
 def _target_partition_masks(n: int, n_first: int, n_random: int, seed: int) -> tuple[Tensor, bool]:
     """Which words are in the first set, (P, n) bool: of all partitions where these are few, else of random ones."""
     count = math.comb(n, n_first)
-    exact = count <= MAX_EXACT_PARTITIONS
+    exact = count <= MAX_ENUMERATED_PARTITIONS
     index = _all_subset_indices(n, n_first, count) if exact else _random_subset_indices(n, n_first, n_random, seed)
     return torch.zeros(len(index), n, dtype=torch.bool).scatter_(1, index, True), exact
 
@@ -284,7 +286,7 @@ def run_tests(
     source: WordVectorsOrTextEncoder,
     tests: Mapping[str, WordTest] | None = None,
     *,
-    ddof: DegreesOfFreedom = 1,
+    ddof: DeltaDegreesOfFreedom = 1,
     n_partitions: NPartitions = 100_000,
     seed: Seed = 0,
 ) -> WEATs:

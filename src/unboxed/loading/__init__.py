@@ -9,6 +9,6 @@ from .boxes import load as load
 from .checkpoints import weights as weights
 from .models import model as model
 from .sources import data as data
-from .sources import dataset_with_model_labels as dataset_with_model_labels
+from .sources import dataset_with_model_classes as dataset_with_model_classes
 
-__all__ = ["data", "dataset_with_model_labels", "load", "model", "weights"]
+__all__ = ["data", "dataset_with_model_classes", "load", "model", "weights"]

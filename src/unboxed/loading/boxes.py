@@ -10,7 +10,7 @@ from torch import nn
 from ..box import Box
 from ..errors import ModelError
 from ..inputs.base import Inputs
-from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_in_config
+from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_in_timm_config
 from ..inputs.text_models import takes_token_ids
 from ..model.outputs import OutputKind
 from .checkpoints import weights as put
@@ -63,7 +63,7 @@ def load(
     module, factory_inputs = model(spec, trained=weights is None, seed=seed)
     if weights is not None:
         put(module, weights)
-    inputs = inputs or factory_inputs or inputs_in_config(module)
+    inputs = inputs or factory_inputs or inputs_in_timm_config(module)
     if inputs is None:
         raise ModelError(_missing_inputs_text(spec, module))
     is_image_map = outputs is None and is_generator(spec)  # its values in [0, 1] are no probabilities

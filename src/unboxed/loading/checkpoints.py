@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import ModelError, warn
 from ..weight_files import ADAPTER_REFUSED_TEXT, TensorDict, flatten_checkpoint, listed_names_text, read_weights
-from .own_loading import weight_sets_by_own_loading
+from .own_loading import weight_sets_by_model_loading_code
 from .weight_sets import (
     WeightSet,
     choose_weight_set,
@@ -61,7 +61,7 @@ def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
     state = state_tensors(model)
     sets = _weight_sets_by_name(model, flat, part, state)
     if not sets:
-        sets, missing = weight_sets_by_own_loading(model, part, state)
+        sets, missing = weight_sets_by_model_loading_code(model, part, state)
         if not sets:
             raise ModelError(_mismatch_text(path, model, part, state, missing))
     taken = choose_weight_set(sets, str(path), selector)

@@ -22,7 +22,7 @@ from ..errors import InputError, ModelError, warn
 from ..validation import missing_path_text
 
 aten = torch.ops.aten
-MIN_UNLIMITED_BATCH_ROWS = 2**31  # a batch size without upper bound
+UNLIMITED_BATCH_ROWS = 2**31  # a batch size without upper bound
 ARCHIVE_CODE_MARKERS = ("/aotinductor/", "custom_obj", "opaque_obj")  # members of an archive that run code when loaded
 TRAINING_ARGUMENT_INDEX_BY_OP: dict[Any, int] = {
     aten.dropout.default: 2,
@@ -186,8 +186,8 @@ def _batch_row_limits(rows: Any, program: ExportedProgram) -> tuple[int, int]:
         return rows, rows
     limits = program.range_constraints.get(rows.node.expr)
     if limits is None:  # an expression such as 2*n: torch checks it at each call
-        return 1, MIN_UNLIMITED_BATCH_ROWS
+        return 1, UNLIMITED_BATCH_ROWS
     min_rows, max_rows = (
-        int(limit) if limit.is_Integer else MIN_UNLIMITED_BATCH_ROWS for limit in (limits.lower, limits.upper)
+        int(limit) if limit.is_Integer else UNLIMITED_BATCH_ROWS for limit in (limits.lower, limits.upper)
     )
     return max(1, min_rows), max_rows

@@ -186,10 +186,10 @@ def _importing_from_folder(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
         for top_module in {name.partition(".")[0] for name in set(sys.modules) - old_modules} - old_modules:
             if (folder / f"{top_module}.py").is_file() or (folder / top_module).is_dir():
-                _remove_module_from_sys_modules(top_module)
+                _remove_module_unless_importable(top_module)
 
 
-def _remove_module_from_sys_modules(top_module: str) -> None:
+def _remove_module_unless_importable(top_module: str) -> None:
     removed = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == top_module}
     importlib.invalidate_caches()
     try:

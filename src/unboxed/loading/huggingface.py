@@ -52,9 +52,7 @@ def load_pretrained(folder: Path, *, trained: bool = True, seed: int = 0) -> tup
             config = library.AutoConfig.from_pretrained(folder, **FROM_PRETRAINED_KWARGS)
             model_class = _find_model_class(library, config, folder)
             module = (
-                _load_trained_model(model_class, folder)
-                if trained
-                else _build_untrained_model(model_class, config, seed)
+                _load_trained_model(model_class, folder) if trained else _build_seeded_model(model_class, config, seed)
             )
     except ModelError:
         raise
@@ -145,7 +143,7 @@ def _load_trained_model(model_class: Any, folder: Path) -> nn.Module:
     return module  # type: ignore[no-any-return]
 
 
-def _build_untrained_model(model_class: Any, config: Any, seed: int) -> nn.Module:
+def _build_seeded_model(model_class: Any, config: Any, seed: int) -> nn.Module:
     with forking_rngs_with_lock(seed, torch.get_default_device()):
         return model_class(config)  # type: ignore[no-any-return]
 

@@ -28,7 +28,7 @@ from .weight_sets import (
 )
 
 LOG = logging.getLogger("unboxed")
-MAX_LOAD_ATTEMPTS = 12  # parts of a file that a model is asked to load
+MAX_CANDIDATE_PREFIXES = 12  # parts of a file that a model is asked to load
 NO_INCOMPATIBLE_KEYS = _IncompatibleKeys([], [])
 
 
@@ -41,7 +41,7 @@ class _LoadedStateDict:
     missing: tuple[str, ...]
 
 
-def weight_sets_by_own_loading(
+def weight_sets_by_model_loading_code(
     model: nn.Module, flat: TensorDict, state: TensorDict
 ) -> tuple[list[WeightSet], tuple[str, ...]]:
     """The sets of tensors in a file that the model's own loading takes, under the model's names of today.
@@ -52,7 +52,7 @@ def weight_sets_by_own_loading(
     names = strip_wrapper_names(flat)
     sets: list[WeightSet] = []
     missing = tuple(state)
-    for prefix in _candidate_prefixes(names, state)[:MAX_LOAD_ATTEMPTS]:
+    for prefix in _candidate_prefixes(names, state)[:MAX_CANDIDATE_PREFIXES]:
         part = {name[len(prefix) :]: flat[real] for name, real in names.items() if name.startswith(prefix)}
         if not all(has_same_tensor_kind(tensor, state[name]) for name, tensor in part.items() if name in state):
             continue  # torch would copy the integers of quantized weights without their scale

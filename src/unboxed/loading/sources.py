@@ -12,7 +12,7 @@ from .. import data as sets
 from ..box import Box
 from ..data.tables import TABLE_SUFFIXES, open_table
 from ..data.texts import TEXT_SUFFIXES, texts
-from ..engine.read.class_labels import class_names_for_matching, labels_are_classes
+from ..engine.read.class_labels import class_names_for_matching, has_class_labels
 from ..errors import DataError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
@@ -25,7 +25,7 @@ DATA_SPEC_ADVICE = (
     "(file, label), or module:factory of a Dataset"
 )
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
-SPLIT_BY_SUFFIX: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
+SPLIT_BY_SPEC_SUFFIX: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
 
 
 def data(
@@ -59,7 +59,7 @@ def data(
     """
     spec = str(spec)
     name, _, split = spec.partition(":")
-    if name in DATASET_NAMES and split in SPLIT_BY_SUFFIX:
+    if name in DATASET_NAMES and split in SPLIT_BY_SPEC_SUFFIX:
         return _load_named_dataset(name, split, root, quiet)
     if Path(spec).is_dir():
         return _open_files_dataset(sets.folder, spec, like, classes)
@@ -70,7 +70,7 @@ def data(
     raise DataError(_unknown_data_text(spec, name))
 
 
-def dataset_with_model_labels(
+def dataset_with_model_classes(
     spec: str,
     box: Box,
     root: str | Path | None = None,
@@ -97,12 +97,12 @@ def dataset_with_model_labels(
     Example:
         >>> import unboxed as ub
         >>> from unboxed import loading
-        >>> len(loading.dataset_with_model_labels("digits:test", ub.load("zoo:digits-cnn")))
+        >>> len(loading.dataset_with_model_classes("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
     if isinstance(box.inputs, Tokens) and Path(spec).suffix.lower() in TEXT_SUFFIXES:
         return texts(spec, box, classes)
-    if _is_factory_spec(spec) and not labels_are_classes(box):
+    if _is_factory_spec(spec) and not has_class_labels(box):
         return _wrap_factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table_file(spec)
     known_classes = class_names_for_matching(box) if names_files else classes
@@ -113,9 +113,9 @@ def dataset_with_model_labels(
 
 def _load_named_dataset(name: str, split: str, root: str | Path | None, quiet: bool) -> Dataset[Any]:
     if name == "digits":
-        return sets.digits(SPLIT_BY_SUFFIX[split])
+        return sets.digits(SPLIT_BY_SPEC_SUFFIX[split])
     load_split = sets.mnist if name == "mnist" else sets.fashion_mnist
-    return load_split(SPLIT_BY_SUFFIX[split], root, quiet=quiet)
+    return load_split(SPLIT_BY_SPEC_SUFFIX[split], root, quiet=quiet)
 
 
 def _is_factory_spec(spec: str) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import HeadOrderUnknownError, LayerError, RuleError
-from .hooks import tracking_modules
+from .hooks import tracking_running_modules
 from .op_mode import OpReplacementMode
 
 _MHA_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
@@ -153,7 +153,7 @@ def capturing_attention(
         if not _is_map_of_tokens(weights, n_tokens) or not _is_map_of_examples(weights, n, path):
             return weights
         size = weights.shape[-1]
-        is_heads_first = _is_in_either_order(weights, n) and _order_of(path, heads_first or {})
+        is_heads_first = _is_head_axis_ambiguous(weights, n) and _look_up_heads_first(path, heads_first or {})
         maps = weights.view(-1, n, size, size).transpose(0, 1) if is_heads_first else weights.reshape(n, -1, size, size)
         changed = on_attention(path, maps if differentiable else maps.detach())
         maps = maps if changed is None else changed
@@ -168,7 +168,7 @@ def _intercepting_attention(
     modules: Mapping[str, nn.Module], report_at: Callable[[str, Tensor], Tensor], differentiable: bool = False
 ) -> Iterator[None]:
     """While open, call `report_at` with the path and the weights of each op that attends, as the op has them."""
-    with tracking_modules(modules) as running:
+    with tracking_running_modules(modules) as running:
 
         def report(weights: Tensor) -> Tensor:
             return report_at(running[-1] if running else "", weights)
@@ -180,7 +180,7 @@ def _intercepting_attention(
                 return report(func(*args, **kwargs))
             if name in FUSED_ATTENTION_OPS:
                 with nullcontext() if differentiable else torch.no_grad():
-                    return _fused(name, args, kwargs, report, differentiable)
+                    return _report_fused_attention(name, args, kwargs, report, differentiable)
             if _is_opaque_attention(name):
                 raise LayerError(
                     f"{running[-1] if running else 'the model'!r} attends by {name}, which shows no weights; load the "
@@ -193,15 +193,17 @@ def _intercepting_attention(
 
 
 FUSED_ATTENTION_OPS = frozenset({"multi_head_attention_forward", "scaled_dot_product_attention"})
-OPAQUE_ATTENTION = re.compile(r"(flash|flex|efficient|fused|cudnn|varlen).*(attn|attention)|memory_efficient")
+OPAQUE_ATTENTION_OP_PATTERN = re.compile(
+    r"(flash|flex|efficient|fused|cudnn|varlen).*(attn|attention)|memory_efficient"
+)
 """Names of other ops that attend, of which nothing but their output is seen."""
 
 
 def _is_opaque_attention(name: str) -> bool:
-    return OPAQUE_ATTENTION.search(name) is not None
+    return OPAQUE_ATTENTION_OP_PATTERN.search(name) is not None
 
 
-def _fused(
+def _report_fused_attention(
     name: str,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -246,12 +248,12 @@ def _is_map_of_examples(weights: Tensor, n: int, path: str) -> bool:
 # -- the order of examples and heads -----------------------------------------------------------------------------------
 
 
-def _is_in_either_order(weights: Tensor, n: int) -> bool:
+def _is_head_axis_ambiguous(weights: Tensor, n: int) -> bool:
     """Whether maps (n * heads, T, T), or (n, heads, T, T) of as many heads, may as well have the heads first."""
     return n > 1 and (len(weights) > n if weights.ndim == 3 else weights.ndim == 4 and weights.shape[1] == n)
 
 
-def _order_of(path: str, heads_first: Mapping[str, bool]) -> bool:
+def _look_up_heads_first(path: str, heads_first: Mapping[str, bool]) -> bool:
     if path not in heads_first:
         raise HeadOrderUnknownError(f"{path!r} attends for examples and heads in an order that can't be told")
     return heads_first[path]

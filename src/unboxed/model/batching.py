@@ -66,7 +66,7 @@ class BatchPadding(NamedTuple):
         return h[:true], h[true:]
 
 
-def map_pairs_in_batches(
+def map_example_variants_in_batches(
     func: Callable[[Tensor, Tensor], T],
     n: int,
     n_variants: int,
@@ -89,7 +89,7 @@ def map_pairs_in_batches(
     return map_in_batches(run_part, n * n_variants, *plan)
 
 
-def run_all_pairs(
+def run_all_example_variants(
     func: Callable[[Tensor, Tensor], Sequence[Tensor]],
     n: int,
     n_variants: int,
@@ -97,8 +97,8 @@ def run_all_pairs(
     one_variant_per_batch: bool,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """The outputs (R, ...) of `func` for all pairs, as (N, K, ...): see `map_pairs_in_batches`."""
-    parts = zip(*map_pairs_in_batches(func, n, n_variants, plan, one_variant_per_batch, device), strict=True)
+    """The outputs (R, ...) of `func` for all pairs, as (N, K, ...): see `map_example_variants_in_batches`."""
+    parts = zip(*map_example_variants_in_batches(func, n, n_variants, plan, one_variant_per_batch, device), strict=True)
     if one_variant_per_batch:
         return [torch.stack(h, 1) for h in parts]
     return [(flat := torch.cat(h)).view(n, n_variants, *flat.shape[1:]) for h in parts]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .op_mode import DispatchMode
 
-MAX_VALUES_COPIED_EAGERLY = 4096  # values: tensors up to this size are also compared by value at the first forward pass
-GET_BUFFERS, CALL_VALUES, GET_VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
+# Values: tensors up to this size are also compared by value at the first forward pass
+MAX_EAGERLY_COPIED_TENSOR_VALUES = 4096
+GET_BUFFERS, CALL_VALUES, GET_TENSOR_VERSION = attrgetter("_buffers"), methodcaller("values"), attrgetter("_version")
 UNDECLARED_BATCH_NORM_WRITES = ("running_mean", "running_var")  # batch norm writes them, which its schema does not say
 
 
@@ -23,7 +24,7 @@ class LazySnapshot:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.alias, self.value = tensor, tensor.detach(), None
-        if tensor.numel() <= MAX_VALUES_COPIED_EAGERLY:
+        if tensor.numel() <= MAX_EAGERLY_COPIED_TENSOR_VALUES:
             self.save_copy()
 
     value: Tensor | None
@@ -169,10 +170,10 @@ class _ReportWritesOnExit:
         self.tensors, self.on_write = tensors, on_write
 
     def __enter__(self) -> None:
-        self.before = list(map(GET_VERSION, self.tensors))
+        self.before = list(map(GET_TENSOR_VERSION, self.tensors))
 
     def __exit__(self, *error: object) -> None:
-        if (current := list(map(GET_VERSION, self.tensors))) != self.before:
+        if (current := list(map(GET_TENSOR_VERSION, self.tensors))) != self.before:
             for t, version, before in zip(self.tensors, current, self.before, strict=True):
                 if version != before:
                     self.on_write(t)

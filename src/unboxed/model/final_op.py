@@ -46,7 +46,7 @@ def _with_memory_layout_of(z: Tensor, out: Tensor, output: Tensor) -> Tensor | N
     return z.contiguous().as_strided(output.shape, output.stride(), 0) if out.is_contiguous() else None
 
 
-class LastOpRecorder(TorchFunctionMode):
+class FinalOpNameRecorder(TorchFunctionMode):
     """Records the name and the result of each op but views, to find the op that made the model's output."""
 
     def __init__(self) -> None:

@@ -117,7 +117,7 @@ class _ActivationRecorder:
     def on_op(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
         """Record the output h of the k-th call of (path, op). Gives the tensor that replaces it, or None."""
         if self.for_backward and _is_in_backward_pass():
-            return self._edited_again(path, op, h)
+            return self._edit_on_checkpoint_rerun(path, op, h)
         call = self.calls[path, op]
         self.calls[path, op] += 1
         candidates = [(path, op, call), (path, op, None)][: 1 if call else 2]
@@ -142,7 +142,7 @@ class _ActivationRecorder:
             real = edit(real)
         return (real if rest is None else torch.cat([real, rest])), real
 
-    def _edited_again(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
+    def _edit_on_checkpoint_rerun(self, path: str, op: str | None, h: Tensor) -> Tensor | None:
         """A checkpointed part runs again in the backward pass: so do its edits, and nothing is recorded."""
         names = [name for place, name in self.by_address.items() if place[:2] == (path, op) and name in self.edits]
         if names and self.calls[path, op] > 1:
@@ -267,12 +267,12 @@ def hooking_functional_ops(
     """
     running: list[str] = []
     mode = _OpHookMode(running, is_wanted, on_op)
-    with tracking_modules(modules, on_output, running, mode if for_backward else None), mode:
+    with tracking_running_modules(modules, on_output, running, mode if for_backward else None), mode:
         yield
 
 
 @contextmanager
-def tracking_modules(
+def tracking_running_modules(
     modules: Mapping[str, nn.Module],
     on_output: Callable[[str, Tensor], None] | None = None,
     running: list[str] | None = None,

@@ -12,11 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from .identity import TransientHook
 
-OnCall = Callable[[nn.Module, Tensor, Tensor], None]  # (layer, input, output)
+OnLayerCallFn = Callable[[nn.Module, Tensor, Tensor], None]  # (layer, input, output)
 
 
 @contextmanager
-def observing_layer_calls(layers: Iterable[nn.Module], on_call: OnCall) -> Iterator[None]:
+def observing_layer_calls(layers: Iterable[nn.Module], on_call: OnLayerCallFn) -> Iterator[None]:
     """While open, `on_call` is called after each call of a layer, before hooks of the user may change its output.
 
     Layers take one tensor, and give one whose graph is of interest: calls without a graph are left out.

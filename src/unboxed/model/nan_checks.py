@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import NaNError
 
 MAX_ROWS_IN_ERROR_MESSAGE = 5  # rows that an error names
-MAX_NAN_VALUES_CHECKED_IN_PYTHON = 64  # fewer are checked faster in Python than by torch
+MAX_SCORES_CHECKED_IN_PYTHON = 64  # fewer are checked faster in Python than by torch
 NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow in it; repair the model, or leave these rows out"
 )
@@ -51,7 +51,7 @@ def check_no_nan(values: Tensor, rows: Tensor | None = None, what: str = "the in
 def check_finite_scores(scores: Tensor | Sequence[Tensor], input_name: str = "x") -> None:
     """Raise NaNError where a score to be attributed is NaN or infinite: scores (N, ...), or N tensors."""
     if isinstance(scores, Tensor):
-        is_short = scores.ndim == 1 and scores.shape[0] <= MAX_NAN_VALUES_CHECKED_IN_PYTHON
+        is_short = scores.ndim == 1 and scores.shape[0] <= MAX_SCORES_CHECKED_IN_PYTHON
         if is_short and all(map(math.isfinite, scores.tolist())):  # isfinite is several ops
             return
         raise_for_nonfinite_scores(~scores.isfinite().view(len(scores), -1).all(1), input_name)

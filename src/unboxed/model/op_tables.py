@@ -33,7 +33,7 @@ FINAL_OP_NAME_BY_OUTPUT_KIND = {
 UNBOUNDED_OPS = frozenset({"linear", "addmm", "mm", "matmul", "bilinear", "conv1d", "conv2d", "conv3d", "convolution",
                         "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "logit"})  # fmt: skip
 """Ops that end a model of logits: what they give is no probability, whatever it is on a few inputs."""
-ODD_BOUNDED_OPS = frozenset({"tanh", "hardtanh", "softsign"})
+SYMMETRIC_BOUNDED_OPS = frozenset({"tanh", "hardtanh", "softsign"})
 """Ops whose values are in [-1, 1]: at the end of a model neither logits nor probabilities."""
 VIEW_OPS = frozenset({"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose",
                       "permute", "movedim", "t", "contiguous", "expand", "select", "detach", "alias"})  # fmt: skip
@@ -87,7 +87,7 @@ RECTIFIER_NODES = (*RELU_NODES, "HardtanhBackward", "ThresholdBackward", "LeakyR
 """Autograd nodes of ReLU and its variants, by the start of their names; ReLU6 is a hardtanh from 0 to 6."""
 CLAMP_NODES = ("ClampBackward", "ClampMinBackward")
 MAXIMUM_NODES = ("MaximumBackward", "FmaxBackward")
-NEGATED_RELU_NODES = {
+SAVED_ATTRIBUTES_BY_NEGATED_RELU_NODE = {
     "ClampMaxBackward": ("_saved_max",),
     "ClampBackward": ("_saved_max",),
     "MinimumBackward": ("_saved_other", "_saved_self"),
@@ -135,7 +135,9 @@ def is_hard_sigmoid(node: Any, consumers: Sequence[Any]) -> bool:
 
 def is_negated_relu(node: Any) -> bool:
     """Whether an autograd node is a ReLU written as a minimum or an upper bound, for which there is no rule."""
-    saved = next((names for start, names in NEGATED_RELU_NODES.items() if node.name().startswith(start)), ())
+    saved = next(
+        (names for start, names in SAVED_ATTRIBUTES_BY_NEGATED_RELU_NODE.items() if node.name().startswith(start)), ()
+    )
     return rectified_input_index(node) is None and any(_is_saved_attribute_zero(node, name) for name in saved)
 
 

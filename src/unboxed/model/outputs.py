@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..errors import InputError, OutputError
 from ..inputs.base import Inputs
 from .class_axis import find_class_axis
-from .final_op import FinalOpRecorder, LastOpRecorder
+from .final_op import FinalOpNameRecorder, FinalOpRecorder
 from .hooks import tensors_in
 from .incremental import to_dense
-from .op_tables import FINAL_OP_NAME_BY_OUTPUT_KIND, ODD_BOUNDED_OPS
+from .op_tables import FINAL_OP_NAME_BY_OUTPUT_KIND, SYMMETRIC_BOUNDED_OPS
 from .state import NULL_CONTEXT, waits_for_device_on_read
 
 OutputKind = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
@@ -139,9 +139,9 @@ class OutputReader:
         """Raise OutputError where the last op is a tanh or another that ends at -1 and 1, and no function undoes it."""
         if callable(self.pick) or not bool((self.select_tensor(raw).abs() <= 1).all()):
             return
-        with LastOpRecorder() as last:
+        with FinalOpNameRecorder() as last:
             h = self.select_tensor(run(None))
-        if (op := last.name_of_op_producing(h)) in ODD_BOUNDED_OPS:
+        if (op := last.name_of_op_producing(h)) in SYMMETRIC_BOUNDED_OPS:
             raise OutputError(f"the one output ends in {op}, {SYMMETRIC_FINAL_OP_ADVICE}")
 
     def _looks_like_probabilities(self, inputs: Inputs, run: RunModelFn) -> bool:
@@ -149,7 +149,7 @@ class OutputReader:
 
         What a linear layer gives has no bounds, and is no probability.
         """
-        with FinalOpRecorder(FINAL_OP_NAME_BY_OUTPUT_KIND["multilabel"]) as sigmoid, LastOpRecorder() as last:
+        with FinalOpRecorder(FINAL_OP_NAME_BY_OUTPUT_KIND["multilabel"]) as sigmoid, FinalOpNameRecorder() as last:
             h = self.select_tensor(run(None))
         if last.is_output_unbounded(h):
             return False

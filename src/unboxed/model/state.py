@@ -298,7 +298,7 @@ def autocast_context(device: torch.device, dtype: torch.dtype | None) -> Abstrac
     return NULL_CONTEXT if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
-def check_autocast(autocast: object, dtype: torch.dtype) -> torch.dtype:
+def check_autocast_dtype(autocast: object, dtype: torch.dtype) -> torch.dtype:
     """The setting itself, if a model in `dtype` may run in it. Raises InputError."""
     if autocast not in (torch.bfloat16, torch.float16):
         raise InputError(f"autocast must be torch.bfloat16, torch.float16 or None; got {autocast!r}")

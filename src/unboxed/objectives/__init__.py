@@ -8,7 +8,7 @@ A new score of activations moves in here; what optimizes one moves into `engine.
 """
 
 from ..namespaces import dir_of_exports
-from .algebra import MODEL_END_ADDRESSES as MODEL_END_ADDRESSES
+from .algebra import INPUT_OUTPUT_ADDRESSES as INPUT_OUTPUT_ADDRESSES
 from .algebra import Acts as Acts
 from .algebra import Constant as Constant
 from .algebra import Objective as Objective

@@ -28,7 +28,7 @@ from .calls import (
 Acts = Mapping[str, Tensor]
 RowIndex = slice | Tensor
 Operand = Union["Objective", "Constant", Tensor, "np.ndarray[Any, Any]", "np.generic", float]
-MODEL_END_ADDRESSES = frozenset({"input", "output", "logits"})
+INPUT_OUTPUT_ADDRESSES = frozenset({"input", "output", "logits"})
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from .calls import remember_call
 
 ClassScoreFn = Callable[[Any], Objective]  # `logit` or `binary_logit`
 
-MAX_CACHED_OBJECTIVE_EXAMPLES = 8  # examples: the objective of a larger batch of labels is not cached
+MAX_EXAMPLES_OF_CACHED_OBJECTIVE = 8  # examples: the objective of a larger batch of labels is not cached
 
 
 @remember_call
@@ -172,7 +172,7 @@ def class_logit(
     classes: Tensor, n: int, n_outputs: int, device: torch.device, score: ClassScoreFn = logit
 ) -> Objective:
     """The logit of a class, or of one class per example (n,), stored on a device. Raises InputError."""
-    if classes.ndim == 1 and n <= MAX_CACHED_OBJECTIVE_EXAMPLES and classes.is_cpu and device == classes.device:
+    if classes.ndim == 1 and n <= MAX_EXAMPLES_OF_CACHED_OBJECTIVE and classes.is_cpu and device == classes.device:
         return _cached_class_logit(tuple(classes.tolist()), n, n_outputs, score)
     labels = Constant(classes)
     check_classes(labels, n, n_outputs)

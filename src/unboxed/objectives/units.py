@@ -218,12 +218,12 @@ def _select_channel(h: Tensor, k: _StoredIndex, layer: str) -> Tensor:
     """Channel k, (N, ...)."""
     if h.ndim < 2 or not _is_index_in_range(k, h.shape[1]):
         raise InputError(
-            f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no channel {_index_text(k)}"
+            f"{layer} has {h.shape[1] if h.ndim > 1 else 0} channels; there is no channel {_index_range_text(k)}"
         )
     return _select_on_second_axis(h, k)
 
 
-def _index_text(k: _StoredIndex) -> str:
+def _index_range_text(k: _StoredIndex) -> str:
     return " or ".join(map(str, k.value_range() or ())) if isinstance(k, Constant) else str(k)
 
 
@@ -233,7 +233,7 @@ def _check_position_or_center(h: Tensor, position: tuple[_StoredIndex, ...], lay
     if len(indices) != h.ndim - 2 or not all(
         _is_index_in_range(i, s) for i, s in zip(indices, h.shape[2:], strict=True)
     ):
-        position_text = ", ".join(map(_index_text, position))
+        position_text = ", ".join(map(_index_range_text, position))
         raise InputError(f"{layer} has positions {tuple(h.shape[2:])}; ({position_text}) is none of them")
     return indices
 

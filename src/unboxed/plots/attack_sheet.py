@@ -31,9 +31,9 @@ def attack_sheet(
     if not changes:
         raise InputError("there is no example to draw: the attack got none, or fooled the model on none")
     vmax = colors.max_magnitude(*(c.delta for c in changes))
-    factor = round_magnification_factor(vmax)
+    factor = largest_round_magnification(vmax)
     rows = [
-        [*_before_after_tiles(c, classes), Tile(change_image(c, factor), _change_caption(c, norm, factor))]
+        [*_before_after_tiles(c, classes), Tile(render_change_image(c, factor), _change_caption(c, norm, factor))]
         for c in changes
     ]
     heads = ("original", "adversarial", f"change × {factor:g}" + ("" if _is_grayscale(changes[0]) else " (gray: none)"))
@@ -54,7 +54,7 @@ def input_change_sheet(
     return contact_sheet(tiles, title=title, names=list(captions), bars=[bar], side=side)
 
 
-def round_magnification_factor(vmax: float) -> float:
+def largest_round_magnification(vmax: float) -> float:
     """The largest round factor (1, 2, 5, 10, ...) by which changes of magnitude `vmax` still fit the range."""
     if not vmax > 0:
         return 1.0
@@ -63,7 +63,7 @@ def round_magnification_factor(vmax: float) -> float:
     return max(step for step in (1, 2, 5) if step * power <= factor * (1 + 1e-6)) * power if factor >= 1 else 1.0
 
 
-def change_image(change: PredictionChange, factor: float) -> Uint8Array:
+def render_change_image(change: PredictionChange, factor: float) -> Uint8Array:
     """Of gray images: red is lighter, blue darker, white unchanged. Of color images: gray is unchanged."""
     if _is_grayscale(change):
         return colors.signed_to_rgb(change.delta[0], 1 / factor)

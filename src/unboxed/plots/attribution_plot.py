@@ -166,7 +166,7 @@ def _add_colorbar(figure: Figure, axes: list[Axes], colormap_kind: str, vmax: fl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    table_colors = {"signed": colors.SIGNED_COLORMAP, "magnitude": colors.MAGNITUDE_COLORS_RGB}[colormap_kind] / 255
+    table_colors = {"signed": colors.SIGNED_COLORMAP, "magnitude": colors.MAGNITUDE_COLORMAP}[colormap_kind] / 255
     low = -vmax if colormap_kind == "signed" else 0.0
     bar = figure.colorbar(
         ScalarMappable(Normalize(low, vmax), ListedColormap(table_colors)), ax=axes, orientation="horizontal",

@@ -36,7 +36,7 @@ MIN_MATRIX_CELL_PIXELS, MAX_MATRIX_CELL_PIXELS, MIN_CELL_PIXELS_FOR_VALUES = (
     44,
     30,
 )  # a matrix's cells; values are printed in large ones
-MAX_MATRIX_PIXELS = 560  # of all cells, per side
+MAX_MATRIX_SIDE_PIXELS = 560  # of all cells, per side
 DARK_TEXT_MIN_BRIGHTNESS = 0.65  # of the color range: values on lighter cells are printed dark
 INK_COLOR, FAINT_TEXT_COLOR, EDGE_COLOR, INK_COLOR_ON_TRANSPARENT = "#1c1c1e", "#6e6e73", "#d6d6da", "#7c7c84"
 GOOD_COLOR, BAD_COLOR = "#2d7d46", "#b3382c"
@@ -368,7 +368,7 @@ def null_band_chart(
 def matrix_plot(
     values: Any, rows: Sequence[str], columns: Sequence[str], axis_names: tuple[str, str] = ("", ""), *,
     title: str = "", unit: str = "", kind: MatrixKind = "magnitude", vmax: float | None = None,
-    max_pixels: int = MAX_MATRIX_PIXELS, transparent: bool = False,
+    max_pixels: int = MAX_MATRIX_SIDE_PIXELS, transparent: bool = False,
 ) -> Image.Image:  # fmt: skip
     """A matrix as colored cells with their values: similarities of layers, accuracies, changes of logits.
 
@@ -397,7 +397,7 @@ def matrix_plot(
     cell = max(MIN_MATRIX_CELL_PIXELS, min(MAX_MATRIX_CELL_PIXELS, max_pixels // max(values.shape)))
     with _chart_axes(values.shape[1] * cell, values.shape[0] * cell, title, transparent) as chart:
         axes = chart.axes
-        table = colors.SIGNED_COLORMAP if kind == "signed" else colors.MAGNITUDE_COLORS_RGB
+        table = colors.SIGNED_COLORMAP if kind == "signed" else colors.MAGNITUDE_COLORMAP
         rgb = colors.signed_to_rgb(values, vmax) if kind == "signed" else colors.magnitude_to_rgb(values, vmax)
         axes.imshow(rgb, interpolation="nearest", aspect="auto")
         axes.spines[:].set_visible(True)

@@ -16,7 +16,7 @@ Uint8Array = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 
 TILE_BORDER_COLOR = (214, 214, 218)  # of the line around images
-CURVE_HEIGHT_PIXELS, MIN_CURVE_WIDTH_PIXELS, MAP_BAND_ASPECT_RATIO = (
+CURVE_HEIGHT_PIXELS, MIN_CURVE_WIDTH_PIXELS, SIGNAL_MAP_BAND_ASPECT_RATIO = (
     48,
     96,
     4,
@@ -38,7 +38,7 @@ def _make_colormap(anchors: str, colors: int = 256) -> Uint8Array:
 # An odd number of colors, so that zero is exactly white.
 SIGNED_COLORMAP = _make_colormap("053061 2166ac 4393c3 92c5de d1e5f0 ffffff fddbc7 f4a582 d6604d b2182b 67001f", 255)
 # Perceptually uniform, black to light yellow: magma (van der Walt and Smith 2015), within 3 of 255 levels.
-MAGNITUDE_COLORS_RGB = _make_colormap(
+MAGNITUDE_COLORMAP = _make_colormap(
     "000004 0a0822 1d1147 36106b 50127c 691c81 822681 9c2e7f b6367a"
     " cf4070 e65164 f46a5c fb8861 fea571 fec287 fde0a1 fcfdbf"
 )
@@ -74,7 +74,7 @@ def signed_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
 def magnitude_to_rgb(m: Any, vmax: float | None = None) -> Uint8Array:
     """(..., H, W) -> (..., H, W, 3): zero is black, `vmax` (default: the largest value) the lightest."""
     m = to_float64_array(m)
-    return _apply_colormap(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_COLORS_RGB)
+    return _apply_colormap(m / (vmax or max_magnitude(m.clip(min=0))), MAGNITUDE_COLORMAP)
 
 
 def gray_to_rgb(m: Any) -> Uint8Array:
@@ -86,14 +86,14 @@ def image_to_rgb(x: Any) -> Uint8Array:
     """Images (..., C, H, W) in [0, 1] -> (..., H, W, 3): RGB for three channels, else the gray mean of all."""
     x = to_float64_array(x)
     if x.shape[-2] == 1 < x.shape[-1]:
-        return curves_to_rgb(x[..., 0, :])
+        return signal_curves_to_rgb(x[..., 0, :])
     if x.shape[-3] != 3:
         return gray_to_rgb(x.mean(-3))
     levels = (np.nan_to_num(x, nan=0.5).clip(0, 1) * 255).round().astype(np.uint8)
     return np.moveaxis(levels, -3, -1)
 
 
-def curves_to_rgb(x: Any) -> Uint8Array:
+def signal_curves_to_rgb(x: Any) -> Uint8Array:
     """Signals (..., C, T) in [0, 1] -> (..., h, w, 3): a curve per channel on white."""
     x = np.nan_to_num(to_float64_array(x), nan=0.5).clip(0, 1)
     x = x.repeat(-(-MIN_CURVE_WIDTH_PIXELS // x.shape[-1]), -1)
@@ -108,10 +108,10 @@ def curves_to_rgb(x: Any) -> Uint8Array:
     return rgb
 
 
-def map_to_band(rgb: Uint8Array) -> Uint8Array:
+def signal_map_to_band(rgb: Uint8Array) -> Uint8Array:
     """A map (..., 1, T, 3) of a signal as a band that can be seen; other maps as they are."""
     is_line = rgb.shape[-3] == 1 < rgb.shape[-2]
-    return rgb.repeat(max(1, rgb.shape[-2] // MAP_BAND_ASPECT_RATIO), -3) if is_line else rgb
+    return rgb.repeat(max(1, rgb.shape[-2] // SIGNAL_MAP_BAND_ASPECT_RATIO), -3) if is_line else rgb
 
 
 def sum_channels(m: Any) -> Array:

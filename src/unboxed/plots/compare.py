@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import InputError
 from . import colors
-from .charts import MAX_MATRIX_PIXELS, matrix_plot
+from .charts import MAX_MATRIX_SIDE_PIXELS, matrix_plot
 from .colors import Uint8Array, to_float64_array
 from .draw import VMAX_QUANTILE
 from .sheet import ColorBar, Tile, contact_sheet
@@ -126,7 +126,7 @@ def _check_same_shape_maps(results: Mapping[str, Any]) -> dict[str, colors.Array
 
 def cka_plot(
     cka: Any, rows: Sequence[str], columns: Sequence[str], models: tuple[str, str], *, title: str = "",
-    max_pixels: int = MAX_MATRIX_PIXELS, transparent: bool = False,
+    max_pixels: int = MAX_MATRIX_SIDE_PIXELS, transparent: bool = False,
 ) -> Image.Image:  # fmt: skip
     """Similarities (La, Lb) of two models' layers from 0, black, to 1, light; the first layer is at the bottom left.
 

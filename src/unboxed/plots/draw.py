@@ -30,7 +30,7 @@ VMAX_QUANTILE = 0.995  # of the magnitudes of compared maps; larger ones get the
 
 def signed_map_to_rgb(m: Any, vmax: float) -> Uint8Array:
     """A signed map (C, H, W) summed over channels, (H, W, 3)."""
-    return colors.map_to_band(colors.signed_to_rgb(colors.sum_channels(m), vmax))
+    return colors.signal_map_to_band(colors.signed_to_rgb(colors.sum_channels(m), vmax))
 
 
 def map_to_rgb_and_range_text(m: Any) -> tuple[Uint8Array, str]:

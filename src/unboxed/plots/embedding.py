@@ -170,7 +170,9 @@ def select_non_overlapping_points(positions: Array, min_distance: float) -> list
     return selected
 
 
-def nearest_neighbor_image_grid(points: Any, images: Any, *, columns: int | None = None, cell: int = 28) -> Image.Image:
+def neighbor_preserving_image_grid(
+    points: Any, images: Any, *, columns: int | None = None, cell: int = 28
+) -> Image.Image:
     """Images (N, C, H, W) on a square grid that keeps neighbors near.
 
     Up to 1,600 images each get their own cell, with the smallest total squared distance between points and cells; of

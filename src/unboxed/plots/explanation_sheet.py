@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_EXPLANATION_SHEET_COLUMNS = 4
 
 
-class MapPicture(NamedTuple):
+class RenderedMap(NamedTuple):
     """A map as it is shown: laid over a photo, or alone; and its scale in words."""
 
     shown: colors.Uint8Array  # (H, W, 3)
@@ -27,7 +27,7 @@ class MapPicture(NamedTuple):
     scale: str
 
 
-def map_picture(x: Any, m: Any, vmax: float | None = None) -> MapPicture:
+def render_map(x: Any, m: Any, vmax: float | None = None) -> RenderedMap:
     """A map (C or 1, H, W) of an input (C, H, W), on the scale of -vmax to vmax or on its own.
 
     Maps of another size than the photo's are not laid over it.
@@ -35,28 +35,28 @@ def map_picture(x: Any, m: Any, vmax: float | None = None) -> MapPicture:
     rgb, scale = map_to_rgb_and_range_text(m) if vmax is None else (signed_map_to_rgb(m, vmax), f"±{vmax:.3g}")
     image, summed = colors.image_to_rgb(x), colors.sum_channels(m)
     if max(image.shape[:2]) <= colors.MAX_PIXELATED_SIDE_PIXELS or image.shape[:2] != summed.shape[-2:]:
-        return MapPicture(rgb, rgb, scale)
+        return RenderedMap(rgb, rgb, scale)
     vmax = colors.max_magnitude(summed, quantile=VMAX_QUANTILE) if vmax is None else vmax
-    return MapPicture(overlay_map(image, summed, vmax), rgb, scale)
+    return RenderedMap(overlay_map(image, summed, vmax), rgb, scale)
 
 
-def input_picture(explanation: Explanation) -> colors.Uint8Array:
+def render_input(explanation: Explanation) -> colors.Uint8Array:
     """The input of an explanation of an image, (H, W, 3)."""
-    from .results.common import images_or_none
+    from .results.common import as_images_or_none
 
-    image = images_or_none(explanation.input)
+    image = as_images_or_none(explanation.input)
     return colors.image_to_rgb(image[0] if image is not None else explanation.input[0])
 
 
-def explanation_pictures(explanation: Explanation, maps: Mapping[str, Any] | None = None) -> dict[str, MapPicture]:
+def render_explanation_maps(explanation: Explanation, maps: Mapping[str, Any] | None = None) -> dict[str, RenderedMap]:
     """{method: picture} of an explanation's maps, or of others of the same input; empty where it is no image."""
-    from .results.common import images_or_none
+    from .results.common import as_images_or_none
 
-    image, maps = images_or_none(explanation.input), explanation.maps if maps is None else maps
+    image, maps = as_images_or_none(explanation.input), explanation.maps if maps is None else maps
     if image is None:
         return {}
-    images = {name: images_or_none(m) for name, m in maps.items()}
-    return {name: map_picture(image[0], m[0]) for name, m in images.items() if m is not None}
+    images = {name: as_images_or_none(m) for name, m in maps.items()}
+    return {name: render_map(image[0], m[0]) for name, m in images.items() if m is not None}
 
 
 def explanation_sheet(explanation: Explanation, *, title: str = "") -> Image.Image:
@@ -65,27 +65,29 @@ def explanation_sheet(explanation: Explanation, *, title: str = "") -> Image.Ima
     Methods have different units, so each map has its own scale, printed below it. Of two classes, a row of maps for
     the difference and a row for each.
     """
-    pictures = explanation_pictures(explanation)
-    tiles: list[Tile | None] = [Tile(input_picture(explanation), "input")]
+    pictures = render_explanation_maps(explanation)
+    tiles: list[Tile | None] = [Tile(render_input(explanation), "input")]
     for name, p in pictures.items():
         verdict = explanation.verdicts.get(name)
         badge = "not judged" if verdict is None else verdict.badge
         tiles.append(Tile(p.shown, f"{explanation.names[name]}\n{badge}\n{p.scale}"))
-    rows = _rows_of(tiles)
+    rows = _split_into_sheet_rows(tiles)
     for target, maps in explanation.side_maps.items():
-        sides = explanation_pictures(explanation, maps)
-        rows += _rows_of(
+        sides = render_explanation_maps(explanation, maps)
+        rows += _split_into_sheet_rows(
             [Tile(p.shown, f"{target} alone\n{explanation.names[n]}\n{p.scale}") for n, p in sides.items()]
         )
     return contact_sheet(rows, title=title, side=168)
 
 
-def _rows_of(tiles: Sequence[Tile | None], columns: int = MAX_EXPLANATION_SHEET_COLUMNS) -> list[list[Tile | None]]:
+def _split_into_sheet_rows(
+    tiles: Sequence[Tile | None], columns: int = MAX_EXPLANATION_SHEET_COLUMNS
+) -> list[list[Tile | None]]:
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     return [row + [None] * (columns - len(row)) if len(tiles) > columns else row for row in rows]
 
 
-def row_explanation_sheet(
+def table_row_explanation_sheet(
     x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], names: Sequence[str], *, title: str = ""
 ) -> Image.Image:
     """A row of a table (F,) and what each of its columns contributes {method: (F,)}, the methods below one another."""

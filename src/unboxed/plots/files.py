@@ -17,7 +17,7 @@ from .colors import Uint8Array, resize_to_side
 ImageLike = Uint8Array | Image.Image
 
 
-def to_pillow_image(source: ImageLike) -> Image.Image:
+def as_pillow_image(source: ImageLike) -> Image.Image:
     return source if isinstance(source, Image.Image) else Image.fromarray(np.ascontiguousarray(source))
 
 
@@ -46,7 +46,7 @@ def save(image: ImageLike, path: str | os.PathLike[str]) -> Path:
     buffer = BytesIO()
     kind = _pillow_format(path)
     options = {"compress_level": 3} if kind == "PNG" else {}  # sheets are also written in the middle of training
-    to_pillow_image(image).save(buffer, kind, **options)
+    as_pillow_image(image).save(buffer, kind, **options)
     return write_bytes(path, buffer.getvalue())
 
 
@@ -84,7 +84,7 @@ def gif_bytes(frames: Sequence[ImageLike], *, ms: int = 80, last_ms: int = 1200,
     """The content of the file that `save_gif` writes. Raises InputError without frames."""
     if not len(frames):
         raise InputError("a GIF needs at least one frame; got none")
-    images = [_reduce_to_palette(resize_to_side(to_pillow_image(f), side).convert("RGB")) for f in frames]
+    images = [_reduce_to_palette(resize_to_side(as_pillow_image(f), side).convert("RGB")) for f in frames]
     times, buffer = [ms] * (len(images) - 1) + [last_ms], BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
     return buffer.getvalue()
@@ -104,7 +104,7 @@ def png_bytes(image: ImageLike) -> bytes:
         >>> ub.plots.png_bytes(np.zeros((8, 8, 3), np.uint8))[:4]
         b'\\x89PNG'
     """
-    buffer, paletted = BytesIO(), _reduce_to_palette_if_exact(to_pillow_image(image))
+    buffer, paletted = BytesIO(), _reduce_to_palette_if_exact(as_pillow_image(image))
     paletted.save(buffer, "PNG", optimize=paletted.mode == "P")  # photos gain little, and take long
     return buffer.getvalue()
 

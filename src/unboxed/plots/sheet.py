@@ -27,7 +27,7 @@ COLOR_BAR_WIDTH_PIXELS = 140
 MIN_TILE_WIDTH_PIXELS = 64  # narrower tiles leave no room for a caption
 COLORMAP_BY_KIND = {
     "signed": colors.SIGNED_COLORMAP,
-    "magnitude": colors.MAGNITUDE_COLORS_RGB,
+    "magnitude": colors.MAGNITUDE_COLORMAP,
     "gray": colors.GRAY_COLORMAP,
 }
 

@@ -59,7 +59,7 @@ def _draw_colored_tokens(text: TextWithValues, vmax: float) -> Image.Image:
     height = WORD_FONT_SIZE_PIXELS + 2 * WORD_PADDING_PIXELS + LINE_GAP_PIXELS
     places = list[tuple[str, float, bool, int, int, int]]()
     x, y = WORD_PADDING_PIXELS, 0
-    rows = list(zip(shown_words(text.tokens), text.values, text.special, strict=True))[:MAX_DRAWN_TOKENS]
+    rows = list(zip(tokens_to_display_words(text.tokens), text.values, text.special, strict=True))[:MAX_DRAWN_TOKENS]
     for (word, is_glued), value, special in rows:
         width = int(font.getlength(word)) + 2 * WORD_PADDING_PIXELS
         x = x if is_glued or not places else x + WORD_PADDING_PIXELS
@@ -76,13 +76,13 @@ def _draw_colored_tokens(text: TextWithValues, vmax: float) -> Image.Image:
     return image
 
 
-def shown_words(tokens: Sequence[str]) -> list[tuple[str, bool]]:
+def tokens_to_display_words(tokens: Sequence[str]) -> list[tuple[str, bool]]:
     """Each token as it is shown, and whether it goes on the word before."""
     has_marks = any(WORD_START_TOKEN_PATTERN.match(t) for t in tokens)
-    return [_shown_word_and_is_continuation(token, has_marks) for token in tokens]
+    return [_display_word_and_is_continuation(token, has_marks) for token in tokens]
 
 
-def _shown_word_and_is_continuation(token: str, has_marks: bool) -> tuple[str, bool]:
+def _display_word_and_is_continuation(token: str, has_marks: bool) -> tuple[str, bool]:
     """A token as it is shown, and whether it goes on the word before."""
     if CONTINUATION_TOKEN_PATTERN.match(token):
         return token[2:], True

@@ -207,7 +207,7 @@ def report(
             for section in selected:
                 bar.set_description(section.title)
                 work.sections.append(_render_section(work, section))
-                _show_progress(work, folder, len(selected))
+                _publish_page_so_far(work, folder, len(selected))
                 bar.update()
         failures = {s.slug: s.failure for s in work.sections if s.failure}
         folder.stage(PAGE_FILE_NAME, encode_utf8(_page_html(work)))
@@ -219,7 +219,7 @@ def report(
     return published
 
 
-def _show_progress(work: _ReportInProgress, folder: ReportFolder, n_selected: int) -> None:
+def _publish_page_so_far(work: _ReportInProgress, folder: ReportFolder, n_selected: int) -> None:
     """Write the page so far, so that a reader can begin."""
     n_made = len(work.sections)
     if n_made < n_selected:

@@ -27,7 +27,7 @@ from .attack_figures import (
     input_and_change_figures,
     smallest_change_grid,
 )
-from .attack_words import ROBUST_ACCURACY_TEXT, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence
+from .attack_words import ROBUST_ACCURACY_NOTE_TEMPLATE, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence
 from .blocks import (
     Block,
     Caution,
@@ -50,10 +50,10 @@ from .survey import evenly_spaced_indices
 from .words import format_percent
 
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
-N_BEST_EXAMPLES = 2  # before the section is opened
+N_PREVIEW_EXAMPLES = 2  # before the section is opened
 MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
-MAX_ATTACK_STEPS, MAX_QUERIES_PER_EXAMPLE = 20, 200  # of an attack; forward and backward passes
+MAX_ATTACK_STEPS, MAX_MODEL_RUNS_PER_ATTACK = 20, 200  # of an attack; forward and backward passes
 GRAYSCALE_EPS_VALUES = (0.1, 0.2, 0.3)  # of line drawings and tables; of photos as Madry et al. 2018
 COLOR_EPS_VALUES = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
@@ -129,7 +129,7 @@ def _attacked_indices(context: ReportContext) -> list[int]:
         MIN_ATTACKED_EXAMPLES,
         min(
             MAX_ATTACKED_EXAMPLES,
-            int(MAX_ATTACK_FLOPS / (3 * MAX_QUERIES_PER_EXAMPLE * max(context.box.flops_per_example, 1))),
+            int(MAX_ATTACK_FLOPS / (3 * MAX_MODEL_RUNS_PER_ATTACK * max(context.box.flops_per_example, 1))),
         ),
     )
     order = _labels_or_predictions(context).argsort(stable=True)
@@ -169,7 +169,7 @@ def default_attacks_in_few_steps() -> dict[str, AttackFn]:
     for card in default_attack_cards():
         has_steps = "steps" in card.settings
         settings = {**(card.default_attack or {}), **({"steps": MAX_ATTACK_STEPS} if has_steps else {})}
-        if card.n_model_runs(**settings) <= MAX_QUERIES_PER_EXAMPLE:
+        if card.n_model_runs(**settings) <= MAX_MODEL_RUNS_PER_ATTACK:
             attacks[f"{card.name}-{MAX_ATTACK_STEPS}" if has_steps else card.name] = partial(card.method, **settings)
     return attacks
 
@@ -204,7 +204,7 @@ def show(finding: RobustnessFinding) -> list[Block]:
         Paragraph(_adversarial_lead_text(finding)),
         Heading("Robust accuracy"),
         _accuracy_table(finding.models),
-        Paragraph(ROBUST_ACCURACY_TEXT.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
+        Paragraph(ROBUST_ACCURACY_NOTE_TEMPLATE.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
     ]
     if finding.no_robust_model_reason:
         blocks.append(Caution(finding.no_robust_model_reason))
@@ -225,12 +225,12 @@ def best(finding: RobustnessFinding) -> list[Block]:
     if not finding.has_images:
         return [_accuracy_table(finding.models[:1])]
     changes = finding.models[0].changes
-    pairs = [[c, *changes[i + 1 :], *changes[:i]][:N_BEST_EXAMPLES] for i, c in enumerate(changes)]
+    pairs = [[c, *changes[i + 1 :], *changes[:i]][:N_PREVIEW_EXAMPLES] for i, c in enumerate(changes)]
     return [PerExample([[smallest_change_grid(pair, finding.classes)] for pair in pairs[: finding.n_followed]])]
 
 
 def _adversarial_lead_text(finding: RobustnessFinding) -> str:
-    text = f"{_attacked_examples_text(finding)} {_accuracy_text(finding)}"
+    text = f"{_attacked_examples_text(finding)} {_clean_and_robust_accuracy_text(finding)}"
     medians = [m.robustness.median_distance for m in finding.models]
     if len(medians) > 1 and all(0 < median < math.inf for median in medians):
         text += (
@@ -249,7 +249,7 @@ def _attacked_examples_text(finding: RobustnessFinding) -> str:
     return f"{n:,} of the {finding.n_examples:,} examples were attacked, evenly spread over {over}."
 
 
-def _accuracy_text(finding: RobustnessFinding) -> str:
+def _clean_and_robust_accuracy_text(finding: RobustnessFinding) -> str:
     """Clean and robust accuracy of the examples attacked, and the accuracy on all."""
     clean, robust = finding.robustness.clean_accuracy, finding.robustness.robust_accuracy()
     n, amount = len(finding.attacked), f"{format_eps(finding.robustness.eps[-1])} {finding.nouns.unit}"
@@ -298,7 +298,7 @@ def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
 
 
 def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
-    factor = attack_sheet.round_magnification_factor(
+    factor = attack_sheet.largest_round_magnification(
         colors.max_magnitude(*(c.delta for m in finding.models for c in m.changes))
     )
     blocks: list[Block] = []

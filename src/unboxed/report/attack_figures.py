@@ -24,7 +24,7 @@ def adversarial_and_change_figures(
     return [
         adversarial_figure(model, change, classes),
         captioned_figure(
-            attack_sheet.change_image(change, factor),
+            attack_sheet.render_change_image(change, factor),
             "change",
             (f"largest {change.distance:.2g}", f"shown × {factor:g}"),
         ),
@@ -50,7 +50,7 @@ def input_and_change_figures(change: PredictionChange, classes: Sequence[str], f
 
 def smallest_change_grid(changes: Sequence[PredictionChange], classes: Sequence[str]) -> FigureGrid:
     """Each input, the input changed, and the change."""
-    factor = attack_sheet.round_magnification_factor(colors.max_magnitude(*(c.delta for c in changes)))
+    factor = attack_sheet.largest_round_magnification(colors.max_magnitude(*(c.delta for c in changes)))
     figures = [f for c in changes for f in input_and_change_figures(c, classes, factor)]
     title = f"The smallest change that fools it, beside the input, and the change times {factor:g}:"
     return FigureGrid(figures, title, n_together=3 if len(figures) == 3 * len(changes) else 1)

@@ -11,7 +11,7 @@ SMALLEST_CHANGE_NOTE_TEXT = (
     "Each image was changed just enough for another prediction (DeepFool). A model that relies on what people see "
     "should need a change that people see."
 )
-ROBUST_ACCURACY_TEXT = (
+ROBUST_ACCURACY_NOTE_TEMPLATE = (
     "Robust accuracy: the share of examples that are still classified correctly after an attack has changed each "
     "{value} by at most eps {unit}. Stronger attacks may leave less: run unboxed attack."
 )

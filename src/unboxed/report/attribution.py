@@ -16,7 +16,7 @@ from ..errors import UnboxedError
 from ..model import relu_rules
 from ..objectives import Objective
 from ..plots import colors, draw
-from ..plots.explanation_sheet import map_picture
+from ..plots.explanation_sheet import render_map
 from ..plots.sheet import ColorBar
 from . import chapters
 from .blocks import (
@@ -48,9 +48,8 @@ from .words import count_noun, error_sentence
 
 MAX_EXAMPLES_PER_GROUP = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
-MAX_GRADIENT_MOVE_PIXEL_CHANGE = (
-    0.5  # of the pixel range: the largest change of a pixel when an input is moved along a gradient
-)
+# Of the pixel range: the largest change of a pixel when an input is moved along a gradient
+MAX_GRADIENT_MOVE_PIXEL_CHANGE = 0.5
 GRADIENT_COLUMN_TITLE = "gradient"  # the title of the two columns that share one scale
 
 
@@ -107,7 +106,7 @@ class AttributionFinding(Finding):
 
 
 def find(context: ReportContext) -> AttributionFinding:
-    groups = _example_groups(context)
+    groups = _example_indices_by_outcome(context)
     indices = [i for group in groups.values() for i in group]
     columns, notes = _map_columns_and_notes(context, indices)
     distinct = {c.title: c for c in columns}.values()  # the later of the two columns that share a scale
@@ -125,7 +124,7 @@ def find(context: ReportContext) -> AttributionFinding:
     )
 
 
-def _example_groups(context: ReportContext) -> dict[str, list[int]]:
+def _example_indices_by_outcome(context: ReportContext) -> dict[str, list[int]]:
     """Indices of the examples by outcome; none twice."""
     s = context.survey
     if s.is_correct is None:
@@ -274,7 +273,7 @@ def _map_figure(column: MethodMapColumn, example_index: int, x: Tensor, side: in
     )
     alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
     return Figure(
-        PageImage(map_picture(x, column.maps[example_index], column.scale).shown, alt, side), "", (title, *notes)
+        PageImage(render_map(x, column.maps[example_index], column.scale).shown, alt, side), "", (title, *notes)
     )
 
 

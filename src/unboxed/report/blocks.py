@@ -42,13 +42,13 @@ def figures_per_row(figures: Sequence[Figure]) -> int:
     return -(-n // max(1, rows))
 
 
-def phone_columns(n: int, column_width_pixels: int, longest_word: int = 0) -> int:
+def n_phone_columns(n: int, column_width_pixels: int, longest_word: int = 0) -> int:
     """How many columns n figures have on a phone, so that none stands alone in the last row, and that no word of
     `longest_word` characters is broken.
 
-    >>> [phone_columns(n, 112) for n in (1, 3, 4, 6, 7, 10)], phone_columns(5, 900)
+    >>> [n_phone_columns(n, 112) for n in (1, 3, 4, 6, 7, 10)], n_phone_columns(5, 900)
     ([1, 3, 2, 3, 4, 4], 1)
-    >>> phone_columns(7, 112, len("predicted"))
+    >>> n_phone_columns(7, 112, len("predicted"))
     3
     """
     fitting = max(1, int((PHONE_WIDTH_PIXELS + 12) / (max(100, 0.7 * column_width_pixels) + 12)))
@@ -60,7 +60,7 @@ def phone_columns(n: int, column_width_pixels: int, longest_word: int = 0) -> in
     return min(n, next((c for c in choices if c == 1 or n % c != 1), fitting))
 
 
-def longest_caption_word(figures: Sequence[Figure]) -> int:
+def longest_caption_word_length(figures: Sequence[Figure]) -> int:
     """The characters of the longest word in the captions."""
     return max((len(word) for f in figures for text in (f.head, *f.lines) for word in text.split()), default=0)
 

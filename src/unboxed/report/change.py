@@ -33,7 +33,7 @@ from .words import count_noun, format_named_prob, format_prob, format_range
 MAX_SLIDER_FRAMES = 25  # under a slider
 N_FRAMES_IN_STRIP, MAX_SLIDERS = 6, 4
 N_SHOWN_CLASS_PROBABILITIES = 5  # classes whose probability is shown
-FRAME_SIDE_PIXELS, STRIP_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
+FRAME_SIDE_PIXELS, STRIP_FRAME_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
 MAX_MORPH_ITERATIONS, MIN_MORPH_ITERATIONS = 200, 40
 MAX_MORPH_FLOPS = 4e11  # of all morphs; a step takes three forward passes
 N_MORPHS_OF_LARGE_MODEL = 2  # where more could not take all steps
@@ -295,7 +295,7 @@ def _morph_caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple
 
 
 def _morph_frame_figure(
-    outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_SIDE_PIXELS, head: str = ""
+    outcome: MorphOutcome, frame: MorphFrame, side: int = STRIP_FRAME_SIDE_PIXELS, head: str = ""
 ) -> Figure:
     name, p = outcome.target, format_prob(float(frame.probs[outcome.target_index]))
     picture = PageImage(colors.image_to_rgb(frame.image), f"step {frame.step}: p of {name} is {p}", side)
@@ -306,7 +306,7 @@ def _morph_gradient_figure(finding: MorphFinding, morph_index: int) -> Figure:
     gradient, name = finding.frames.initial_gradient[morph_index], finding.outcomes[morph_index].target
     vmax = draw.shared_vmax(gradient)
     alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
-    picture = PageImage(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_SIDE_PIXELS)
+    picture = PageImage(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_FRAME_SIDE_PIXELS)
     return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
 
 

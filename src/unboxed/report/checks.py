@@ -13,7 +13,7 @@ from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
-from ..plots.explanation_sheet import map_picture
+from ..plots.explanation_sheet import render_map
 from . import chapters
 from .blocks import (
     Block,
@@ -35,7 +35,7 @@ from .words import count_noun, join_names_with_limit
 
 N_EXPLAINED_EXAMPLES_PER_METHOD = 3  # that every method explains
 FIGURE_SIDE_PIXELS = 112
-N_BEST_MAPS = 6  # of one example, before the section is opened
+N_PREVIEW_MAPS = 6  # of one example, before the section is opened
 MAX_TOTAL_VERDICT_FLOPS = 1e12  # of all verdicts: methods that would take more than remains are not run
 NOTHING_LEARNED_VERDICT_REASON = next(
     test.failed for test in VERDICT_TESTS if test.name == "learned"
@@ -62,7 +62,7 @@ class RankingFinding(Finding):
     @property
     def best(self) -> list[str]:
         """The methods whose maps are seen before the section is opened: the most trustworthy and the least."""
-        n = N_BEST_MAPS - 1 if len(self.ranked) > N_BEST_MAPS else N_BEST_MAPS
+        n = N_PREVIEW_MAPS - 1 if len(self.ranked) > N_PREVIEW_MAPS else N_PREVIEW_MAPS
         return [*self.ranked[:n], *self.ranked[n:][-1:]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _side_by_side_map_blocks(finding: RankingFinding) -> list[Block]:
 
 def _map_figure(finding: RankingFinding, name: str, i: int) -> Figure:
     """The map of the i-th example shown, laid over it where it is a photo."""
-    picture, verdict = map_picture(finding.shown[i].x, finding.maps[name][i]), finding.methods[name]
+    picture, verdict = render_map(finding.shown[i].x, finding.maps[name][i]), finding.methods[name]
     title = attribution_cards()[name].name
     image = PageImage(picture.shown, f"{title} ({verdict.badge}, {picture.scale})", FIGURE_SIDE_PIXELS)
     return Figure(image, title, (verdict.badge, picture.scale), TONE_BY_GRADE[verdict.grade])

@@ -96,7 +96,7 @@ def find(context: ReportContext) -> CompareFinding:
         has_others=bool(others),
         notes=notes,
         comparison_notes=comparison_notes,
-        pairs=_filter_and_activation_map_pairs(context, others, x),
+        pairs=_map_pairs_before_and_after_training(context, others, x),
         units=units,
         no_units_reason=no_units_reason,
     )
@@ -174,7 +174,7 @@ def _same_layer_similarity(result: CKA) -> dict[str, float]:
     return {path: value for path, value in pairs if not math.isnan(value)}
 
 
-def _filter_and_activation_map_pairs(context: ReportContext, others: dict[str, Box], x: Tensor) -> list[MapPair]:
+def _map_pairs_before_and_after_training(context: ReportContext, others: dict[str, Box], x: Tensor) -> list[MapPair]:
     """Filters and activation maps of the model and of its untrained copy."""
     if UNTRAINED_MODEL_NAME not in others or not context.has_images:
         return []

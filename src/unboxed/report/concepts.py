@@ -13,17 +13,17 @@ from ..checks.verdict import capitalize_and_end_with_period
 from ..concepts import ConceptScores
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError, InputError, LayerError, OutputError
-from ..plots.results.concepts_tcav import alignment_chart, spatial_sheet
+from ..plots.results.concepts_tcav import gradient_alignment_chart, spatial_dependence_sheet
 from . import chapters
 from .blocks import Block, Figure, FigureGrid, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
 
-MAX_EXAMPLES, MIN_EXAMPLES, MIN_OF_CLASS = 600, 20, 5
-SET_SIZE = 30
-MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all forward passes, above which the section is left out
-TONE_BY_PROBE_VERDICT = {"pass": "good", "fail": "fair", "not tested": ""}
+MAX_EXAMPLES, MIN_EXAMPLES, MIN_EXAMPLES_OF_CLASS = 600, 20, 5
+MAX_EXAMPLES_PER_CONCEPT_SET = 30
+MAX_TOTAL_FORWARD_FLOPS = 1e12  # of all forward passes, above which the section is left out
+TONE_BY_VERDICT = {"pass": "good", "fail": "fair", "not tested": ""}
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,33 @@ def find(context: ReportContext) -> ConceptsFinding:
     rows = evenly_spaced_indices(len(context.survey.rows), MAX_EXAMPLES)
     if len(rows) < MIN_EXAMPLES:
         raise NotApplicable(f"Concepts need at least {MIN_EXAMPLES} examples.")
-    if context.forward_flops(6 * len(rows)) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH:
+    if context.forward_flops(6 * len(rows)) > MAX_TOTAL_FORWARD_FLOPS:
         raise NotApplicable("The model is too large for so many passes.")
     predicted = torch.as_tensor(context.survey.predicted)[torch.tensor(rows)]
     target = int(predicted.bincount().argmax())
-    if int((predicted == target).sum()) < MIN_OF_CLASS:
-        raise NotApplicable(f"No class has {MIN_OF_CLASS} examples.")
+    if int((predicted == target).sum()) < MIN_EXAMPLES_OF_CLASS:
+        raise NotApplicable(f"No class has {MIN_EXAMPLES_OF_CLASS} examples.")
     x = context.inputs(rows)
     try:
         computed: dict[str, Any] = dict(concepts.computed_concepts(context.box, context.box.restore_structure(x)))
         result = concepts.tcav(
-            context.box, context.box.restore_structure(x), computed, target, set_size=SET_SIZE, seed=context.seed
+            context.box,
+            context.box.restore_structure(x),
+            computed,
+            target,
+            set_size=MAX_EXAMPLES_PER_CONCEPT_SET,
+            seed=context.seed,
         )
     except (DataError, InputError, LayerError, OutputError) as error:
         raise NotApplicable(f"Concepts: {error}.") from error
     return ConceptsFinding(
         answer=_answer(result), target=result.target, verdict=result.verdict, reason=result.reason,
         diagnosis=tuple(result.diagnosis), scores=result,
-        concepts=tuple(_tested_groups(result, c) for c in range(len(result.concepts))),
+        concepts=tuple(_tested_concept(result, c) for c in range(len(result.concepts))),
     )  # fmt: skip
 
 
-def _tested_groups(result: ConceptScores, c: int) -> TestedConcept:
+def _tested_concept(result: ConceptScores, c: int) -> TestedConcept:
     k = int(result.p_values[c].argmin())
     return TestedConcept(
         result.concepts[c], result.layers[k], float(result.scores[c, k].double().mean()),
@@ -86,7 +91,9 @@ def _tested_groups(result: ConceptScores, c: int) -> TestedConcept:
 def _answer(result: ConceptScores) -> str:
     if not bool(result.is_claimed.any()):
         return f"The score of {result.target} depends on none of {len(result.concepts)} simple concepts."
-    parts = [f"{word} with {_concepts_text(found)}" for word, found in _directions(result).items() if found]
+    parts = [
+        f"{word} with {_concepts_text(found)}" for word, found in _rising_and_falling_concepts(result).items() if found
+    ]
     return f"The score of {result.target} {' and '.join(parts)}."
 
 
@@ -99,7 +106,7 @@ def _concepts_text(names: Sequence[str]) -> str:
     return f"the concept{'s' * (len(names) > 1)} " + ", ".join(f'"{name}"' for name in names)
 
 
-def _directions(result: ConceptScores) -> dict[str, list[str]]:
+def _rising_and_falling_concepts(result: ConceptScores) -> dict[str, list[str]]:
     """The concepts with which the score rises, and those with which it falls, by the layer where that is surest."""
     found: dict[str, list[str]] = {"rises": [], "falls": []}
     for c, name in enumerate(result.concepts):
@@ -118,12 +125,12 @@ def show(finding: ConceptsFinding) -> list[Block]:
         "tested, too."
     )
     cosines = ", ".join(f"{c.concept} {c.mean_cosine:+.2f} in {c.layer}" for c in finding.concepts)
-    charts = [(alignment_chart(result, shown), f"mean cosine of gradient and concept: {cosines}")]
+    charts = [(gradient_alignment_chart(result, shown), f"mean cosine of gradient and concept: {cosines}")]
     diagnostics = result.diagnostics
-    if diagnostics is not None and (sheet := spatial_sheet(result, diagnostics, shown)) is not None:
+    if diagnostics is not None and (sheet := spatial_dependence_sheet(result, diagnostics, shown)) is not None:
         charts.append((sheet, "where on the image each concept's vector lies, by layer"))
     note = MethodInterpretation.of(
-        concepts.tcav, f"{finding.verdict}: {finding.reason}", TONE_BY_PROBE_VERDICT[finding.verdict]
+        concepts.tcav, f"{finding.verdict}: {finding.reason}", TONE_BY_VERDICT[finding.verdict]
     )
     return [
         Paragraph(text), note, FigureGrid([Figure(PageImage(chart, alt, None), "") for chart, alt in charts]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .. import concepts
 from ..checks.verdict import capitalize_and_end_with_period
 from ..concepts import Dissection, LayerDissection
-from ..concepts.dissect import dissected_layers
+from ..concepts.dissect import default_dissected_layers
 from ..engine.rows import evenly_spaced_indices
 from ..errors import LayerError
 from ..plots.results.concepts_dissect import LEGEND, TILE_SIDE_PIXELS, detector_tiles, detectors_chart
@@ -17,14 +17,14 @@ from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
 
-MAX_EXAMPLES, MIN_EXAMPLES, MAX_PROBED_LAYERS = 60, 20, 2
-N_TWINS, N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 19, 4, 3
-MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all passes, above which it is left out
-TONE_BY_PROBE_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
+MAX_EXAMPLES, MIN_EXAMPLES, MAX_EXAMINED_LAYERS = 60, 20, 2
+N_TWINS_PER_KIND, N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 19, 4, 3
+MAX_TOTAL_FORWARD_FLOPS = 1e12  # of all passes, above which it is left out
+TONE_BY_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
 
 
 @dataclass(frozen=True)
-class DissectedLayer:
+class LayerDetectorCounts:
     """How many units of a layer are detectors, in the model and in its twins."""
 
     layer: str
@@ -38,7 +38,7 @@ class DissectedLayer:
     reason: str
 
     @classmethod
-    def of(cls, p: LayerDissection) -> DissectedLayer:
+    def of(cls, p: LayerDissection) -> LayerDetectorCounts:
         random, rotated = (float(t.n_detectors.double().mean()) for t in (p.random, p.rotated))
         return cls(
             p.layer, len(p.iou), len(p.detectors), p.concepts_detected, random, rotated,
@@ -53,7 +53,7 @@ class DetectorsFinding(Finding):
     verdict: str
     reason: str
     n_examples: int
-    layers: tuple[DissectedLayer, ...]
+    layers: tuple[LayerDetectorCounts, ...]
     dissection: Dissection = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
 
@@ -66,17 +66,19 @@ def find(context: ReportContext) -> DetectorsFinding:
     rows = evenly_spaced_indices(len(context.survey.rows), MAX_EXAMPLES)
     if len(rows) < MIN_EXAMPLES:
         raise NotApplicable(f"Dissection needs at least {MIN_EXAMPLES} examples.")
-    if context.forward_flops(2 * len(rows) * (1 + 2 * N_TWINS)) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH:
+    if context.forward_flops(2 * len(rows) * (1 + 2 * N_TWINS_PER_KIND)) > MAX_TOTAL_FORWARD_FLOPS:
         raise NotApplicable("The model is too large for so many passes: ub.concepts.dissect does it.")
     x = box.restore_structure(context.inputs(rows))
     try:
-        layers = dissected_layers(box, MAX_PROBED_LAYERS)
+        layers = default_dissected_layers(box, MAX_EXAMINED_LAYERS)
     except LayerError as error:
         raise NotApplicable(f"Dissection: {error}.") from error
-    result = concepts.dissect(box, x, layers=layers, n_random=N_TWINS, n_rotations=N_TWINS, seed=context.seed)
+    result = concepts.dissect(
+        box, x, layers=layers, n_random=N_TWINS_PER_KIND, n_rotations=N_TWINS_PER_KIND, seed=context.seed
+    )
     return DetectorsFinding(
         answer=_answer(result), verdict=result.verdict, reason=result.reason, n_examples=result.n_examples,
-        layers=tuple(map(DissectedLayer.of, result.layers)), dissection=result,
+        layers=tuple(map(LayerDetectorCounts.of, result.layers)), dissection=result,
     )  # fmt: skip
 
 
@@ -101,17 +103,17 @@ def show(finding: DetectorsFinding) -> list[Block]:
     note = MethodInterpretation.of(
         concepts.dissect,
         f"{finding.verdict}: {capitalize_and_end_with_period(finding.reason)}",
-        TONE_BY_PROBE_VERDICT[finding.verdict],
+        TONE_BY_VERDICT[finding.verdict],
     )
     counts = ", ".join(
         f"{p.layer} {p.detectors} of {p.units} ({p.random_detectors:.1f} random)" for p in finding.layers
     )
     chart = Figure(PageImage(detectors_chart(result), f"units that are detectors: {counts}", None), "")
-    cases = [_unit_case(result, layer, i) for i in range(min(N_SHOWN_UNITS, len(layer.shown)))]
+    cases = [_unit_block(result, layer, i) for i in range(min(N_SHOWN_UNITS, len(layer.shown)))]
     return [Paragraph(text), note, FigureGrid([chart]), *cases]
 
 
-def _unit_case(result: Dissection, layer: LayerDissection, i: int) -> ExampleWithFigures:
+def _unit_block(result: Dissection, layer: LayerDissection, i: int) -> ExampleWithFigures:
     shown = layer.shown[i]
     k = int(layer.concept[shown.unit])
     name, iou = layer.names[k], float(layer.iou[shown.unit, k])

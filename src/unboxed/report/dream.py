@@ -30,7 +30,7 @@ DREAM_STEP_COST_IN_FORWARDS = 1.8  # forward passes of the whole model that a st
 TOTAL_OCTAVE_AREA_IN_IMAGES_BY_SCALE = {1.4: 2.0, 1.8: 1.45}  # of the octaves: their area, in images
 MAX_TEXTURE_STEPS, MIN_TEXTURE_STEPS = 200, 80  # steps; fewer than these leave noise
 DREAMED_LAYER_DEPTH_FRACTIONS = (0.25, 0.6, 0.95)
-FIGURE_SIDE_PIXELS, SHEET_SIDE_PIXELS = 196, 140
+FIGURE_SIDE_PIXELS, SHEET_TILE_SIDE_PIXELS = 196, 140
 MIN_COSINE_OF_EQUAL_IMAGE_CHANGES = 0.5  # from which two changes count as the same
 
 
@@ -257,7 +257,7 @@ def _texture_blocks(finding: DreamFinding) -> list[Block]:
 def _dream_sheet_links(finding: DreamFinding) -> FileLinks:
     rows = {e.name: [e.x, *(d[i] for d in finding.dreams)] for i, e in enumerate(finding.examples)}
     columns = ["input", *map(layer_display_name, finding.targets)]
-    page = class_sheet(rows, columns, title="DeepDreams", side=SHEET_SIDE_PIXELS)
+    page = class_sheet(rows, columns, title="DeepDreams", side=SHEET_TILE_SIDE_PIXELS)
     return FileLinks([PageFile("dreams.png", page, "the dreams as a sheet")])
 
 

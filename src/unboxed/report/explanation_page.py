@@ -10,7 +10,7 @@ from ..atomic_write import encode_utf8, write_bytes
 from ..checks.fill_agreement import fill_dependence_sentence
 from ..checks.verdict import INCONCLUSIVE, PASS, Verdict
 from ..explaining import Explanation, card_of_method
-from ..plots.explanation_sheet import MapPicture, explanation_pictures, input_picture
+from ..plots.explanation_sheet import RenderedMap, render_explanation_maps, render_input
 from ..plots.figures import figures
 from .blocks import (
     FIGURE_GAP_PIXELS,
@@ -31,7 +31,7 @@ from .render import RenderedSection, render_blocks, render_figures, render_page
 from .verdict_notes import TONE_BY_GRADE, ranked_method
 from .words import format_named_prob
 
-COVER_SIDE_PIXELS, MIN_SIDE_PIXELS = 224, 163  # of a picture beside the headline, and in a row of six
+COVER_SIDE_PIXELS, MIN_FIGURE_SIDE_PIXELS = 224, 163  # of a picture beside the headline, and in a row of six
 READING = (
     "Red raises the score, blue lowers it; what is pale does not count. Each map has its own scale. "
     "A map is a method's answer, not the model's: the badge below it says whether the method can be believed here."
@@ -46,7 +46,7 @@ TABLE_LEGEND = (
 
 def write_explanation_page(explanation: Explanation, path: Path, *, subject: str = "", command: str = "") -> Path:
     """Write the page: one file, with its pictures in it. `command` is what makes it again. Raises WriteError."""
-    store, title, pictures = PageImageStore(), explanation.question, explanation_pictures(explanation)
+    store, title, pictures = PageImageStore(), explanation.question, render_explanation_maps(explanation)
     blocks = render_blocks([*_blocks(explanation, pictures, command)], store)
     section = RenderedSection("What does it go by?", "maps", blocks)
     headline = [prediction_sentence(explanation), _trust_sentence(explanation)]
@@ -57,10 +57,10 @@ def write_explanation_page(explanation: Explanation, path: Path, *, subject: str
 
 def prediction_sentence(explanation: Explanation) -> str:
     """ "The model predicts cat (p 0.85), dog (p 0.07)." """
-    return f"The model predicts {outputs_text(explanation)}."
+    return f"The model predicts {top_outputs_text(explanation)}."
 
 
-def outputs_text(explanation: Explanation) -> str:
+def top_outputs_text(explanation: Explanation) -> str:
     """The largest outputs in words."""
     format_value = (lambda v: f"{v:.3g}") if explanation.is_regression else format_named_prob
     return ", ".join(f"{name} ({format_value(v)})" for name, v in explanation.top_outputs.items())
@@ -79,13 +79,13 @@ def _trust_sentence(explanation: Explanation) -> str:
     return "None of these maps can be believed for this input."
 
 
-def _blocks(explanation: Explanation, pictures: Mapping[str, MapPicture], command: str) -> Iterator[Block]:
+def _blocks(explanation: Explanation, pictures: Mapping[str, RenderedMap], command: str) -> Iterator[Block]:
     if pictures:
-        side = _side_in_one_row(1 + len(pictures))
+        side = _figure_side_to_fill_row(1 + len(pictures))
         maps = [_map_figure(explanation, *p, side=side) for p in pictures.items()]
         yield FigureGrid([_input_figure(explanation, side), *maps])
         yield Paragraph(READING, "soft")
-        yield from _side_blocks(explanation)
+        yield from _single_class_map_blocks(explanation)
     else:
         yield FigureGrid([Figure(PageImage(image, name, None)) for name, image in figures(explanation).items()])
     if explanation.interrupted:
@@ -95,7 +95,7 @@ def _blocks(explanation: Explanation, pictures: Mapping[str, MapPicture], comman
         named = [(explanation.names[name], p) for name, p in pictures.items()]
         alone = [Figure(PageImage(p.map, n, side), n, (p.scale,)) for n, p in named]
         yield Collapsible("The maps alone, with their scales", [FigureGrid(alone)])
-    table = verdict_figures_table(explanation.verdicts.values())
+    table = verdict_test_values_table(explanation.verdicts.values())
     yield Collapsible("All figures", [table, *map(Paragraph, _legend(explanation))])
     if command:
         yield Collapsible("How this page was made", [Code(command)])
@@ -105,7 +105,7 @@ def _legend(explanation: Explanation) -> list[str]:
     return [TABLE_LEGEND, *filter(None, [fill_dependence_sentence(explanation.verdicts)])]
 
 
-def _cover_figures(explanation: Explanation, pictures: Mapping[str, MapPicture]) -> list[Figure]:
+def _cover_figures(explanation: Explanation, pictures: Mapping[str, RenderedMap]) -> list[Figure]:
     """The input and the most trustworthy map; nothing where it is no image."""
     if not pictures:
         return []
@@ -114,17 +114,17 @@ def _cover_figures(explanation: Explanation, pictures: Mapping[str, MapPicture])
     return [_input_figure(explanation, COVER_SIDE_PIXELS), best]
 
 
-def _side_in_one_row(n: int) -> int:
+def _figure_side_to_fill_row(n: int) -> int:
     """The side of n pictures that fill one row of the page; of many, that of six."""
     width = (PAGE_WIDTH_PIXELS + FIGURE_GAP_PIXELS) // n - FIGURE_GAP_PIXELS
-    return max(MIN_SIDE_PIXELS, min(COVER_SIDE_PIXELS, width))
+    return max(MIN_FIGURE_SIDE_PIXELS, min(COVER_SIDE_PIXELS, width))
 
 
 def _input_figure(explanation: Explanation, side: int) -> Figure:
-    return Figure(PageImage(input_picture(explanation), "the input", side), "The input")
+    return Figure(PageImage(render_input(explanation), "the input", side), "The input")
 
 
-def _map_figure(explanation: Explanation, name: str, picture: MapPicture, side: int) -> Figure:
+def _map_figure(explanation: Explanation, name: str, picture: RenderedMap, side: int) -> Figure:
     written, verdict = explanation.names[name], explanation.verdicts.get(name)
     alt = f"{written} of {explanation.question.lower().rstrip('?')}, over the input"
     lines = ("not judged",) if verdict is None else (verdict.badge, verdict.reason)
@@ -132,11 +132,11 @@ def _map_figure(explanation: Explanation, name: str, picture: MapPicture, side: 
     return Figure(PageImage(picture.shown, alt, side), written, lines, tone)
 
 
-def _side_blocks(explanation: Explanation) -> Iterator[Block]:
+def _single_class_map_blocks(explanation: Explanation) -> Iterator[Block]:
     """The maps of each of two classes by itself."""
     for name, maps in explanation.side_maps.items():
-        pictures = explanation_pictures(explanation, maps)
-        side = _side_in_one_row(1 + len(pictures))
+        pictures = render_explanation_maps(explanation, maps)
+        side = _figure_side_to_fill_row(1 + len(pictures))
         listed = [
             Figure(PageImage(p.shown, f"{explanation.names[n]} of {name}", side), explanation.names[n])
             for n, p in pictures.items()
@@ -151,12 +151,14 @@ def _ranked_methods(explanation: Explanation) -> list[RankedMethod]:
     ]
 
 
-def verdict_figures_table(verdicts: Iterable[Verdict]) -> Table:
+def verdict_test_values_table(verdicts: Iterable[Verdict]) -> Table:
     """The figures of both tests of each method."""
-    rows = [[v.method, v.badge, *(_figure_text(v, test) for test in ("randomization", "removal"))] for v in verdicts]
+    rows = [
+        [v.method, v.badge, *(_test_value_text(v, test) for test in ("randomization", "removal"))] for v in verdicts
+    ]
     return Table(["method", "verdict", "randomization", "relevance gain"], rows, frozenset({2, 3}))
 
 
-def _figure_text(verdict: Verdict, test: str) -> str:
+def _test_value_text(verdict: Verdict, test: str) -> str:
     value = verdict.figures.get(test, math.nan)
     return "" if math.isnan(value) else f"{value:.2f}"

@@ -15,8 +15,10 @@ from types import TracebackType
 from ..errors import WriteError
 
 PAGE_FILE_NAME, REPORT_JSON_FILE, IMAGES_DIR_NAME = "index.html", "report.json", "pictures"
-STAGE_PREFIX = ".unboxed-"
-STALE_STAGE_SECONDS = 24 * 3600  # a staging folder that nothing was written to for so long is of a run that was killed
+STAGING_FOLDER_PREFIX = ".unboxed-"
+STALE_STAGING_FOLDER_SECONDS = (
+    24 * 3600
+)  # a staging folder that nothing was written to for so long is of a run that was killed
 
 
 class ReportFolder:
@@ -36,9 +38,9 @@ class ReportFolder:
             raise WriteError(f"{self.out} is a file; a report needs a folder (which is made if need be)")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            _sweep_stale_stages(self.out)
+            _remove_stale_staging_folders(self.out)
             self._has_earlier = (self.out / self.facts).exists()
-            self._stage = Path(tempfile.mkdtemp(prefix=f"{STAGE_PREFIX}{os.getpid()}-", dir=self.out))
+            self._stage = Path(tempfile.mkdtemp(prefix=f"{STAGING_FOLDER_PREFIX}{os.getpid()}-", dir=self.out))
         except OSError as error:
             raise _to_write_error(self.out, error) from error
         return self
@@ -57,7 +59,7 @@ class ReportFolder:
         An image that would take the place of another one of an earlier report gets a name of its own, so that the
         earlier page keeps its images until the new one is there.
         """
-        name = self._name_beside_earlier_image(name, content)
+        name = self._non_overwriting_image_name(name, content)
         path = self._stage / name
         try:
             path.parent.mkdir(exist_ok=True)
@@ -99,7 +101,7 @@ class ReportFolder:
                 target.parent.mkdir(exist_ok=True)
                 os.replace(staged, target)
 
-    def _name_beside_earlier_image(self, name: str, content: bytes) -> str:
+    def _non_overwriting_image_name(self, name: str, content: bytes) -> str:
         path, earlier = Path(name), self.out / name
         if path.parent.name != IMAGES_DIR_NAME or not self._has_earlier or not earlier.is_file():
             return name
@@ -117,17 +119,19 @@ class ReportFolder:
         return {p.as_posix() for p in paths if p.parts == (IMAGES_DIR_NAME, p.name) and p.name not in ("", ".", "..")}
 
 
-def _sweep_stale_stages(out: Path) -> None:
+def _remove_stale_staging_folders(out: Path) -> None:
     """Remove the staging folders of runs that were killed."""
-    for stage in out.glob(f"{STAGE_PREFIX}*"):
+    for stage in out.glob(f"{STAGING_FOLDER_PREFIX}*"):
         with suppress(OSError):
-            if stage.is_dir() and (_is_dead_process(stage.name) or _seconds_untouched(stage) > STALE_STAGE_SECONDS):
+            if stage.is_dir() and (
+                _is_staging_process_dead(stage.name) or _seconds_untouched(stage) > STALE_STAGING_FOLDER_SECONDS
+            ):
                 shutil.rmtree(stage, ignore_errors=True)
 
 
-def _is_dead_process(stage_name: str) -> bool:
+def _is_staging_process_dead(stage_name: str) -> bool:
     """Whether the process that a staging folder names has ended; not asked on Windows, where asking would end it."""
-    pid = stage_name.removeprefix(STAGE_PREFIX).partition("-")[0]
+    pid = stage_name.removeprefix(STAGING_FOLDER_PREFIX).partition("-")[0]
     if os.name != "posix" or not pid.isdigit() or int(pid) == 0:
         return False
     try:

@@ -12,7 +12,7 @@ from ..concepts.shortcuts import MIN_EXPLAINED_EXAMPLES, ExplanationCluster
 from ..concepts.slices import ErrorSlice
 from ..engine.rows import evenly_spaced_indices
 from ..plots.results.common import image_tiles
-from ..plots.results.concepts_groups import cluster_tiles, slice_tiles
+from ..plots.results.concepts_groups import cluster_tiles, error_slice_tiles
 from ..plots.sheet import Tile
 from . import chapters
 from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpretation, Paragraph
@@ -21,14 +21,17 @@ from .finding import Finding, NotApplicable
 from .pictures import PageImage
 from .words import count_noun
 
-MAX_GROUPED_EXAMPLES, MIN_EXAMPLES_FOR_SLICES = 1000, 100  # evenly spread; fewer make no groups that could be tested
+MAX_GROUPED_EXAMPLES, MIN_EXAMPLES_FOR_ERROR_SLICES = (
+    1000,
+    100,
+)  # evenly spread; fewer make no groups that could be tested
 N_EXPLAINED_EXAMPLES_PER_CLASS, N_PASTES_PER_CLUSTER, MAX_CLUSTERS_PER_CLASS = (
     60,
     50,
     4,
 )  # examples and pastes per class and cluster
-MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all forward passes of a part, above which it is left out
-N_SHOWN_CLUSTERS, N_SHOWN_SLICES = 3, 3
+MAX_TOTAL_FORWARD_FLOPS = 1e12  # of all forward passes of a part, above which it is left out
+N_SHOWN_CLUSTERS, N_SHOWN_ERROR_SLICES = 3, 3
 N_PROTOTYPE_CLASSES, MIN_PROTOTYPE_EXAMPLES_PER_CLASS = 2, 20
 TILE_SIDE_PIXELS = 84
 
@@ -47,10 +50,10 @@ class GroupsFinding(Finding):
 
 def find(context: ReportContext) -> GroupsFinding:
     rows = evenly_spaced_indices(len(context.survey.rows), MAX_GROUPED_EXAMPLES)
-    slices, shortcuts = _find_slices(context, rows), _find_shortcuts(context, rows)
+    slices, shortcuts = _find_error_slices(context, rows), _find_shortcuts(context, rows)
     if slices is None and shortcuts is None:
         raise NotApplicable(
-            f"Groups of errors need {MIN_EXAMPLES_FOR_SLICES} labeled examples, shortcuts "
+            f"Groups of errors need {MIN_EXAMPLES_FOR_ERROR_SLICES} labeled examples, shortcuts "
             f"{MIN_EXPLAINED_EXAMPLES} images that are "
             "predicted as one class, and a model that is not too large for so many passes."
         )
@@ -59,12 +62,12 @@ def find(context: ReportContext) -> GroupsFinding:
     return GroupsFinding(answer=answer, slices=slices, shortcuts=shortcuts, prototypes=prototypes)
 
 
-def _find_slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
+def _find_error_slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
     labels = context.survey.labels
     if (
         labels is None
-        or len(rows) < MIN_EXAMPLES_FOR_SLICES
-        or context.forward_flops(2 * len(rows)) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH
+        or len(rows) < MIN_EXAMPLES_FOR_ERROR_SLICES
+        or context.forward_flops(2 * len(rows)) > MAX_TOTAL_FORWARD_FLOPS
     ):
         return None
     x = context.box.restore_structure(context.inputs(rows))
@@ -77,11 +80,7 @@ def _find_shortcuts(context: ReportContext, rows: list[int]) -> Shortcuts | None
     n_passes = len(rows) + len(classes) * (
         3 * N_EXPLAINED_EXAMPLES_PER_CLASS + 2 * MAX_CLUSTERS_PER_CLASS * N_PASTES_PER_CLUSTER
     )
-    if (
-        not context.has_images
-        or not len(classes)
-        or context.forward_flops(n_passes) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH
-    ):
+    if not context.has_images or not len(classes) or context.forward_flops(n_passes) > MAX_TOTAL_FORWARD_FLOPS:
         return None
     x = context.box.restore_structure(context.inputs(rows))
     return concepts.shortcuts(
@@ -103,7 +102,7 @@ def _find_prototypes(context: ReportContext, rows: list[int]) -> Prototypes | No
     errors = of_class[of_class != predicted].bincount(minlength=len(counts))
     order = (errors * (len(rows) + 1) + counts).argsort(descending=True, stable=True)
     classes = [k for k in order.tolist() if counts[k] >= MIN_PROTOTYPE_EXAMPLES_PER_CLASS][:N_PROTOTYPE_CLASSES]
-    if not context.has_images or not classes or context.forward_flops(len(rows)) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH:
+    if not context.has_images or not classes or context.forward_flops(len(rows)) > MAX_TOTAL_FORWARD_FLOPS:
         return None
     x = context.box.restore_structure(context.inputs(rows))
     return concepts.prototypes(context.box, x if labels is None else (x, labels[rows]), classes, seed=context.seed)
@@ -127,31 +126,31 @@ def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None)
 
 def show(finding: GroupsFinding) -> list[Block]:
     return [
-        *_slice_blocks(finding.slices),
+        *_error_slice_blocks(finding.slices),
         *_shortcut_blocks(finding.shortcuts),
         *_prototype_blocks(finding.prototypes),
     ]
 
 
-def _slice_blocks(result: ErrorSlices | None) -> list[Block]:
+def _error_slice_blocks(result: ErrorSlices | None) -> list[Block]:
     if result is None:
         return []
     note = MethodInterpretation.of(
         concepts.error_slices, capitalize_and_end_with_period(result.reason), "bad" if result.slices else "good"
     )
-    cases = [_slice_example_block(result, s) for s in result.slices[:N_SHOWN_SLICES]]
+    cases = [_error_slice_block(result, s) for s in result.slices[:N_SHOWN_ERROR_SLICES]]
     text = "Groups of examples that are alike in a layer, found on one half of the data and tested on the other."
     return [Heading("Where it fails"), Paragraph(text), note, *cases]
 
 
-def _slice_example_block(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigures:
+def _error_slice_block(result: ErrorSlices, s: ErrorSlice) -> ExampleWithFigures:
     rest = f"{s.rest.value:.1%} of the others"
     lines = (
         f"{s.errors.value:.0%} wrong, {rest}",
         f"{s.label_fraction:.0%} have the label {result.class_name(s.label)}",
     )
     return ExampleWithFigures(
-        f"{len(s.members)} examples", lines, _tiles_to_figures(slice_tiles(result, s), "in the group"), "bad"
+        f"{len(s.members)} examples", lines, _tiles_to_figures(error_slice_tiles(result, s), "in the group"), "bad"
     )
 
 

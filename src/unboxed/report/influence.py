@@ -15,14 +15,14 @@ from ..engine.unroll.model_training import ModelTraining
 from ..influence import Influence
 from ..influence.influence_functions import without_large_score_warning
 from ..plots import colors
-from ..plots.results.influence import format_score
+from ..plots.results.influence import format_signed_score
 from . import chapters
 from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph, PerExample
 from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .influence_checks import (
     TILE_SIDE_PIXELS,
-    can_retrain,
+    can_afford_retrainings,
     influence_verdict_or_none,
     lds_scatter_blocks,
     loss_slopes_in_pixels_or_none,
@@ -35,9 +35,9 @@ from .verdict_notes import check_note_from_verdict
 from .words import count_noun
 
 MAX_INFLUENCE_QUERIES = 3
-BEST_SIDE_PIXELS = 112  # of the figures that are seen before the section is opened
+PREVIEW_SIDE_PIXELS = 112  # of the figures that are seen before the section is opened
 MAX_TRAIN_EXAMPLES = 3000  # training examples that are scored, evenly spread
-N_SHOWN_HELPFUL_AND_HARMFUL_EXAMPLES = 3  # helpful and harmful training examples of each query
+N_HELPFUL_AND_HARMFUL_EXAMPLES_EACH = 3  # helpful and harmful training examples of each query
 MIN_REMOVAL_LOGIT_MARGIN = 0.5  # in logits: what lies below hangs on one example
 FLIPPED_TEXT_AND_TONE = ("Proved by a retraining.", "good")
 NOT_FLIPPED_TEXT_AND_TONE = ("Retrained without the best set that was found: the answer stays.", "fair")
@@ -98,7 +98,7 @@ class InfluenceFinding(Finding):
 
     def cover(self, place: int) -> Sequence[Figure]:
         helpful = [e for answer in self.answers[place : place + 1] for e in answer.helpful[:1]]
-        return [_scored_example_figure(e, "taught by", "", BEST_SIDE_PIXELS) for e in helpful]
+        return [_scored_example_figure(e, "taught by", "", PREVIEW_SIDE_PIXELS) for e in helpful]
 
     @property
     def is_measured(self) -> bool:
@@ -136,7 +136,7 @@ def find(context: ReportContext) -> InfluenceFinding:
 def _find_removal_proof(context: ReportContext, rows: Sequence[int]) -> RemovalProof | None:
     """A right answer that no single example flips, and the set without which a retraining answers differently."""
     training = context.training
-    if not isinstance(training, ModelTraining) or not can_retrain(context):
+    if not isinstance(training, ModelTraining) or not can_afford_retrainings(context):
         return None
     s = context.survey
     right = [r for r in s.indices_by_margin if s.is_correct is None or s.is_correct[r]] or list(rows)
@@ -168,7 +168,7 @@ def _read_training_examples(context: ReportContext) -> LabeledExamples:
 def _make_influenced_answer(
     context: ReportContext, result: Influence, query: int, row: int, train: LabeledExamples, slopes: Tensor | None
 ) -> AnswerWithInfluences:
-    scores, k = result.scores[query], min(N_SHOWN_HELPFUL_AND_HARMFUL_EXAMPLES, result.n_train)
+    scores, k = result.scores[query], min(N_HELPFUL_AND_HARMFUL_EXAMPLES_EACH, result.n_train)
     (example,) = context.examples([row])
     helpful, harmful = (
         tuple(
@@ -235,9 +235,9 @@ def best(finding: InfluenceFinding) -> list[Block]:
 
 
 def _influences_grid(answer: AnswerWithInfluences) -> FigureGrid:
-    figures = [answer.query.figure(BEST_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    figures += [_scored_example_figure(e, "helpful", "good", BEST_SIDE_PIXELS) for e in answer.helpful]
-    figures += [_scored_example_figure(e, "harmful", "bad", BEST_SIDE_PIXELS) for e in answer.harmful]
+    figures = [answer.query.figure(PREVIEW_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
+    figures += [_scored_example_figure(e, "helpful", "good", PREVIEW_SIDE_PIXELS) for e in answer.helpful]
+    figures += [_scored_example_figure(e, "harmful", "bad", PREVIEW_SIDE_PIXELS) for e in answer.harmful]
     text = "An example, the training examples that made its prediction likelier, and those that made it less likely:"
     return FigureGrid(figures, text)
 
@@ -295,7 +295,7 @@ def _influenced_answer_block(answer: AnswerWithInfluences, is_measured: bool) ->
 
 
 def _scored_example_figures(examples: Sequence[ScoredExample], word: str, tone: str, is_measured: bool) -> list[Figure]:
-    return [_scored_example_figure(e, format_score(e.score) if is_measured else word, tone) for e in examples]
+    return [_scored_example_figure(e, format_signed_score(e.score) if is_measured else word, tone) for e in examples]
 
 
 def _scored_example_figure(example: ScoredExample, head: str, tone: str, side: int = TILE_SIDE_PIXELS) -> Figure:

@@ -43,7 +43,7 @@ def scoring_method_and_train_input(
     return partial(influence.influence_functions, solver=solver, seed=context.seed), (train.x, train.y)
 
 
-def can_retrain(context: ReportContext) -> bool:
+def can_afford_retrainings(context: ReportContext) -> bool:
     """Whether the training can be run again some 20 times at a low cost."""
     training = context.training
     return isinstance(training, ModelTraining) and _training_flops(context, training) <= MAX_RETRAINING_FLOPS
@@ -56,7 +56,7 @@ def _training_flops(context: ReportContext, training: ModelTraining) -> float:
 
 def influence_verdict_or_none(context: ReportContext, method: ScoringMethod, train: Any) -> Verdict | None:
     """The verdict on the scores; None where it would take retrainings that cost too much."""
-    if isinstance(train, ModelTraining) and not can_retrain(context):
+    if isinstance(train, ModelTraining) and not can_afford_retrainings(context):
         return None
     with without_large_score_warning():
         return influence_verdict(

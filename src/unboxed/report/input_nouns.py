@@ -51,7 +51,7 @@ def _units_of_parts_text(inputs: MultiInput) -> str:
 
 def _input_parts_count_text(inputs: MultiInput) -> str:
     """Like "1 image and 2 tables of features"."""
-    counts = Counter("image" if isinstance(part, Pixels) else "table" for _, part in _inputs_with_names(inputs))
+    counts = Counter("image" if isinstance(part, Pixels) else "table" for _, part in _named_input_specs(inputs))
     words = {"image": ("image", "images"), "table": ("table of features", "tables of features")}
     return " and ".join(count_noun(n, *words[what]) for what, n in counts.items())
 
@@ -60,13 +60,13 @@ def input_shapes_text(inputs: Inputs) -> str:
     """The shapes of all inputs, as the page prints them."""
     if isinstance(inputs, Tokens):
         return TEXT_NOUNS.inputs
-    return " and ".join(format_shape(part.shape) for _, part in _inputs_with_names(inputs))
+    return " and ".join(format_shape(part.shape) for _, part in _named_input_specs(inputs))
 
 
 def column_names_and_values(inputs: Inputs, x: Tensor) -> tuple[list[str], Tensor]:
     """Names, and x (N, ...) as columns (N, F) of these names; an image among several inputs is one: its mean."""
     values = inputs.split(x) if isinstance(inputs, MultiInput) else [x]
-    parts = _inputs_with_names(inputs)
+    parts = _named_input_specs(inputs)
     n_tables = sum(isinstance(part, Features) for _, part in parts)
     names: list[str] = []
     column_values = []
@@ -81,7 +81,7 @@ def column_names_and_values(inputs: Inputs, x: Tensor) -> tuple[list[str], Tenso
     return names, torch.cat(column_values, 1)
 
 
-def _inputs_with_names(inputs: Inputs) -> list[tuple[str, Inputs]]:
+def _named_input_specs(inputs: Inputs) -> list[tuple[str, Inputs]]:
     """Each input with its name; a single one is "input"."""
     if not isinstance(inputs, MultiInput):
         return [("input", inputs)]

@@ -28,7 +28,7 @@ MAX_STEPS_PER_LAYER, N_SUFFICIENT_STEPS_PER_LAYER, MIN_STEPS_PER_LAYER = (
 )  # per layer: wanted, good, and too few for an image to show anything
 N_LAYERS_CANDIDATES = (6, 4, 3, 2)  # as many as MAX_INVERSION_FLOPS allow, the outputs alone among them
 SMALL_FIGURE_SIDE_PIXELS, LARGE_FIGURE_SIDE_PIXELS = 112, 196  # of small images and of photos
-SHEET_SIDE_PIXELS = 140
+SHEET_TILE_SIDE_PIXELS = 140
 MAX_CONVERGED_FEATURE_ERROR = 0.1  # feature error above which an image shows less than the layer holds
 INVERSION_LEAD_TEXT = (
     "Each image was optimized from noise until a layer's activations are nearly those of the input. r: correlation of "
@@ -209,7 +209,9 @@ def _inversion_sheet_links(finding: InversionFinding) -> FileLinks:
     captions = [["", *(f"r {r:.2f}" for r in row)] for row in finding.correlations.T.tolist()]
     columns = ["input", *(_layer_name_or_outputs_alone(finding, k) for k in range(len(finding.inverted.layers)))]
     rows, captions_by_row = dict(zip(titles, images, strict=True)), dict(zip(titles, captions, strict=True))
-    page = class_sheet(rows, columns, captions_by_row, title="How much of the image survives?", side=SHEET_SIDE_PIXELS)
+    page = class_sheet(
+        rows, columns, captions_by_row, title="How much of the image survives?", side=SHEET_TILE_SIDE_PIXELS
+    )
     return FileLinks([PageFile("inversions.png", page, "these images as a sheet")])
 
 

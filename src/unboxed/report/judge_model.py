@@ -14,9 +14,8 @@ from ..synthesis.class_image import RecipeName
 from .context import ReportContext
 
 JUDGE_DESCRIPTION_TEXT = "A second model (the judge: a robust model of another architecture)"
-MIN_JUDGE_PROB_MARGIN_OVER_CONTROL = (
-    0.1  # of the judge's mean probability, by which the class images must beat the control
-)
+# Of the judge's mean probability, by which the class images must beat the control
+MIN_JUDGE_PROB_MARGIN_OVER_CONTROL = 0.1
 # Recognized control images over recognized class images, from which the judge is weak evidence
 MIN_CONTROL_RATIO_OF_WEAK_JUDGE = 0.8
 

@@ -17,7 +17,7 @@ from .blocks import Block, Caution, Figure, FigureGrid, FileLinks, MethodInterpr
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding, NotApplicable
 from .pictures import PageFile
-from .plane import LayerScatterMap, MapBlock, make_atlas
+from .plane import LayerScatterMap, ScatterMapBlock, make_thumbnail_atlas
 from .words import count_noun, format_percent, layer_display_name
 
 MAX_MAPPED_EXAMPLES = 1000  # examples of the survey that are mapped
@@ -29,7 +29,7 @@ N_VOTING_NEIGHBORS = 10  # nearest points in the map that vote for a label
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MapFinding(Finding):
+class TsneMapFinding(Finding):
     """t-SNE maps of sampled layers, and the nearest neighbors in the layers."""
 
     examples: int
@@ -54,7 +54,7 @@ class MapFinding(Finding):
 # -- find --------------------------------------------------------------------------------------------------------------
 
 
-def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFinding:
+def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> TsneMapFinding:
     s = context.survey
     followed = context.followed_indices
     indices = sorted({*draw.evenly_spaced_indices(len(s.rows), max_points), *followed})
@@ -66,7 +66,7 @@ def find(context: ReportContext, max_points: int = MAX_MAPPED_EXAMPLES) -> MapFi
     accuracy = maps.accuracy(labels, N_VOTING_NEIGHBORS) if labels is not None else {}
     neighbors = _nearest_neighbors_by_layer(context, x, maps)
     groups, group_names = _color_group_indices_and_names(context, indices)
-    return MapFinding(
+    return TsneMapFinding(
         answer=_label_separation_check(accuracy).text
         or "Maps of the layers, and the nearest neighbors of each example.",
         interrupted=maps.interrupted,
@@ -117,37 +117,37 @@ def _color_group_indices_and_names(context: ReportContext, indices: Sequence[int
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(finding: MapFinding) -> list[Block]:
+def show(finding: TsneMapFinding) -> list[Block]:
     blocks: list[Block] = [
-        Paragraph(_map_lead_text(finding)),
+        Paragraph(_tsne_map_lead_text(finding)),
         MethodInterpretation.of(tsne, *_label_separation_check(finding.neighbors_agree)),
     ]
     if finding.examples < finding.examples_evaluated:
         blocks.append(Caution(f"{finding.examples:,} of {finding.examples_evaluated:,} examples, evenly spread."))
     neighbors_note = MethodInterpretation.of(nearest_neighbors, _label_agreement_text(finding))
-    return [*blocks, _map_block(finding), FileLinks(_map_image_files(finding)), neighbors_note]
+    return [*blocks, _tsne_map_block(finding), FileLinks(_tsne_map_image_files(finding)), neighbors_note]
 
 
-def best(finding: MapFinding) -> list[Block]:
+def best(finding: TsneMapFinding) -> list[Block]:
     """The followed example and its nearest neighbors in the last hidden layer."""
     if not finding.has_images:
         return []
     return [PerExample([[_neighbor_grid(finding, i)] for i in finding.followed])]
 
 
-def _neighbor_grid(finding: MapFinding, i: int) -> FigureGrid:
+def _neighbor_grid(finding: TsneMapFinding, i: int) -> FigureGrid:
     k = min(N_BEST_NEIGHBORS, list(finding.neighbors.values())[-1].shape[1])
     figures = [finding.shown[i].figure(), *(_neighbor_figure(finding, i, rank) for rank in range(k))]
     return FigureGrid(figures, "An example, and those that are nearest to it in the last hidden layer:")
 
 
-def _neighbor_figure(finding: MapFinding, i: int, rank: int) -> Figure:
+def _neighbor_figure(finding: TsneMapFinding, i: int, rank: int) -> Figure:
     """The example that is `rank`-th nearest to the i-th in the last hidden layer."""
     neighbors = list(finding.neighbors.values())[-1]  # (N, k)
     return finding.shown[int(neighbors[i, rank])].figure()
 
 
-def _label_agreement_text(finding: MapFinding) -> str:
+def _label_agreement_text(finding: TsneMapFinding) -> str:
     if len(finding.label_agreement) < 2:
         return ""
     shares = [format_percent(share) for share in finding.label_agreement.values()]
@@ -156,14 +156,14 @@ def _label_agreement_text(finding: MapFinding) -> str:
             f"in the input {shares[0]}.")  # fmt: skip
 
 
-def _hidden_layer_map_title(finding: MapFinding, path: str) -> str:
+def _hidden_layer_map_title(finding: TsneMapFinding, path: str) -> str:
     if path == "input":
         return "Raw pixels" if finding.has_images else "Raw features"
     before, _, call = path.partition(":input")
     return f"Before {layer_display_name(before)}{call}"
 
 
-def _map_lead_text(finding: MapFinding) -> str:
+def _tsne_map_lead_text(finding: TsneMapFinding) -> str:
     lead = "Each dot is an example; examples that are similar to a layer are close in its map."
     if len(finding.neighbors_agree) < 2:
         return lead
@@ -185,7 +185,7 @@ def _label_separation_check(accuracy: dict[str, float]) -> CheckNote:
     return CheckNote(f"The last hidden layer separates the labels {worse} the raw input does.", "bad" * (last < raw))
 
 
-def _map_block(finding: MapFinding) -> MapBlock:
+def _tsne_map_block(finding: TsneMapFinding) -> ScatterMapBlock:
     agree = {
         path: f"{N_VOTING_NEIGHBORS} nearest agree: {format_percent(share)}"
         for path, share in finding.neighbors_agree.items()
@@ -204,19 +204,20 @@ def _map_block(finding: MapFinding) -> MapBlock:
         "from example to example, + and − zoom, 0 shows the whole map, Escape clears the selection."
     )
     color = "label" if finding.has_labels else "prediction"
-    return MapBlock(
+    return ScatterMapBlock(
         "map-plane", layers, finding.groups, finding.group_names, is_wrong, lines, [e.name for e in finding.shown],
         f"Map of {count_noun(finding.examples, 'example')}, colored by {color}",
         "Point at a dot to see its example; click it to see its nearest neighbors in the layer.",
-        keys, make_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None, finding.followed[0],
+        keys, make_thumbnail_atlas(_inputs_of_shown_examples(finding)) if finding.has_images else None,
+        finding.followed[0],
     )  # fmt: skip
 
 
-def _inputs_of_shown_examples(finding: MapFinding) -> Tensor:
+def _inputs_of_shown_examples(finding: TsneMapFinding) -> Tensor:
     return torch.stack([e.x for e in finding.shown])  # (N, C, H, W)
 
 
-def _map_image_files(finding: MapFinding) -> list[PageFile]:
+def _tsne_map_image_files(finding: TsneMapFinding) -> list[PageFile]:
     files = [
         PageFile(
             "map.png", drawn.tsne_scatter_sheet(finding.maps, finding.labels, finding.classes), "the maps as a sheet"
@@ -226,7 +227,7 @@ def _map_image_files(finding: MapFinding) -> list[PageFile]:
         x, points = _inputs_of_shown_examples(finding), finding.maps.layers[-1].points
         sampled = torch.tensor(draw.evenly_spaced_indices(len(x), MAX_MAP_GRID_IMAGES))
         cell = min(32, max(16, max(x.shape[2:])))
-        grid = drawn.nearest_neighbor_image_grid(points[sampled.to(points.device)], x[sampled], cell=cell)
+        grid = drawn.neighbor_preserving_image_grid(points[sampled.to(points.device)], x[sampled], cell=cell)
         files.append(
             PageFile("map-images.png", drawn.thumbnail_scatter_image(points, x, cell=cell), "images at their points")
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import influence
 from ..engine.read.examples import LabeledExamples
 from ..plots import colors
-from ..plots.results.common import images_or_none
+from ..plots.results.common import as_images_or_none
 from .blocks import Block, Figure, FigureGrid, Heading, MethodInterpretation
 from .context import ReportContext
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON
@@ -55,7 +55,7 @@ def _make_suspected_label(
 
 def single_input_as_image_or_none(x: Tensor) -> Tensor | None:
     """The one input x (1, ...) as an image (C, H, W)."""
-    images = images_or_none(x)
+    images = as_images_or_none(x)
     return None if images is None else images[0].cpu()
 
 

@@ -29,8 +29,8 @@ from .layer_table import layer_table_blocks
 from .score_intervals import accuracy_interval_text, score_interval_text
 from .scores import (
     HEADLINE_FN_BY_SCORE_KIND,
+    LabelMapClassScore,
     LabelScore,
-    PositionScore,
     RegressionOutputErrors,
     score_blocks,
     scores_by_finding_field,
@@ -40,7 +40,7 @@ from .survey import Survey
 from .words import count_noun, format_percent, format_shape
 
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
-N_EXPLAINED_ERRORS, N_BEST_EXAMPLES = 3, 7  # before the section is opened
+N_EXPLAINED_ERRORS, N_PREVIEW_EXAMPLES = 3, 7  # before the section is opened
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
@@ -80,7 +80,7 @@ class OverviewFinding(Finding):
     binary: bool = False
     output_errors: list[RegressionOutputErrors] = field(default_factory=list)  # of a regression with true values
     label_scores: list[LabelScore] = field(default_factory=list)  # of yes/no labels
-    position_scores: list[PositionScore] = field(default_factory=list)  # of label maps
+    position_scores: list[LabelMapClassScore] = field(default_factory=list)  # of label maps
 
     def cover(self, place: int) -> Sequence[Figure]:
         return [e.figure(show_runner_up=not self.misclassified) for e in self.followed[place : place + 1]]
@@ -242,11 +242,11 @@ def best(finding: OverviewFinding) -> list[Block]:
     """The worst errors; the least certain examples where there is no error, the scores where inputs are no images."""
     if 0 < len(finding.misclassified) <= N_EXPLAINED_ERRORS and not finding.misclassified[0].text:
         return []  # the next section shows them with their maps
-    if shown := (finding.misclassified or finding.ambiguous)[:N_BEST_EXAMPLES]:
+    if shown := (finding.misclassified or finding.ambiguous)[:N_PREVIEW_EXAMPLES]:
         return [examples_block(shown, show_runner_up=not finding.misclassified)]
     if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
         return sorted((b for b in scores if b.kind in ("figures", "table")), key=lambda b: b.kind)[:1]
-    rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions[:N_BEST_EXAMPLES]]
+    rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions[:N_PREVIEW_EXAMPLES]]
     return [Table(("label", "classified as", "times"), rows, frozenset({2}))] if rows else []
 
 

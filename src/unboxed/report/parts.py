@@ -15,9 +15,9 @@ from ..engine.read.features import default_feature_layer
 from ..engine.read.unit_rows import UnitRows
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError, InputError, LayerError, OutputError
-from ..objectives import MODEL_END_ADDRESSES
+from ..objectives import INPUT_OUTPUT_ADDRESSES
 from ..plots import colors
-from ..plots.results.concepts_dictionary import feature_tiles
+from ..plots.results.concepts_dictionary import feature_example_tiles
 from ..plots.results.concepts_discover import concept_tiles, faithfulness_rows
 from ..plots.sheet import Tile
 from . import chapters
@@ -27,14 +27,14 @@ from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
 
 MAX_EXAMPLES, MIN_EXAMPLES = 300, 40
-N_EVALUATED, N_MASKS, N_RANDOM, N_CONCEPTS = 48, 8, 5, 8
-MAX_FEATURES, FIT_STEPS, N_SEEDS = 128, 200, 2
-MAX_FORWARD_FLOPS_OF_GROUP_SEARCH = 1e12  # of all forward passes of concepts, above which they are left out
-MAX_FIT_FLOPS = 5e10  # of the fit of a dictionary, above which it is left out
-N_SHOWN_CONCEPTS, N_SHOWN_FEATURES, DRAWING_STEPS = 4, 3, 64
-N_BEST_CONCEPTS = 2  # before the section is opened
+N_EVALUATED_EXAMPLES, N_MASKS, N_RANDOM, N_CONCEPTS = 48, 8, 5, 8
+MAX_FEATURES, DICTIONARY_FIT_STEPS, N_SEEDS = 128, 200, 2
+MAX_TOTAL_FORWARD_FLOPS = 1e12  # of all forward passes of concepts, above which they are left out
+MAX_DICTIONARY_FIT_FLOPS = 5e10  # of the fit of a dictionary, above which it is left out
+N_SHOWN_CONCEPTS, N_SHOWN_FEATURES, FEATURE_VISUALIZATION_STEPS = 4, 3, 64
+N_PREVIEW_CONCEPTS = 2  # before the section is opened
 TILE_SIDE_PIXELS = 84
-TONE_BY_PROBE_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
+TONE_BY_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,7 +60,7 @@ def find(context: ReportContext) -> PartsFinding:
     x, labels = context.box.restore_structure(context.inputs(rows)), context.survey.labels
     data = x if labels is None else (x, labels[rows])
     found, problems = list[Any](), list[str]()
-    for make in (_concepts, _dictionary):
+    for make in (_discover_concepts_or_none, _fit_dictionary_or_none):
         try:
             found.append(make(context, data, len(rows)))
         except (DataError, InputError, LayerError, OutputError) as error:  # such as of no hidden layer
@@ -74,39 +74,47 @@ def find(context: ReportContext) -> PartsFinding:
         answer=_answer(discovered, dictionary), concepts=discovered, dictionary=dictionary,
         reasons=tuple(f"{r.verdict}: {r.reason}" for r in found if r is not None),
         examples=x if context.has_images and isinstance(x, Tensor) else None,
-        drawings=_drawings(context, dictionary),
+        drawings=_feature_visualizations(context, dictionary),
     )  # fmt: skip
 
 
-def _concepts(context: ReportContext, data: Any, n: int) -> DiscoveredConcepts | None:
-    n_passes = 10 * n + N_EVALUATED * (N_MASKS * (N_CONCEPTS + 2) + 2 * N_RANDOM)
-    if context.forward_flops(n_passes) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH:
+def _discover_concepts_or_none(context: ReportContext, data: Any, n: int) -> DiscoveredConcepts | None:
+    n_passes = 10 * n + N_EVALUATED_EXAMPLES * (N_MASKS * (N_CONCEPTS + 2) + 2 * N_RANDOM)
+    if context.forward_flops(n_passes) > MAX_TOTAL_FORWARD_FLOPS:
         return None
     return concepts.discover(
-        context.box, data, n_concepts=N_CONCEPTS, n_masks=N_MASKS, n_evaluated=N_EVALUATED, n_random=N_RANDOM,
+        context.box, data, n_concepts=N_CONCEPTS, n_masks=N_MASKS, n_evaluated=N_EVALUATED_EXAMPLES, n_random=N_RANDOM,
         seed=context.seed,
     )  # fmt: skip
 
 
-def _dictionary(context: ReportContext, data: Any, n: int) -> Dictionary | None:
+def _fit_dictionary_or_none(context: ReportContext, data: Any, n: int) -> Dictionary | None:
     layer = default_feature_layer(context.box)
-    if layer in MODEL_END_ADDRESSES or context.forward_flops(4 * n) > MAX_FORWARD_FLOPS_OF_GROUP_SEARCH:
+    if layer in INPUT_OUTPUT_ADDRESSES or context.forward_flops(4 * n) > MAX_TOTAL_FORWARD_FLOPS:
         return None
     units = UnitRows.of(context.box, layer).n_units
     n_features = min(MAX_FEATURES, 2 * units, n // 2)
-    if 2 * N_SEEDS * FIT_STEPS * 256 * 6 * units * n_features > MAX_FIT_FLOPS:
+    if 2 * N_SEEDS * DICTIONARY_FIT_STEPS * 256 * 6 * units * n_features > MAX_DICTIONARY_FIT_FLOPS:
         return None
     return concepts.dictionary(
-        context.box, data, layer, n_features=n_features, n_steps=FIT_STEPS, n_seeds=N_SEEDS, seed=context.seed
+        context.box,
+        data,
+        layer,
+        n_features=n_features,
+        n_steps=DICTIONARY_FIT_STEPS,
+        n_seeds=N_SEEDS,
+        seed=context.seed,
     )
 
 
-def _drawings(context: ReportContext, dictionary: Dictionary | None) -> tuple[Tensor, ...]:
+def _feature_visualizations(context: ReportContext, dictionary: Dictionary | None) -> tuple[Tensor, ...]:
     """Images that the strongest features respond to most, by feature visualization."""
     if dictionary is None or not context.has_images or dictionary.unit_axis != 1:
         return ()
     objectives = [dictionary.objective(i) for i in range(min(N_SHOWN_FEATURES, dictionary.n_features))]
-    drawn = [synthesis.feature(context.box, o, steps=DRAWING_STEPS, seed=context.seed) for o in objectives]
+    drawn = [
+        synthesis.feature(context.box, o, steps=FEATURE_VISUALIZATION_STEPS, seed=context.seed) for o in objectives
+    ]
     return tuple(d.images[0].cpu() for d in drawn)
 
 
@@ -134,7 +142,7 @@ def best(finding: PartsFinding) -> list[Block]:
     """The two concepts that matter most, each by the examples that have most of it."""
     if finding.concepts is None:
         return []
-    shown = [c for c in finding.concepts.concepts[:N_BEST_CONCEPTS] if c.crops]
+    shown = [c for c in finding.concepts.concepts[:N_PREVIEW_CONCEPTS] if c.crops]
     if not shown:
         return []
     figures = [
@@ -156,23 +164,23 @@ def _concept_blocks(result: DiscoveredConcepts | None) -> list[Block]:
         "from these directions alone, and the model runs on."
     )
     note = MethodInterpretation.of(
-        concepts.discover, capitalize_and_end_with_period(result.reason), TONE_BY_PROBE_VERDICT[result.verdict]
+        concepts.discover, capitalize_and_end_with_period(result.reason), TONE_BY_VERDICT[result.verdict]
     )
     shown = result.concepts[:N_SHOWN_CONCEPTS]
     cases = [
         ExampleWithFigures(
             f"concept {i}", (f"importance {c.importance.mean:.2f}", f"derivative {c.sensitivity.mean:+.2f}"),
-            [_bar_figure(tiles[0], i), *_tiles_to_figures(tiles[1:], f"with most of concept {i}")],
+            [_importance_bar_figure(tiles[0], i), *_tiles_to_figures(tiles[1:], f"with most of concept {i}")],
         )
         for i, (c, tiles) in enumerate(zip(shown, concept_tiles(shown), strict=True))
     ]  # fmt: skip
     columns = "layer rebuilt from", f"change of the outputs ({result.unit})", "predictions kept", "accuracy"
-    rows = [(name, f"{change:.2g}", _ratio_or_nan(kept), _ratio_or_nan(accuracy))
+    rows = [(name, f"{change:.2g}", _ratio_text(kept), _ratio_text(accuracy))
             for name, (change, kept, accuracy) in faithfulness_rows(result)]  # fmt: skip
     return [Heading("Concepts"), Paragraph(text), note, *cases, Table(columns, rows, frozenset({1, 2, 3}))]
 
 
-def _bar_figure(tile: Tile | None, i: int) -> Figure:
+def _importance_bar_figure(tile: Tile | None, i: int) -> Figure:
     """The importance as a bar, on one scale for all concepts."""
     image = tile.image if tile is not None else Image.new("RGB", (1, 1), "white")
     return Figure(PageImage(image, f"importance of concept {i} as a bar", TILE_SIDE_PIXELS), "", ("importance",))
@@ -188,20 +196,20 @@ def _dictionary_blocks(finding: PartsFinding) -> list[Block]:
         "dictionaries. A feature that other seeds do not find again is one of many ways to take the layer apart."
     )
     note = MethodInterpretation.of(
-        concepts.dictionary, capitalize_and_end_with_period(result.reason), TONE_BY_PROBE_VERDICT[result.verdict]
+        concepts.dictionary, capitalize_and_end_with_period(result.reason), TONE_BY_VERDICT[result.verdict]
     )
     columns = "dictionary", "directions", "active", "explained variance", "with k", "dead", "seeds agree", "kept"
     rows = [
         (s.name, str(s.n_features), f"{s.active:.3g}", f"{s.explained_variance.mean:.1%}", f"{s.explained_at_k:.1%}",
-         f"{s.dead:.0%}", "" if s.stability is None else f"{s.stability:.2f}", _ratio_or_nan(s.rebuilt.kept))
+         f"{s.dead:.0%}", "" if s.stability is None else f"{s.stability:.2f}", _ratio_text(s.rebuilt.kept))
         for s in result.scores
     ]  # fmt: skip
-    tiles = [] if finding.examples is None else feature_tiles(result, None, finding.examples)[:N_SHOWN_FEATURES]
-    cases = [_feature_case(result, finding.drawings, i, row) for i, row in enumerate(tiles)]
+    tiles = [] if finding.examples is None else feature_example_tiles(result, None, finding.examples)[:N_SHOWN_FEATURES]
+    cases = [_feature_block(result, finding.drawings, i, row) for i, row in enumerate(tiles)]
     return [Heading("A dictionary"), Paragraph(text), note, Table(columns, rows, frozenset(range(1, 8))), *cases]
 
 
-def _feature_case(
+def _feature_block(
     result: Dictionary, drawings: tuple[Tensor, ...], i: int, tiles: list[Tile | None]
 ) -> ExampleWithFigures:
     figures = _tiles_to_figures(tiles, f"with most of feature {i}")
@@ -212,7 +220,7 @@ def _feature_case(
     return ExampleWithFigures(f"feature {i}", (f"{float(result.frequency[i]):.0%} have it",), figures)
 
 
-def _ratio_or_nan(value: float | None) -> str:
+def _ratio_text(value: float | None) -> str:
     return "" if value is None or value != value else f"{value:.1%}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..plots import colors
-from ..plots.files import ImageLike, png_bytes, to_pillow_image
+from ..plots.files import ImageLike, as_pillow_image, png_bytes
 from ..plots.sheet import COLORMAP_BY_KIND, ColorBar
 from .folder import IMAGES_DIR_NAME, ReportFolder
 
@@ -64,7 +64,7 @@ class PageImageStore:
 
     def encode(self, picture: PageImage) -> EncodedImageRef:
         """Encode a picture: small ones are shown at a whole multiple of their size, large photos are shrunk first."""
-        im = to_pillow_image(picture.image)
+        im = as_pillow_image(picture.image)
         pixelated = picture.side is None or max(im.size) <= colors.MAX_PIXELATED_SIDE_PIXELS
         if not pixelated and max(im.size) > MAX_ENCODED_PHOTO_SIDE_PIXELS:
             im = colors.resize_to_side(im, MAX_ENCODED_PHOTO_SIDE_PIXELS)

@@ -17,7 +17,7 @@ from ..plots.embedding import class_colors, make_thumbnails, normalize_points
 from .pictures import PageImageStore
 
 MAX_UINT16_INDEX = 65_535  # larger indices take four bytes
-MAX_ATLAS_BYTES = 600_000  # bytes of the atlas
+MAX_THUMBNAIL_ATLAS_BYTES = 600_000  # bytes of the atlas
 THUMBNAIL_SIDE_PIXELS_CANDIDATES = (
     64,
     48,
@@ -32,7 +32,7 @@ THUMBNAIL_SIDE_PIXELS_CANDIDATES = (
     10,
     8,
 )  # of its images; the largest within the budget
-MAX_ATLAS_SIDE_PIXELS = 4096  # pixels of the atlas that every browser can draw from
+MAX_THUMBNAIL_ATLAS_SIDE_PIXELS = 4096  # pixels of the atlas that every browser can draw from
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LayerScatterMap:
 
 
 @dataclass(frozen=True)
-class ImageAtlas:
+class ThumbnailAtlas:
     """Images side by side in one encoded image, `columns` per row, each width x height."""
 
     content: bytes
@@ -58,7 +58,7 @@ class ImageAtlas:
 
 
 @dataclass(frozen=True)
-class MapBlock:
+class ScatterMapBlock:
     """N points, one map per layer. `groups` (N,) index `names`; each of `lines` holds one caption line per point."""
 
     slug: str
@@ -71,7 +71,7 @@ class MapBlock:
     alt: str
     hint: str
     help: str
-    atlas: ImageAtlas | None = None
+    atlas: ThumbnailAtlas | None = None
     selected: int = -1  # the point that is selected at first; -1: none
     is_of_words: bool = False  # points are words (`examples`), which are written and can be searched for
     kind: ClassVar[str] = "map"
@@ -92,17 +92,17 @@ class MapBlock:
             "of_words": self.is_of_words,
             "k": np.asarray(self.layers[0].neighbors).shape[1],
             "layers": [_layer_to_script_data(layer, index_type) for layer in self.layers],
-            "groups": to_base64(self.groups, np.uint8),
-            "wrong": to_base64(self.is_wrong, np.uint8),
+            "groups": array_to_base64(self.groups, np.uint8),
+            "wrong": array_to_base64(self.is_wrong, np.uint8),
             "examples": list(self.examples),
-            "order": to_base64(np.random.default_rng(0).permutation(n), index_type),
+            "order": array_to_base64(np.random.default_rng(0).permutation(n), index_type),
             "words": words,
-            "lines": [to_base64([word_index[word] for word in line], index_type) for line in self.lines],
+            "lines": [array_to_base64([word_index[word] for word in line], index_type) for line in self.lines],
             "names": list(self.names),
             "colors": self.colors,
             "hint": self.hint,
             "selected": self.selected,
-            "atlas": None if self.atlas is None else _atlas_to_script_data(self.atlas, pictures),
+            "atlas": None if self.atlas is None else _thumbnail_atlas_to_script_data(self.atlas, pictures),
         }
 
 
@@ -110,23 +110,23 @@ def _layer_to_script_data(layer: LayerScatterMap, index_type: type[np.generic]) 
     points = (normalize_points(layer.points, margin=0.01) * MAX_UINT16_INDEX).round()
     return {
         "name": layer.name,
-        "points": to_base64(points, np.uint16),
-        "near": to_base64(layer.neighbors, index_type),
+        "points": array_to_base64(points, np.uint16),
+        "near": array_to_base64(layer.neighbors, index_type),
     }
 
 
-def _atlas_to_script_data(atlas: ImageAtlas, pictures: PageImageStore) -> dict[str, object]:
+def _thumbnail_atlas_to_script_data(atlas: ThumbnailAtlas, pictures: PageImageStore) -> dict[str, object]:
     sizes = {"width": atlas.width, "height": atlas.height, "columns": atlas.columns, "hard": atlas.pixelated}
     return {"src": pictures.store_and_return_src(atlas.content, atlas.kind), **sizes}
 
 
-def to_base64(values: Any, dtype: type[np.generic]) -> str:
+def array_to_base64(values: Any, dtype: type[np.generic]) -> str:
     """Numbers as little-endian bytes in base64, as a typed array reads them."""
     array = np.ascontiguousarray(np.asarray(values), dtype=np.dtype(dtype).newbyteorder("<"))
     return base64.b64encode(array.tobytes()).decode()
 
 
-def make_atlas(images: Any, max_bytes: int = MAX_ATLAS_BYTES) -> ImageAtlas:
+def make_thumbnail_atlas(images: Any, max_bytes: int = MAX_THUMBNAIL_ATLAS_BYTES) -> ThumbnailAtlas:
     """Images (N, C, H, W) as large as the budget allows, at most 64 pixels and not enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
     image_side = max(images.shape[2:])
@@ -135,14 +135,16 @@ def make_atlas(images: Any, max_bytes: int = MAX_ATLAS_BYTES) -> ImageAtlas:
         *(s for s in THUMBNAIL_SIDE_PIXELS_CANDIDATES if s < image_side),
     ]
     image_atlas = None
-    for side in (s for s in sides if s * columns <= MAX_ATLAS_SIDE_PIXELS):
-        image_atlas = _make_atlas_with_side(images, side, columns)
+    for side in (s for s in sides if s * columns <= MAX_THUMBNAIL_ATLAS_SIDE_PIXELS):
+        image_atlas = _make_thumbnail_atlas_with_side(images, side, columns)
         if len(image_atlas.content) <= max_bytes:
             return image_atlas
-    return image_atlas or _make_atlas_with_side(images, max(1, MAX_ATLAS_SIDE_PIXELS // columns), columns)
+    return image_atlas or _make_thumbnail_atlas_with_side(
+        images, max(1, MAX_THUMBNAIL_ATLAS_SIDE_PIXELS // columns), columns
+    )
 
 
-def _make_atlas_with_side(images: Any, side: int, columns: int) -> ImageAtlas:
+def _make_thumbnail_atlas_with_side(images: Any, side: int, columns: int) -> ThumbnailAtlas:
     pictures = np.stack(make_thumbnails(images, side))  # (N, h, w, 3)
     n, h, w, _ = pictures.shape
     rows = -(-n // columns)
@@ -155,7 +157,7 @@ def _make_atlas_with_side(images: Any, side: int, columns: int) -> ImageAtlas:
         Image.fromarray(sheet[..., 0] // 17 * 17).save(buffer, "PNG", optimize=True)  # 16 levels of gray
     else:
         Image.fromarray(sheet).save(buffer, "JPEG", quality=82)
-    return ImageAtlas(
+    return ThumbnailAtlas(
         buffer.getvalue(),
         "png" if gray else "jpeg",
         w,

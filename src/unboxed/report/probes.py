@@ -18,9 +18,9 @@ from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
 
-MAX_PROBED_EXAMPLES, MAX_PROBED_LAYERS = 150, 3
+MAX_PROBED_EXAMPLES, MAX_EXAMINED_LAYERS = 150, 3
 MIN_PROBED_EXAMPLES = 20
-TONE_BY_PROBE_VERDICT = {"used": "good", "not used": "fair", "not decodable": "bad", "not tested": ""}
+TONE_BY_VERDICT = {"used": "good", "not used": "fair", "not decodable": "bad", "not tested": ""}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find(context: ReportContext) -> ProbesFinding:
             context.box,
             context.box.restore_structure(x),
             y,
-            input_and_hidden_layer_addresses(context.box, MAX_PROBED_LAYERS),
+            input_and_hidden_layer_addresses(context.box, MAX_EXAMINED_LAYERS),
             n_folds=3,
             n_controls=2,
             description_length=False,
@@ -95,7 +95,7 @@ def show(finding: ProbesFinding) -> list[Block]:
     alts = f"accuracy of probes by layer: {layers}", "change of the outputs with the label erased, by layer"
     figures = [Figure(PageImage(c, alt, None), "") for c, alt in zip(charts, alts, strict=False)]
     note = MethodInterpretation.of(
-        concepts.probe, f"{finding.verdict}: {finding.reason}", TONE_BY_PROBE_VERDICT[finding.verdict]
+        concepts.probe, f"{finding.verdict}: {finding.reason}", TONE_BY_VERDICT[finding.verdict]
     )
     return [Paragraph(text), note, FigureGrid(figures)]
 

@@ -9,7 +9,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..plots.text import hyphens_to_minus_signs
-from .blocks import Block, Figure, column_width, figures_per_row, longest_caption_word, phone_columns
+from .blocks import Block, Figure, column_width, figures_per_row, longest_caption_word_length, n_phone_columns
 from .chapters import Chapter
 from .followed import FollowedExample
 from .pictures import PageImageStore
@@ -89,8 +89,8 @@ def _jinja_environment() -> Environment:
     environment.globals |= {
         "column_width": column_width,
         "figures_per_row": figures_per_row,
-        "longest_caption_word": longest_caption_word,
-        "phone_columns": phone_columns,
+        "longest_caption_word_length": longest_caption_word_length,
+        "n_phone_columns": n_phone_columns,
         "format_bar_prob": format_bar_prob,
     }
     environment.filters["encoded"] = lambda picture, pictures: pictures.encode(picture)

@@ -33,7 +33,7 @@ def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: 
     images = figures(result, box, data=data)
     if not images:
         raise InputError(f"there is no picture of this {type(result).__name__} to make a page of")
-    card = _card_of(result)
+    card = _card_of_result(result)
     title = card.name if card else type(result).__name__
     grid = FigureGrid(
         [Figure(PageImage(image, name, None), name if len(images) > 1 else "") for name, image in images.items()]
@@ -47,7 +47,7 @@ def _write_page(title: str, section_title: str, headline: str, blocks: Sequence[
     return write_bytes(path, encode_utf8(render_page(title, title, [], "", [section])))
 
 
-def _card_of(result: Any) -> Card | None:
+def _card_of_result(result: Any) -> Card | None:
     """The card of the method that made a result, where the result names it."""
     name = getattr(result, "method", None)
     return next((card for card in cards() if card.name == name), None)

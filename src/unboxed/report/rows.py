@@ -25,7 +25,7 @@ from .words import count_noun, format_prob
 
 MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
 MAX_MORPH_ITERATIONS = 200
-N_BEST_COLUMNS = 5  # of what would change a row, before the section is opened
+N_PREVIEW_COLUMNS = 5  # of what would change a row, before the section is opened
 ROW_ATTRIBUTION_METHOD = integrated_gradients
 CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
 
@@ -168,7 +168,7 @@ def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
 
 def best_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
     """What would change one row's prediction: its largest changes."""
-    _, lead, table, *_ = _counterfactual_blocks(finding.rows[0], N_BEST_COLUMNS)
+    _, lead, table, *_ = _counterfactual_blocks(finding.rows[0], N_PREVIEW_COLUMNS)
     return [lead, table]
 
 

@@ -49,7 +49,7 @@ class LabelScore:
 
 
 @dataclass(frozen=True)
-class PositionScore:
+class LabelMapClassScore:
     """How well one class of a label map is predicted, over all positions."""
 
     name: str
@@ -98,12 +98,14 @@ def average_precision(p: Tensor, is_positive: Tensor) -> float:
     return float((gained * hits / n_taken).sum() / hits[-1]) if hits[-1] > 0 else math.nan
 
 
-def position_scores(confusion: Tensor, names: Sequence[str]) -> list[PositionScore]:
+def position_scores(confusion: Tensor, names: Sequence[str]) -> list[LabelMapClassScore]:
     """The scores of each class, given how often each label (row) got each prediction (column), (K, K)."""
     hits, n_labels, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     unions = (n_labels + n_predicted - hits).tolist()
     rows = zip(names, n_labels.tolist(), hits.tolist(), unions, strict=True)
-    return [PositionScore(name, n, _ratio_or_nan(hit, n), _ratio_or_nan(hit, union)) for name, n, hit, union in rows]
+    return [
+        LabelMapClassScore(name, n, _ratio_or_nan(hit, n), _ratio_or_nan(hit, union)) for name, n, hit, union in rows
+    ]
 
 
 def mean_without_nan(values: Sequence[float]) -> float:
@@ -148,7 +150,7 @@ def label_scores_headline(scores: Sequence[LabelScore]) -> tuple[str, str]:
     return f"Mean average precision {_format_score_or_dash(mean)}", text
 
 
-def position_scores_headline(scores: Sequence[PositionScore]) -> tuple[str, str]:
+def position_scores_headline(scores: Sequence[LabelMapClassScore]) -> tuple[str, str]:
     """The page's title and a sentence."""
     n = sum(s.n_positions for s in scores)
     accuracy = sum(s.accuracy * s.n_positions for s in scores if s.n_positions) / max(n, 1)
@@ -168,7 +170,7 @@ HEADLINE_FN_BY_SCORE_KIND: dict[str, Callable[[Any], tuple[str, str]]] = {
 
 
 def score_blocks(
-    errors: Sequence[RegressionOutputErrors], labels: Sequence[LabelScore], positions: Sequence[PositionScore]
+    errors: Sequence[RegressionOutputErrors], labels: Sequence[LabelScore], positions: Sequence[LabelMapClassScore]
 ) -> list[Block]:
     """The tables and charts of those scores that there are."""
     if errors:
@@ -207,7 +209,7 @@ def label_scores_blocks(scores: Sequence[LabelScore]) -> list[Block]:
     return [Heading("Label by label"), *_collapsible_table(columns, rows), Paragraph(lead, "soft")]
 
 
-def position_scores_blocks(scores: Sequence[PositionScore]) -> list[Block]:
+def position_scores_blocks(scores: Sequence[LabelMapClassScore]) -> list[Block]:
     """A table of the classes of a label map."""
     rows = [
         [s.name, f"{s.n_positions:,}", _format_score_or_dash(s.accuracy), _format_score_or_dash(s.iou)] for s in scores

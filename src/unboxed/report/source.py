@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .. import data as sets
 from ..atomic_write import to_printable
 from ..box import Box
-from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, labels_are_classes
+from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, has_class_labels
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
 from ..inputs.items import SkippedExamples, item_or_data_error
@@ -44,7 +44,7 @@ class ReportData:
 
     def __init__(self, data: Any, box: Box) -> None:
         self.binary = box.outputs == "binary"
-        self.labeled = labels_are_classes(box)
+        self.labeled = has_class_labels(box)
         self._inputs, self._source = box.inputs, data
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _type_name_of_data(data))

@@ -152,7 +152,9 @@ def collect_outputs_and_labels(
             logits = box(x)
             outputs.append(_probs_or_outputs(box, logits))
             truths.append(
-                read_targets(box, targets) if not box.output_map_shape else position_confusion_matrix(logits, targets)
+                targets_to_tensor_or_none(box, targets)
+                if not box.output_map_shape
+                else position_confusion_matrix(logits, targets)
             )
         rows += readable
         labels += y
@@ -176,7 +178,7 @@ def collect_outputs_and_labels(
     )
 
 
-def read_targets(box: Box, targets: Sequence[Any]) -> Tensor | None:
+def targets_to_tensor_or_none(box: Box, targets: Sequence[Any]) -> Tensor | None:
     """True values (n, K) of outputs that are no classes; None unless each example has K, of labels zeros and ones."""
     values = [_target_to_values_or_none(target) for target in targets]
     if box.outputs not in ("regression", "multilabel") or any(v is None or len(v) != box.n_outputs for v in values):

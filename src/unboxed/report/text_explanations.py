@@ -98,9 +98,9 @@ def explain_texts(
     """
     x, seed = box.validate_inputs(list(texts)), valid_seed(seed)
     classes = resolve_target(box, x, target)
-    score = classes if versus is None else _difference(box, classes, versus)
+    score = classes if versus is None else _class_score_difference(box, classes, versus)
     run = MethodRun(box, x, score, resolve_methods(box, methods), seed, verdict_cache or VerdictCache())
-    effects = word_effects(box, text_inputs(box), x, classes, versus)
+    effects = word_effects(box, require_text_inputs(box), x, classes, versus)
     run.run(quiet=quiet)
     verdicts = {name: run.verdicts[name] for name in run.judged}
     return make_text_explanations(box, x, classes, verdicts, run.maps, effects, versus, interrupted=run.interrupted)
@@ -112,13 +112,13 @@ def make_text_explanations(
 ) -> TextExplanations:  # fmt: skip
     """The maps (N, T) of packed texts x for a class each (N,), with the verdicts, the most trustworthy first."""
     return TextExplanations(
-        text_inputs(box).token_texts(x), text_inputs(box).is_special(x), _predictions(box, x),
+        require_text_inputs(box).token_texts(x), require_text_inputs(box).is_special(x), _prediction_texts(box, x),
         [box.classes[k] for k in classes.tolist()], verdicts, maps, effects,
         None if versus is None else box.classes[versus], interrupted,
     )  # fmt: skip
 
 
-def _difference(box: Box, classes: Tensor, versus: int) -> Objective:
+def _class_score_difference(box: Box, classes: Tensor, versus: int) -> Objective:
     """The score of each text's class (N,) less that of another. Raises InputError where they are the same."""
     if bool((classes == versus).any()):
         i = int((classes == versus).int().argmax())
@@ -126,7 +126,7 @@ def _difference(box: Box, classes: Tensor, versus: int) -> Objective:
     return box.objective(classes, len(classes)) - box.objective(versus, len(classes))
 
 
-def text_inputs(box: Box) -> Tokens:
+def require_text_inputs(box: Box) -> Tokens:
     """Raises InputError for a model of something else."""
     if not isinstance(box.inputs, Tokens):
         raise InputError("--text needs a model of texts, such as a folder with a tokenizer in it; this one takes "
@@ -134,7 +134,7 @@ def text_inputs(box: Box) -> Tokens:
     return box.inputs
 
 
-def _predictions(box: Box, x: Tensor) -> list[str]:
+def _prediction_texts(box: Box, x: Tensor) -> list[str]:
     """The most likely classes of each text, in words."""
     top = torch.topk(box.probs(x), min(N_NAMED_CLASSES, box.n_outputs))
     return [

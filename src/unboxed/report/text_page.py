@@ -8,7 +8,7 @@ from pathlib import Path
 from ..atomic_write import encode_utf8, write_bytes
 from ..cards import cards
 from ..checks.verdict import FAIL, NOT_APPLICABLE, PASS
-from ..plots.text_map import shown_words
+from ..plots.text_map import tokens_to_display_words
 from .blocks import (
     Block,
     Caution,
@@ -21,19 +21,19 @@ from .blocks import (
     RankedMethod,
     RankedMethods,
 )
-from .explanation_page import verdict_figures_table
+from .explanation_page import verdict_test_values_table
 from .pictures import PageImageStore
 from .render import RenderedSection, render_blocks, render_page
 from .text_explanations import TextExplanations
 from .verdict_notes import TONE_BY_GRADE, ranked_method
 from .words import count_noun
 
-RAISES_COLOR, LOWERS_COLOR = (
+SCORE_RAISING_COLOR, SCORE_LOWERING_COLOR = (
     (178, 24, 43),
     (33, 102, 172),
 )  # the strongest; others are transparent
 MIN_LUMINANCE_OF_DARK_INK = 120  # of 255, of the color on white
-MAX_TEXTS_ON_PAGE, MAX_OPEN_MAPS = 100, 2  # maps of a text that are seen without opening anything
+MAX_TEXTS_ON_PAGE, MAX_EXPANDED_MAPS_PER_TEXT = 100, 2  # maps of a text that are seen without opening anything
 READING = (
     "Red words raise the score, blue words lower it; gray: added by the tokenizer. Each map has its own scale, printed "
     "below it. A map is a method's answer, not the model's: the badge says whether the method can be believed here."
@@ -45,7 +45,7 @@ TEXT_TABLE_LEGEND = (
 )
 
 
-def write_text_page(made: TextExplanations, path: Path, *, subject: str = "", command: str = "") -> Path:
+def write_text_explanation_page(made: TextExplanations, path: Path, *, subject: str = "", command: str = "") -> Path:
     """Write the page: one file. `command` is what makes it again. Raises WriteError."""
     is_one = len(made.tokens) == 1
     title = made.question(0) if is_one else f"Why these answers to {count_noun(len(made.tokens), 'text')}?"
@@ -78,7 +78,7 @@ def _blocks(made: TextExplanations, command: str) -> Iterator[Block]:
     if made.interrupted:
         yield Caution("This was stopped before all methods were judged.")
     yield Collapsible("Why each method is believed or not", [RankedMethods(ranked_text_methods(made))])
-    yield Collapsible("All figures", [verdict_figures_table(made.verdicts.values()), Paragraph(TEXT_TABLE_LEGEND)])
+    yield Collapsible("All figures", [verdict_test_values_table(made.verdicts.values()), Paragraph(TEXT_TABLE_LEGEND)])
     if command:
         yield Collapsible("How this page was made", [Code(command)])
 
@@ -90,8 +90,8 @@ def _text_blocks(made: TextExplanations, i: int) -> Iterator[Block]:
     sentence = made.effects.sentence(i)
     yield Caution(sentence) if made.effects.is_negligible(i) else Paragraph(sentence)
     maps = [colored_words(made, name, i) for name in made.drawn]
-    yield from maps[:MAX_OPEN_MAPS]
-    if rest := maps[MAX_OPEN_MAPS:]:
+    yield from maps[:MAX_EXPANDED_MAPS_PER_TEXT]
+    if rest := maps[MAX_EXPANDED_MAPS_PER_TEXT:]:
         yield Collapsible(f"By {count_noun(len(rest), 'other method')}", rest)
 
 
@@ -100,7 +100,9 @@ def colored_words(made: TextExplanations, name: str, i: int) -> ColoredWords:
     text, verdict = made.values(name, i), made.verdicts[name]
     words = [
         _colored_word(word, value, is_glued=is_glued, is_added=bool(special))
-        for (word, is_glued), value, special in zip(shown_words(text.tokens), text.values, text.special, strict=True)
+        for (word, is_glued), value, special in zip(
+            tokens_to_display_words(text.tokens), text.values, text.special, strict=True
+        )
     ]
     scale = f"scale {made.scale(name, i)}"
     lines = (scale,) if verdict.grade == NOT_APPLICABLE else (f"{verdict.badge} ({verdict.reason})", scale)
@@ -110,7 +112,7 @@ def colored_words(made: TextExplanations, name: str, i: int) -> ColoredWords:
 def _colored_word(word: str, value: float, *, is_glued: bool, is_added: bool) -> ColoredWord:
     if is_added or not abs(value) > 0:  # also NaN
         return ColoredWord(word, is_glued=is_glued, is_added=is_added)
-    color, alpha = RAISES_COLOR if value > 0 else LOWERS_COLOR, min(abs(value), 1.0)
+    color, alpha = SCORE_RAISING_COLOR if value > 0 else SCORE_LOWERING_COLOR, min(abs(value), 1.0)
     luminance = sum(w * (255 + alpha * (c - 255)) for w, c in zip((0.299, 0.587, 0.114), color, strict=True))
     ink = "#fff" if luminance < MIN_LUMINANCE_OF_DARK_INK else ""  # else the page's, in light and in dark
     return ColoredWord(word, f"rgba({', '.join(map(str, color))}, {alpha:.2f})", ink, is_glued=is_glued)

@@ -20,13 +20,13 @@ from .checks import verdicts_and_unaffordable_methods
 from .context import TEXTS_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
-from .text_explanations import TextExplanations, make_text_explanations, text_inputs
+from .text_explanations import TextExplanations, make_text_explanations, require_text_inputs
 from .text_page import colored_words
 from .word_effects import word_effects
 from .words import count_noun, error_sentence
 
 N_SWAPPED_TEXTS, N_LISTED_TEXTS, MAX_MAPS_PER_TEXT = 100, 6, 2
-MAX_SWAPS = 3
+MAX_SWAPS_PER_TEXT = 3
 MIN_AGREEMENT = 0.9  # of the texts, from which a layer's answer counts as the model's
 NEEDS = (TEXTS_NEED, "classes", "exclusive classes")
 COLORS_TEXT = (
@@ -54,7 +54,7 @@ def find_words(context: ReportContext) -> WordsFinding:
     indices = context.verdict_indices[:N_LISTED_TEXTS]
     x = context.box.validate_inputs(context.inputs(indices))
     classes = context.survey.predicted[indices].to(x.device)
-    effects = word_effects(context.box, text_inputs(context.box), x, classes)
+    effects = word_effects(context.box, require_text_inputs(context.box), x, classes)
     maps = _maps_of_best_methods(context, x, classes, verdicts)
     return WordsFinding(
         answer=_trust_sentence([v.grade for v in verdicts.values()], len(context.verdict_indices)),
@@ -119,12 +119,12 @@ def find_swaps(context: ReportContext) -> SwapsFinding:
     rows = s.rows[:N_SWAPPED_TEXTS]
     labels = (s.predicted if s.labels is None else s.labels)[: len(rows)]
     texts = context.data.texts(rows)
-    made: WordSwaps = hotflip(context.box, context.inputs(range(len(rows))), labels, max_swaps=MAX_SWAPS)
+    made: WordSwaps = hotflip(context.box, context.inputs(range(len(rows))), labels, max_swaps=MAX_SWAPS_PER_TEXT)
     right = ~made.initially_misclassified
     if not bool(right.any()):
         raise NotApplicable("There is no right answer to flip.")
     n_flipped, n_right = int(made.success[right].sum()), int(right.sum())
-    answer = f"{n_flipped:,} of {n_right:,} right answers flip when at most {MAX_SWAPS} words are swapped."
+    answer = f"{n_flipped:,} of {n_right:,} right answers flip when at most {MAX_SWAPS_PER_TEXT} words are swapped."
     shown = (made.success & right).nonzero().flatten().tolist()[:N_LISTED_TEXTS]
     swaps = [(texts[i], ", ".join(f"{old} → {new}" for _, old, new in made.swaps[i])) for i in shown]
     return SwapsFinding(answer=answer, headline=(answer,), right=n_right, flipped=n_flipped, swaps=swaps)

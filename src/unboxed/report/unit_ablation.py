@@ -21,7 +21,7 @@ from .words import count_noun, format_percent, layer_display_name
 MAX_ABLATION_EXAMPLES = 256  # that layers and units are compared on; fewer for large models
 MAX_ABLATION_EXAMPLES_LARGE_MODEL = 48
 MIN_EXAMPLES_PER_HALF = 16  # examples in each half, to check one by the other
-MAX_EXAMPLE_UNIT_PAIRS, N_UNIT_PAIRS_PER_BATCH_EXAMPLE = (
+MAX_EXAMPLE_UNIT_PAIRS, MAX_EXAMPLE_UNIT_PAIRS_PER_BATCH_ROW = (
     128 * 128,
     64,
 )  # of example and removed unit; per example of a batch
@@ -44,14 +44,14 @@ class UnitImportanceTable:
 def unit_table_or_reason(context: ReportContext) -> tuple[UnitImportanceTable | None, str]:
     """The units of the last hidden layer, or why there are none."""
     try:
-        layer = _require_channel_axis(context.box, last_hidden_layer(context.box))
+        layer = _require_units_on_axis_1(context.box, last_hidden_layer(context.box))
         ablations, indices, width = _ablation_indices_and_width(context, layer)
     except UnboxedError as error:
         return None, f"No unit to remove: {error}."
     return _make_unit_importance_table(context, ablations, indices, layer, width), ""
 
 
-def _require_channel_axis(box: Box, address: str) -> str:
+def _require_units_on_axis_1(box: Box, address: str) -> str:
     """An address whose units are on axis 1."""
     if box.layers[address.replace(":input", "")] not in channels_first_layers(box):
         raise LayerError(f"the axis of {address} that holds its units cannot be determined")
@@ -72,7 +72,7 @@ def _ablation_indices_and_width(context: ReportContext, layer: str) -> tuple[Abl
     h = box.read(context.inputs(evenly_spaced_indices(total, MAX_ABLATION_EXAMPLES_LARGE_MODEL)), [layer])[layer]
     values = h.flatten(2).mean(2) if h.ndim > 2 else h  # (n, C)
     pairs = min(
-        MAX_EXAMPLE_UNIT_PAIRS, N_UNIT_PAIRS_PER_BATCH_EXAMPLE * box.batch_limit
+        MAX_EXAMPLE_UNIT_PAIRS, MAX_EXAMPLE_UNIT_PAIRS_PER_BATCH_ROW * box.batch_limit
     )  # a large model takes few at a time
     spread_of_unit = values.float().std(0, correction=0)
     units = sorted(spread_of_unit.topk(min(len(spread_of_unit), math.isqrt(pairs))).indices.tolist())
@@ -107,7 +107,7 @@ def _make_unit_importance_table(
             str(int(ablations.units[i])),
             format_percent(float(accuracy_without[i])),
             _signed_change_text(float(change[i])),
-            _most_affected_class(context, ablations, i),
+            _most_affected_class_text(context, ablations, i),
         ]
         for i in order
     ]
@@ -134,7 +134,7 @@ def _accuracy_drop_text(full_accuracy: float, lowest_accuracy: float, unit: str,
     return f"{text} {count_noun(n_unneeded, 'unit')} can be removed without loss." if n_unneeded else text
 
 
-def _most_affected_class(context: ReportContext, ablations: Ablation, unit_position: int) -> str:
+def _most_affected_class_text(context: ReportContext, ablations: Ablation, unit_position: int) -> str:
     """The class whose logit falls most, on average over the examples that are predicted as it."""
     predicted, change = ablations.original_logits.argmax(1), ablations.score_change[:, unit_position]
     means = {k: float(change[predicted == k].mean()) for k in set(predicted.tolist())}

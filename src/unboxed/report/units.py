@@ -40,7 +40,7 @@ MAX_SHOWN_UNITS = 12  # shown of a layer, half of them folded
 MIN_SHOWN_UNITS = 4  # shown, for large photos
 MAX_PROJECTION_VALUES_PER_LAYER = 6_000_000  # of a layer: each projection takes a backward pass
 MAX_TOP_EXAMPLES_PER_UNIT = 9  # examples of a unit, but no more than a quarter of all
-MAX_COMPARED_EXAMPLES = 2000  # among which the top examples are searched
+MAX_SEARCHED_EXAMPLES = 2000  # among which the top examples are searched
 MAX_SEARCHED_INPUT_VALUES = 20_000_000  # in these examples: photos have many values each
 ACTIVATION_OR_NORM_TYPES = ("ReLU", "GELU", "SiLU", "ELU", "Mish", "Hardswish", "Norm", "Tanh", "Sigmoid", "Softplus")
 MIN_INCREASED_FRACTION = 0.8  # of the examples, for the projections to pass
@@ -111,7 +111,7 @@ def _no_units_layer_reason(context: ReportContext) -> str:
 
 
 def _max_searched_examples(context: ReportContext) -> int:
-    return max(32, min(MAX_COMPARED_EXAMPLES, MAX_SEARCHED_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
+    return max(32, min(MAX_SEARCHED_EXAMPLES, MAX_SEARCHED_INPUT_VALUES // max(1, math.prod(context.box.inputs.shape))))
 
 
 def _last_and_middle_layers(context: ReportContext) -> list[str]:

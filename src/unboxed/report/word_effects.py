@@ -12,7 +12,7 @@ from ..box import Box
 from ..inputs.tokens import Tokens
 from .words import format_named_prob
 
-MIN_COUNTING_SHARE = 0.01  # of the score's lead over the next class, below which words do not count
+MIN_RELEVANT_SHARE_OF_LEAD = 0.01  # of the score's lead over the next class, below which words do not count
 TEXTS_PER_BATCH = 32
 
 
@@ -32,18 +32,20 @@ class WordEffects:
     def is_negligible(self, i: int) -> bool:
         """Whether neither all words nor any single one change the score by 1% of its lead."""
         largest = max(abs(float(self.scores[i] - self.filled_scores[i])), float(self.single_changes[i]))
-        return largest < MIN_COUNTING_SHARE * float(self.leads[i])
+        return largest < MIN_RELEVANT_SHARE_OF_LEAD * float(self.leads[i])
 
     def sentence(self, i: int) -> str:
         """What is left of the answer to text i without its words."""
         change = float(self.scores[i] - self.filled_scores[i])
-        answer = f"{'still ' * self.is_same_answer[i]}{self.filled_classes[i]} ({_prob(self.filled_probs[i])})"
+        answer = (
+            f"{'still ' * self.is_same_answer[i]}{self.filled_classes[i]} ({_named_prob_text(self.filled_probs[i])})"
+        )
         filled = f"With all words replaced by {self.fill}: {answer}"
         if not self.is_negligible(i):
             return f"{filled}; the words change the score by {change:+.2g}, from {float(self.filled_scores[i]):.3g}."
         return (
             f"The words hardly count here. {filled}; the words change the score by {change:+.2g}, one word alone by at "
-            f"most {float(self.single_changes[i]):.2g}: less than {MIN_COUNTING_SHARE:.0%} of its lead of "
+            f"most {float(self.single_changes[i]):.2g}: less than {MIN_RELEVANT_SHARE_OF_LEAD:.0%} of its lead of "
             f"{float(self.leads[i]):.2g} over the next class. So no word is colored."
         )
 
@@ -69,12 +71,13 @@ def word_effects(box: Box, inputs: Tokens, x: Tensor, targets: Tensor, versus: i
     top = box.probs(filled).max(1)
     return WordEffects(
         _fill_name(inputs), scores, filled_scores, [box.classes[k] for k in top.indices.tolist()], top.values,
-        (top.indices == logits.argmax(1)).tolist(), _single_changes(box, inputs, x, filled, scores, targets, versus),
+        (top.indices == logits.argmax(1)).tolist(), _largest_single_word_changes(box, inputs, x, filled, scores,
+        targets, versus),
         leads,
     )  # fmt: skip
 
 
-def _single_changes(
+def _largest_single_word_changes(
     box: Box, inputs: Tokens, x: Tensor, filled: Tensor, scores: Tensor, targets: Tensor, versus: int | None
 ) -> Tensor:
     """(N,): the largest magnitude of the change by one word replaced."""
@@ -112,5 +115,5 @@ def _fill_name(inputs: Tokens) -> str:
     return str(getattr(inputs.tokenizer, "mask_token", "[MASK]")) if inputs.default_fill_kind == "mask" else "zeros"
 
 
-def _prob(p: Tensor) -> str:
+def _named_prob_text(p: Tensor) -> str:
     return format_named_prob(float(p))

@@ -8,7 +8,7 @@ import torch
 
 from ..language import WordMap
 from .blocks import Block, Paragraph
-from .plane import LayerScatterMap, MapBlock
+from .plane import LayerScatterMap, ScatterMapBlock
 from .words import format_percent
 
 MAX_NEAREST_WORDS = 8  # that a click shows
@@ -18,7 +18,7 @@ def word_map_blocks(result: WordMap) -> Sequence[Block]:
     """The map, and how far it can be believed."""
     n = len(result.words)
     nearest = torch.empty(n, 0, dtype=torch.long) if result.nearest is None else result.nearest[:, :MAX_NEAREST_WORDS]
-    block = MapBlock(
+    block = ScatterMapBlock(
         "map-words", [LayerScatterMap("words", "", result.points, nearest)], [0] * n, [result.name or "words"],
         [False] * n, (), result.words, f"Map of {n:,} words",
         "Point at a dot to see its word; click it to see its nearest words, by their vectors.",

@@ -4,7 +4,7 @@ An evaluation of a model on labeled data moves in here; the attacks that it uses
 """
 
 from ..engine.proportion import Proportion as Proportion
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .calibration import Calibration as Calibration
 from .calibration import Reliability as Reliability
 from .calibration import calibration as calibration
@@ -21,4 +21,4 @@ from .smoothing import smoothed as smoothed
 from .smoothing import smoothed_predict as smoothed_predict
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

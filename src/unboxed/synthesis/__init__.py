@@ -3,7 +3,7 @@
 A method that optimizes inputs for an objective is a file here; what attacks use, too, moves into `engine.optimize`.
 """
 
-from ..namespaces import dir_of_exports, taking_known_names
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .caricature import caricature as caricature
 from .channels import Channels as Channels
 from .channels import channels as channels
@@ -26,4 +26,4 @@ from .texture import style_transfer as style_transfer
 from .texture import texture as texture
 
 __dir__ = dir_of_exports(__name__)
-__getattr__ = taking_known_names(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -35,9 +35,8 @@ from .generated import image_names_from_examples
 MAX_RADIUS_SEARCH_ROUNDS = 12  # of the search for the radius
 N_TOWARD_INPUT_BISECTIONS = 16  # of the line back to the input
 UNBOUNDED_RANGE_SUBSTITUTE = 1e6  # in place of a bound where the range has none
-THRESHOLD_TOLERANCE_FRACTION = (
-    1e-5  # fraction of the wanted decrease of the score within which the threshold counts as reached
-)
+# Fraction of the wanted decrease of the score within which the threshold counts as reached
+THRESHOLD_TOLERANCE_FRACTION = 1e-5
 RADIUS_RELATIVE_TOLERANCE = 0.01  # relative width of the interval of the radius at which an example is done
 
 

@@ -28,7 +28,7 @@ from ..parameters import BatchSize, InputBatch, Steps, StepSize, StopProbability
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from .generated import GeneratedImages
 
-DEFAULT_STEP_FRACTION = 0.01  # of the diagonal of [0, 1]^D: the default length of a step
+DEFAULT_STEP_FRACTION_OF_DIAGONAL = 0.01  # of the diagonal of [0, 1]^D: the default length of a step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -111,7 +111,7 @@ def morph(
     own_box, own_x = box, box.validate_inputs(x)
     targets = box.class_labels(target, len(own_x))
     box, x = to_scaled_box_and_inputs(own_box, own_x)  # the steps of a table are in standard deviations of its columns
-    step = DEFAULT_STEP_FRACTION * math.sqrt(x[0].numel()) if step is None else step
+    step = DEFAULT_STEP_FRACTION_OF_DIAGONAL * math.sqrt(x[0].numel()) if step is None else step
     config = OptimizationConfig(
         steps=steps,
         optimizer=partial(SGD, lr=step),

@@ -67,10 +67,10 @@ def _engine_and_model_imports(module: str) -> frozenset[str]:
 @cache
 def _imported_modules(module: str) -> tuple[str, ...]:
     """The modules that a module imports, by their full names."""
-    return tuple(_import_statements(module))
+    return tuple(_iter_imported_names(module))
 
 
-def _import_statements(module: str) -> Iterator[str]:
+def _iter_imported_names(module: str) -> Iterator[str]:
     file = Path(str(sys.modules[module].__file__))
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

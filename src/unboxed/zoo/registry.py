@@ -46,7 +46,7 @@ ZOO_ENTRY_BY_NAME = {
 }
 
 
-GENERATOR_WIDTHS = {"digits-gan": (64, 48, 24), "mnist-gan": (64, 48, 24)}
+GENERATOR_WIDTHS_BY_NAME = {"digits-gan": (64, 48, 24), "mnist-gan": (64, 48, 24)}
 LATENTS = Features(tuple(f"z{i}" for i in range(LATENT_SIZE)))
 
 
@@ -109,10 +109,10 @@ def load(name: str, *, weights: Literal["trained"] | None = "trained", seed: int
         (1, 28, 28)
     """
     zoo_entry = entry(name)
-    return _build_untrained_model(name, zoo_entry.factory, weights, seed), zoo_entry.inputs
+    return _build_seeded_model(name, zoo_entry.factory, weights, seed), zoo_entry.inputs
 
 
-def _build_untrained_model(name: str, factory: Callable[[], nn.Module], weights: str | None, seed: int) -> nn.Module:
+def _build_seeded_model(name: str, factory: Callable[[], nn.Module], weights: str | None, seed: int) -> nn.Module:
     if weights not in ("trained", None):
         raise ModelError(f'weights is "trained" or None; got {weights!r}. unboxed.load takes a file of weights')
     with state.forking_rngs_with_lock(valid_seed(seed), torch.get_default_device()):
@@ -134,7 +134,7 @@ def generator_names() -> tuple[str, ...]:
         >>> ub.zoo.generator_names()
         ('digits-gan', 'mnist-gan')
     """
-    return tuple(GENERATOR_WIDTHS)
+    return tuple(GENERATOR_WIDTHS_BY_NAME)
 
 
 def load_generator(
@@ -162,9 +162,9 @@ def load_generator(
         >>> model(torch.randn(2, 64)).shape
         torch.Size([2, 1, 28, 28])
     """
-    if name not in GENERATOR_WIDTHS:
-        raise ModelError(f"the zoo has no generator {name!r}; {suggestion_text(str(name), GENERATOR_WIDTHS)}")
-    return _build_untrained_model(name, lambda: DigitGenerator(GENERATOR_WIDTHS[name]), weights, seed), LATENTS
+    if name not in GENERATOR_WIDTHS_BY_NAME:
+        raise ModelError(f"the zoo has no generator {name!r}; {suggestion_text(str(name), GENERATOR_WIDTHS_BY_NAME)}")
+    return _build_seeded_model(name, lambda: DigitGenerator(GENERATOR_WIDTHS_BY_NAME[name]), weights, seed), LATENTS
 
 
 def card(name: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def card(name: str) -> dict[str, Any]:
         >>> ub.zoo.card("digits-cnn")["accuracy"] > 0.9
         True
     """
-    if name not in GENERATOR_WIDTHS:
+    if name not in GENERATOR_WIDTHS_BY_NAME:
         entry(name)
     with _extracting_zoo_file(name, "json") as path:
         return dict(json.loads(path.read_text(encoding="utf-8")))

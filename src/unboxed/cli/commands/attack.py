@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..app import app
-from ..completion import ListingAttacks, complete_attacks
+from ..completion import AttackListingCommand, complete_attacks
 from ..options import (
     ClassesOption,
     DataOption,
@@ -35,7 +35,7 @@ from ..parsing import (
 )
 
 
-@app.command(cls=ListingAttacks)
+@app.command(cls=AttackListingCommand)
 def attack(
     model: ModelOption, data: DataOption,
     eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; .1,.2 is a curve.")],
@@ -68,7 +68,7 @@ def attack(
         eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "attack")
-        images = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
         print_skipped_files_note(images)
         box = box_with_data_class_names(images, box) if class_names is None else box
         settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed}

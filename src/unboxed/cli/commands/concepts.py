@@ -56,11 +56,11 @@ def concepts(
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "concepts")
-        examples: Any = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        examples: Any = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
         box = box_with_data_class_names(examples, box) if class_names is None else box
         given = read_concept_options(concept, box) if concept else None
         run_concepts(
             box, examples, given, None if target is None else parse_class(target, box),
             None if layers is None else layers.split(","), out, relative=relative, n_random=n_random, max_examples=n,
-            random_data=None if random is None else loading.dataset_with_model_labels(random, box), seed=seed,
+            random_data=None if random is None else loading.dataset_with_model_classes(random, box), seed=seed,
         )  # fmt: skip

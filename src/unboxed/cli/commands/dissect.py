@@ -56,17 +56,17 @@ def dissect(
     """What do its units detect? Units against concepts, beside twins; and which units of a generator draw one."""
     with errors_as_exit_codes(debug):
         from ... import loading
-        from ..dissect import random_codes, read_segmenter, run_causal_units, run_dissect, signed_to_unit
+        from ..dissect import build_segmenter, random_codes, run_causal_units, run_dissect, signed_to_unit_range
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "dissect")
         examples: Any = (
             random_codes(box, n, seed) if data is None
-            else loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+            else loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
         )  # fmt: skip
         addresses = None if layers is None else layers.split(",")
         settings: dict[str, Any] = {
-            "segmenter": read_segmenter(segmenter, seed), "decode": signed_to_unit if signed else None,
+            "segmenter": build_segmenter(segmenter, seed), "decode": signed_to_unit_range if signed else None,
             "max_examples": n, "n_random": n_random, "seed": seed,
         }  # fmt: skip
         if concept is not None:

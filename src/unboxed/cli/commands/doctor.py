@@ -44,6 +44,6 @@ def doctor(
         images = (
             None
             if data is None
-            else loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+            else loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
         )
         run_doctor(box, images, as_json=json, quiet=quiet or json)

@@ -61,7 +61,7 @@ def influence(
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "influence")
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
-        train_data, queries = (loading.dataset_with_model_labels(spec, box, **settings) for spec in (train, query))
+        train_data, queries = (loading.dataset_with_model_classes(spec, box, **settings) for spec in (train, query))
         box = box_with_data_class_names(train_data, box) if class_names is None else box
         run_influence(
             box,

@@ -77,7 +77,7 @@ def probe(
             raise InputError("wanted --model and --data, or --text with --model or --vectors")
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "probe")
-        examples: Any = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        examples: Any = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
         box = box_with_data_class_names(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)
         run_probe(box, examples, values, addresses, out, max_examples=n, **settings)

@@ -70,12 +70,12 @@ def report(
         from ...report import report as write
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
-        images = loading.dataset_with_model_labels(data, box, root=root, classes=class_names, quiet=quiet)
+        images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
         box = box_with_data_class_names(images, box) if class_names is None else box
         train_data = (
             None
             if training is None
-            else loading.dataset_with_model_labels(training, box, root=root, classes=class_names)
+            else loading.dataset_with_model_classes(training, box, root=root, classes=class_names)
         )
         judge_box = load_judge(judge, box, seed) if judge else None
         is_untrained = weights is None and not comes_with_weights(model)

@@ -24,7 +24,7 @@ FisherKind = Literal["sampled", "exact", "empirical"]
 WeightedLabels = tuple[Tensor, Tensor]  # labels (N,) or (N, K), weights (N,) or () for all
 
 
-def check_fisher_kind(gradients: ExampleGradients, kind: FisherKind) -> None:
+def check_fisher_kind_fits_loss(gradients: ExampleGradients, kind: FisherKind) -> None:
     """Raise InputError where the loss is the caller's own: a model draws labels of its own loss alone."""
     if kind != "empirical" and gradients.loss is not resolve_loss(gradients.box, None):
         wanted = 'fisher="empirical" with a loss of your own, or no loss'

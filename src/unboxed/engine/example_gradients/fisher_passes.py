@@ -35,12 +35,12 @@ class FisherPasses:
     fisher: FisherKind
     seed: int
 
-    def first_state(self) -> ExampleGradients:
+    def first_state_gradients(self) -> ExampleGradients:
         return next(iter(self.states))
 
     def matrix_layers(self) -> list[MatrixLayer]:
         """The layers that products are right for."""
-        return matrix_layers(self.first_state().closed_form_route(self.x, self.y))
+        return matrix_layers(self.first_state_gradients().closed_form_route(self.x, self.y))
 
     def for_each_layer_factors(self, weights: Collection[str], callback: LayerFactorsCallback) -> int:
         """Call back with each layer whose weight is named, batch by batch. Returns the number of rows."""

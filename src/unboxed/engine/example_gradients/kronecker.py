@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...model.state import leaving_inference_mode
-from .fisher_labels import FisherKind, check_fisher_kind
+from .fisher_labels import FisherKind, check_fisher_kind_fits_loss
 from .fisher_passes import FisherPasses
 from .gradients import ExampleGradients
 from .matrix_layers import MatrixLayer
@@ -76,7 +76,7 @@ def fit_fisher(
         several times count as those of one call; convolutions in groups have factors per group.
     """
     passes = FisherPasses([states] if isinstance(states, ExampleGradients) else states, x, y, fisher, seed)
-    check_fisher_kind(passes.first_state(), fisher)
+    check_fisher_kind_fits_loss(passes.first_state_gradients(), fisher)
     with leaving_inference_mode():
         return _fit_spectral_curvature(passes, approximation)
 
@@ -86,7 +86,7 @@ def _fit_spectral_curvature(passes: FisherPasses, approximation: Approximation) 
         return SpectralCurvature([_dense_block(passes)])
     matrices = passes.matrix_layers()
     in_products = {name for layer in matrices for name in layer.parameters}
-    rest = [name for name in passes.first_state().parameters if name not in in_products]
+    rest = [name for name in passes.first_state_gradients().parameters if name not in in_products]
     blocks = [*_kronecker_blocks(passes, matrices, approximation), *(_diagonal_blocks(passes, rest) if rest else ())]
     return SpectralCurvature(blocks, () if approximation == "diagonal" else tuple(rest))
 
@@ -98,12 +98,12 @@ def _kronecker_blocks(
         return []
     if approximation == "diagonal":
         bases: dict[str, _EigenBases] = {layer.weight: (None, None) for layer in layers}
-        squares = _mean_squared_gradients(passes, bases)
+        squares = _mean_squared_gradients_in_bases(passes, bases)
     else:
         eigendecompositions = _factor_eigendecompositions(passes, layers)
         bases = {name: (output.vectors, input.vectors) for name, (output, input) in eigendecompositions.items()}
         squares = (
-            _mean_squared_gradients(passes, bases)
+            _mean_squared_gradients_in_bases(passes, bases)
             if approximation == "ekfac"
             else _kronecker_eigenvalues(eigendecompositions)
         )
@@ -157,7 +157,7 @@ def _kronecker_eigenvalues(
 # -- mean squared gradients, in a basis --------------------------------------------------------------------------------
 
 
-def _mean_squared_gradients(passes: FisherPasses, bases: Mapping[str, _EigenBases]) -> dict[str, Tensor]:
+def _mean_squared_gradients_in_bases(passes: FisherPasses, bases: Mapping[str, _EigenBases]) -> dict[str, Tensor]:
     """{weight: (G, O, I)} means of the squares of each example's gradient in the bases (George et al. 2018, eq. 10)."""
     totals = dict[str, Tensor]()
 
@@ -183,7 +183,7 @@ def _sum_squared_gradients(a: Tensor, s: Tensor) -> Tensor:
 
 def _diagonal_blocks(passes: FisherPasses, names: Sequence[str]) -> list[DiagonalBlock]:
     """Mean squared gradients of other parameters."""
-    shapes = [passes.first_state().parameters[name].shape for name in names]
+    shapes = [passes.first_state_gradients().parameters[name].shape for name in names]
     total = torch.zeros(sum(map(math.prod, shapes)), dtype=passes.x.dtype, device=passes.x.device)
     n = passes.for_each_gradient_rows(names, lambda rows: total.add_(rows.square().sum(0)))
     parts = torch.split(total / n, [*map(math.prod, shapes)])
@@ -192,7 +192,7 @@ def _diagonal_blocks(passes: FisherPasses, names: Sequence[str]) -> list[Diagona
 
 def _dense_block(passes: FisherPasses) -> DenseBlock:
     """The mean of g g^T over all parameters. Raises InputError where there are too many."""
-    gradients = passes.first_state()
+    gradients = passes.first_state_gradients()
     if gradients.n_parameters > MAX_DENSE_PARAMETERS:
         wanted = f'at most {MAX_DENSE_PARAMETERS:,} parameters for a dense matrix; choose layers, or "ekfac"'
         raise InputError(f"the chosen layers have {gradients.n_parameters:,} parameters; wanted {wanted}")

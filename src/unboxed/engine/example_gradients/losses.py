@@ -14,7 +14,7 @@ ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, ...), labels (N, ...)) -> losses (N,); of a yes/no output z, logits are the pair (-z/2, z/2)."""
 
 
-def loss_address(box: Box) -> str:
+def loss_input_address(box: Box) -> str:
     """What a loss is made of: the logits, or the output of a regression."""
     return "output" if box.outputs == "regression" else "logits"
 

@@ -11,7 +11,7 @@ from ...box import Box
 from ...errors import LayerError, OutputError
 from ...model.hooks import Address
 from ...validation import address_list
-from .losses import ExampleLoss, check_losses_per_example, loss_address
+from .losses import ExampleLoss, check_losses_per_example, loss_input_address
 
 Parameters = Mapping[str, Tensor]
 BATCH_DEPENDENT_MESSAGE = (
@@ -111,5 +111,5 @@ class _BoxForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         box = self._box[0]
-        address = loss_address(box)
+        address = loss_input_address(box)
         return box.forward(x, [address])[address].to(box.dtype)

@@ -72,16 +72,16 @@ class ClosedFormRoute:
 
     def losses_and_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, GradientsByParameter]:
         losses, calls = self.record_layer_calls(len(x), lambda leaves: self.losses(leaves, x, y))
-        return losses.detach(), self._terms_of(losses, calls)
+        return losses.detach(), self._gradients_by_parameter(losses, calls)
 
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (N, ...), and the derivatives (N, M, P) of all M of an example: one forward and M backward passes."""
         outputs, calls = self.record_layer_calls(len(x), lambda leaves: self.losses.outputs(leaves, x))
-        columns = [self._terms_of(z, calls, retain_graph=True) for z in outputs.flatten(1).unbind(1)]
+        columns = [self._gradients_by_parameter(z, calls, retain_graph=True) for z in outputs.flatten(1).unbind(1)]
         rows = [torch.cat([terms[name].rows() for name in self.leaves], 1) for terms in columns]  # of all parameters
         return outputs.detach(), torch.stack(rows, 1)
 
-    def _terms_of(
+    def _gradients_by_parameter(
         self, values: Tensor, calls: Sequence[LayerCall], *, retain_graph: bool = False
     ) -> GradientsByParameter:
         """The gradients of each example's own value (N,)."""

@@ -37,16 +37,12 @@ class ClosedFormRule(NamedTuple):
 def closed_form_rule_of(module: nn.Module) -> ClosedFormRule | None:
     """The closed form of a module, if there is one."""
     return next(
-        (
-            rule
-            for types, rule in _RULE_BY_MODULE_TYPES
-            if isinstance(module, types) and _has_independent_example_gradients(module)
-        ),
+        (rule for types, rule in _RULE_BY_MODULE_TYPES if isinstance(module, types) and _is_rule_applicable(module)),
         None,
     )
 
 
-def _has_independent_example_gradients(module: nn.Module) -> bool:
+def _is_rule_applicable(module: nn.Module) -> bool:
     """Whether an example's gradient is a function of this example alone, and weights are used as they are."""
     return not (getattr(module, "scale_grad_by_freq", False) or getattr(module, "max_norm", None))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .matrix_layers import MatrixLayer
 
-DAMPING_FRACTION_OF_MEAN = 0.1  # of the mean eigenvalue of a block (Grosse et al. 2023, section 3.1)
+DAMPING_FRACTION_OF_MEAN_EIGENVALUE = 0.1  # of the mean eigenvalue of a block (Grosse et al. 2023, section 3.1)
 VectorsByParameter = Mapping[str, Tensor]  # {parameter name: (K, *shape)}
 EigenvalueFn = Callable[[Tensor], Tensor]  # of eigenvalues, elementwise
 
@@ -135,7 +135,7 @@ class SpectralCurvature:
 
 def default_damping(eigenvalues: Tensor) -> Tensor:
     """A tenth of their mean (Grosse et al. 2023)."""
-    return DAMPING_FRACTION_OF_MEAN * eigenvalues.mean()
+    return DAMPING_FRACTION_OF_MEAN_EIGENVALUE * eigenvalues.mean()
 
 
 def _damped_inverse(eigenvalues: Tensor, damping: float | None) -> Tensor:

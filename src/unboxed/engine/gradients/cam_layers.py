@@ -36,7 +36,7 @@ NON_CANDIDATE_OP_NAME_PARTS = (
     "clone",
 )  # the same values, or none that is meant by "the last layer"
 AXIS_MOVING_OPS = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
-AXIS_REMOVING_OPS = (
+AXIS_CHANGING_OPS = (
     "mean",
     "sum",
     "amax",
@@ -169,7 +169,7 @@ class MapRecorder:
             channels_last = False
         elif name.startswith(CHANNELS_LAST_OPS):
             channels_last = True
-        elif input_map is None or name in AXIS_REMOVING_OPS:
+        elif input_map is None or name in AXIS_CHANGING_OPS:
             return None
         else:
             channels_last = input_map.grid.channels_last is not (name in AXIS_MOVING_OPS)

@@ -147,7 +147,7 @@ class CamLayerCandidates(NamedTuple):
     addresses: tuple[str, ...]
     grid: PositionGrid | None = None  # known beforehand, where no layer was named
 
-    def first_index_with_gradient(self, grads: Sequence[Tensor]) -> int:
+    def first_index_with_patch_gradient(self, grads: Sequence[Tensor]) -> int:
         """The first that other tokens than the class token influence: after the last mixing, none does."""
         if self.grid is None or len(self.addresses) == 1:
             return 0
@@ -180,7 +180,7 @@ def _cam_from_layer_gradients(
     like = [acts[a] for a in cam_layers.addresses]
     grid = cam_layers.grid or grid_of_layer(box, cam_layers.addresses[0], tuple(like[0].shape[1:]))
     grads, clamped = score_gradients_with_bypass(score, acts, objective, leaves, like=like)
-    i = cam_layers.first_index_with_gradient(grads)
+    i = cam_layers.first_index_with_patch_gradient(grads)
     h, g = (grid.to_maps(cast_to_dtype(t.detach(), box.dtype)) for t in (like[i], grads[i]))
     predicted, address = classes_if_predicted_logit(objective, acts), cam_layers.addresses[i]
     return CamResult(combine(h, g)[:, None], clamped, score.detach(), predicted, address, tuple(like[i].shape[1:]))

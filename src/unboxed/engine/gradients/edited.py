@@ -17,7 +17,7 @@ from ...model.hooks import Acts, Edit, capturing_activations
 T = TypeVar("T")
 
 
-def forward_then(
+def call_with_edited_activations(
     box: Box, x: Tensor, addresses: Collection[str], edits: Mapping[str, Edit], then: Callable[[Acts], T]
 ) -> T:
     """What `then` makes of the activations of one batch x (N, ...) while its edits are in place, inside `box.isolated`.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import OutputError
 from ...model.batching import BatchSize, map_in_batches
-from ...objectives import MODEL_END_ADDRESSES, Objective
+from ...objectives import INPUT_OUTPUT_ADDRESSES, Objective
 from .score import score_gradients
 
 
@@ -28,7 +28,7 @@ def layer_gradients(
             part, score_of = x[rows].detach().requires_grad_(), objective.rows(rows)
             acts = box.forward(part, score_of.layers | {*addresses})
             score = score_of(acts)
-            leaves = [acts[a] if a in MODEL_END_ADDRESSES else acts.edges[a] for a in addresses]
+            leaves = [acts[a] if a in INPUT_OUTPUT_ADDRESSES else acts.edges[a] for a in addresses]
             with_graph = [leaf for leaf in leaves if leaf is not None]
             if not with_graph:
                 raise OutputError(f"nothing has a gradient at {' or '.join(map(repr, addresses))}")

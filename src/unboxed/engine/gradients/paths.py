@@ -23,7 +23,7 @@ from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
 from ...inputs.tokens import Tokens
-from ...model.batching import BatchSize, map_pairs_in_batches, run_all_pairs
+from ...model.batching import BatchSize, map_example_variants_in_batches, run_all_example_variants
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
 from ..column_units import column_scales
@@ -164,7 +164,7 @@ def path_mean_gradient(
         box, box.check_objective(objective, n_examples), path, n_examples, moment, rule, wrt, relu_bypass
     )
     together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_size_and_max_rows(box, batch_size)
-    map_pairs_in_batches(accumulator.add_batch, n_examples, len(path.weights), plan, together)
+    map_example_variants_in_batches(accumulator.add_batch, n_examples, len(path.weights), plan, together)
     return PathMeanGradient(
         torch.stack([accumulator.sums[i].value for i in range(n_examples)]).to(box.dtype),
         accumulator.before_clamp,
@@ -253,7 +253,7 @@ def path_scores(
             return [batch_objective(box.forward(points, batch_objective.layers)).to(box.dtype)]
 
     together, plan = box.batch_dependent or objective.batch_dependent, _path_batch_size_and_max_rows(box, batch_size)
-    (scores,) = run_all_pairs(run_batch, n_examples, len(path.weights), plan, together)
+    (scores,) = run_all_example_variants(run_batch, n_examples, len(path.weights), plan, together)
     return scores
 
 

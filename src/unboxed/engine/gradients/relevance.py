@@ -26,7 +26,7 @@ from ...model.lrp import (
     RelevanceLedger,
     annotate_activation,
     check_every_node_has_rule,
-    cutting_edges,
+    edges_on_every_path,
     frozen_parameters,
     relevance_of,
 )
@@ -37,12 +37,12 @@ from ..read.chain import chain_addresses
 from ..results import warn_not_finite, warn_with_row_count
 from .score import classes_if_predicted_logit
 
-MAX_CONSERVATION_ERROR, MAX_ROUNDINGS = 1e-3, 30
+MAX_CONSERVATION_ERROR, MAX_CONSERVATION_ERROR_IN_EPS = 1e-3, 30
 """Share of the score that a layer may lose without a warning (sums in single precision leave about 1e-6), or so many
 times the rounding error of the model's precision."""
 
 
-PATENTS_OF_LRP = (
+LRP_PATENT_NOTICE = (
     "LRP's authors state that it is a patented technology, free of charge for personal and scientific purposes only "
     "(README of their package LXT); ask them before commercial use."
 )
@@ -82,13 +82,13 @@ def relevance(
     warn_not_finite(f"the relevance of {objective.name}", out.map)
     warn_with_row_count(f"the relevance of {objective.name} is exactly zero for", (out.map == 0).flatten(1).all(1))
     if out.conservation is not None:
-        _warn_of_losses(out.conservation, _max_error(box))
+        _warn_of_lost_relevance(out.conservation, _max_conservation_error(box))
     return out
 
 
-def _max_error(box: Box) -> float:
+def _max_conservation_error(box: Box) -> float:
     """The share of the score that rounding may lose in a layer."""
-    return max(MAX_CONSERVATION_ERROR, MAX_ROUNDINGS * torch.finfo(box.model_dtype).eps)
+    return max(MAX_CONSERVATION_ERROR, MAX_CONSERVATION_ERROR_IN_EPS * torch.finfo(box.model_dtype).eps)
 
 
 def _joined(parts: Sequence[Relevance]) -> Relevance:
@@ -102,7 +102,7 @@ def _joined(parts: Sequence[Relevance]) -> Relevance:
     )
 
 
-def _warn_of_losses(conservation: Conservation, max_error: float) -> None:
+def _warn_of_lost_relevance(conservation: Conservation, max_error: float) -> None:
     if conservation.max_error > max_error:
         worst = conservation.layers[int(conservation.relative_error.amax(0).argmax())]
         ops = f" (by {', '.join(conservation.unruled)})" if conservation.unruled else ""
@@ -118,21 +118,21 @@ def _checked_relevance(
     """One batch; its examples one by one where the account of the batch cannot tell them apart."""
     if not check:
         return [_relevance_of_batch(box, objective, x, layer_rules, None)]
-    ledger = RelevanceLedger(max(len(x), box.min_rows), _n_reports_of_encoding(box, x, layer_rules))
+    ledger = RelevanceLedger(max(len(x), box.min_rows), _n_ledger_reports_of_encoding(box, x, layer_rules))
     out = _relevance_of_batch(box, objective, x, layer_rules, ledger)
     error = 0.0 if out.conservation is None else out.conservation.max_error
     can_split = len(x) > 1 and box.min_rows == 1 and not (box.batch_dependent or objective.batch_dependent)
-    if can_split and (ledger.is_mixed or error > MAX_ROUNDINGS * torch.finfo(box.model_dtype).eps):
+    if can_split and (ledger.is_mixed or error > MAX_CONSERVATION_ERROR_IN_EPS * torch.finfo(box.model_dtype).eps):
         rows = [slice(i, i + 1) for i in range(len(x))]
         return [p for r in rows for p in _checked_relevance(box, objective.rows(r), x[r], layer_rules, check)]
-    if out.conservation is not None and error > _max_error(box):
+    if out.conservation is not None and error > _max_conservation_error(box):
         audit = RelevanceAudit(ledger.n, ledger.n_before)
         again = _relevance_of_batch(box, objective, x, layer_rules, audit)
-        out.conservation = out.conservation.with_unruled(audit.unruled_ops(again.layer_orders))
+        out.conservation = out.conservation.with_unruled_ops(audit.relevance_losing_ops(again.layer_orders))
     return [out]
 
 
-def _n_reports_of_encoding(box: Box, x: Tensor, layer_rules: LayerRules) -> int:
+def _n_ledger_reports_of_encoding(box: Box, x: Tensor, layer_rules: LayerRules) -> int:
     """How many ops of normalization report what they hold back, before the model runs."""
     ledger = RelevanceLedger(1)
     with box.isolated(), LRPMode(layer_rules, ledger):  # whatever the caller's grad mode is
@@ -152,7 +152,7 @@ def _relevance_of_batch(
             acts = box.forward(x, objective.layers | {"input", *cuts})
         score = objective(acts)
         error = OutputError(f"{objective.name} does not depend on the input by any path that carries relevance")
-        cut_edges = cutting_edges(score, x, {a: acts.edges[a] for a in cuts}) if score.requires_grad else {}
+        cut_edges = edges_on_every_path(score, x, {a: acts.edges[a] for a in cuts}) if score.requires_grad else {}
         orders = {a: edge.node._sequence_nr() for a, edge in cut_edges.items()}
         for a in objective.layers:
             check_every_node_has_rule(acts[a], orders)
@@ -177,21 +177,21 @@ def _relevance_of_batch(
                 a: relevance_of(acts[a].detach(), c[: len(acts[a])]) for a, c in zip(cut_edges, cut_grads, strict=True)
             }
             ledger.is_mixed |= not all(box.has_batch_axis(a) for a in by_layer)
-            ends = _Ends(total, _relevance_at_top(objective, acts))
-            out.conservation = _account(ledger, by_layer, [*orders.values()], ends).to(box.dtype)
+            ends = _EndRelevance(total, _initial_relevance(objective, acts))
+            out.conservation = _make_conservation(ledger, by_layer, [*orders.values()], ends).to(box.dtype)
             out.layer_orders = orders
         return out
 
 
 @dataclass(eq=False)
-class _Ends:
+class _EndRelevance:
     """Relevance at both ends of the model."""
 
     input: Tensor  # (n, ...)
     score: Tensor  # (n,)
 
 
-def _relevance_at_top(objective: Objective, acts: Acts) -> Tensor:
+def _initial_relevance(objective: Objective, acts: Acts) -> Tensor:
     """The relevance (n,) with which the backward pass begins: activations times the objective's own gradient."""
     tops = {a: acts[a].detach().requires_grad_() for a in objective.layers}
     grads = torch.autograd.grad(objective(tops).sum(), [*tops.values()], allow_unused=True)
@@ -203,12 +203,12 @@ def _relevance_at_top(objective: Objective, acts: Acts) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _account(
-    ledger: RelevanceLedger, by_layer: Mapping[str, Tensor], orders: Sequence[int], ends: _Ends
+def _make_conservation(
+    ledger: RelevanceLedger, by_layer: Mapping[str, Tensor], orders: Sequence[int], ends: _EndRelevance
 ) -> Conservation:
     """What lies between the model's ends and its layers, which ran at these orders."""
     layers, n = [*by_layer, "score"], len(ends.input)
-    sums = [_sum_rows(r, n) for r in (ends.input, *by_layer.values())]
+    sums = [_sum_per_example(r, n) for r in (ends.input, *by_layer.values())]
     limits = [-math.inf, *orders, math.inf]
     held_back: dict[str, Tensor] = {}
     for kind in KINDS:
@@ -216,10 +216,10 @@ def _account(
         held_back[kind] = torch.stack([s[:n] if isinstance(s, Tensor) else torch.zeros_like(sums[0]) for s in spans], 1)
     received = torch.stack([*sums[1:], ends.score], 1)
     out = Conservation(tuple(layers), received, torch.stack(sums, 1), held_back)
-    return out.without_idle_end()
+    return out.without_unchanged_last_layer()
 
 
-def _sum_rows(r: Tensor, n: int) -> Tensor:
+def _sum_per_example(r: Tensor, n: int) -> Tensor:
     """The sum (n,) of each example; of one example whatever its axes."""
     return r.double().reshape(n, -1).sum(1) if (r.ndim and len(r) == n) or n == 1 else r.double().sum().expand(n) / n
 

@@ -21,15 +21,14 @@ from .description_length import OnlineCodeLength, online_code_length
 from .mlp import fit_mlp
 from .principal import PrincipalBasis
 from .softmax import fit_softmax
-from .splits import Split, control_task_labels, cross_validation, split_from_flags
+from .splits import Split, control_task_labels, cross_validation_splits, split_from_flags
 
 ProbeKind = Literal["linear", "mlp"]
 Classifier = Callable[[Tensor], Tensor]
 L2_PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
 MLP_L2_PENALTIES = (0.1, 1e-2, 1e-3, 1e-4)  # a larger one leaves all weights at zero
-MAX_WORSE_PENALTIES = (
-    2  # penalties in a row that are worse than the best, after which smaller ones of a linear probe are not tried
-)
+# Penalties in a row that are worse than the best, after which smaller ones of a linear probe are not tried
+MAX_CONSECUTIVE_WORSE_PENALTIES = 2
 N_FOLDS, N_CONTROL_TASKS = 5, 5
 MIN_PROBE_EXAMPLES = 4
 MIN_INFORMATION_BITS = 1e-6  # less is rounding, as of features that are constant
@@ -130,7 +129,7 @@ def probe_features(
         raise InputError(f"types must be one per example ({len(y)}); got {len(types)}")
     given = None if flags is None else split_from_flags(_check_split_flags(flags, len(y)))
     labels = [control_task_labels(y, types, seed, draw) for draw in range(n_controls)]
-    splits, *control_splits = (given or cross_validation(c, n_folds, seed) for c in (y, *labels))
+    splits, *control_splits = (given or cross_validation_splits(c, n_folds, seed) for c in (y, *labels))
     parts = [_FoldResult.run(h, y, k, split, kind, seed) for split in splits]
     controls = _ControlTaskResults.run(h, labels, control_splits, [p.l2 for p in parts], kind, seed)
     coded = torch.arange(len(y)) if flags is None else splits[0].train
@@ -236,7 +235,7 @@ def _fit_and_choose_penalty(
             best, best_loss, n_worse = (fitted, l2), loss, 0
         else:
             n_worse += 1
-        if n_worse == MAX_WORSE_PENALTIES and kind == "linear":
+        if n_worse == MAX_CONSECUTIVE_WORSE_PENALTIES and kind == "linear":
             break
     return best
 

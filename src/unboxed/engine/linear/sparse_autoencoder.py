@@ -20,25 +20,25 @@ from torch import Tensor, nn
 from ... import rng
 from ...errors import InputError
 from ...model import state
-from ..rows import MAX_VALUES, evenly_spaced_indices, row_chunks
+from ..rows import MAX_ROW_MATRIX_VALUES, evenly_spaced_indices, row_chunks
 from .clusters import k_means
 
 SparseActivation = Literal["top_k", "batch_top_k"]
 
 LEARNING_RATE = 5e-3  # of Adam, which decreases linearly to 0 in the last part
-DECAY_FRACTION = 0.5  # of the steps
+LR_DECAY_FRACTION = 0.5  # of the steps
 ROWS_PER_STEP = 256
 AUXILIARY_WEIGHT = 1 / 32  # of the loss by which dead features learn the rest, as Gao et al. take it
 DEAD_AFTER_STEPS = 20  # steps without a row that has it make a feature dead; it then learns by the auxiliary loss
 RESTART_EVERY_STEPS = 25  # a dead feature is started again from a row that is rebuilt badly
-RESTART_FRACTION = 0.9  # of the steps in which that is done
-THRESHOLD_STEPS = 50  # last steps from which the threshold of batch-top-k is taken
-POINTS_PER_FEATURE = 4  # centroids of the data that archetypal directions are mixed of
+RESTART_PHASE_FRACTION = 0.9  # of the steps in which that is done
+THRESHOLD_AVERAGING_STEPS = 50  # last steps from which the threshold of batch-top-k is taken
+CENTROIDS_PER_FEATURE = 4  # centroids of the data that archetypal directions are mixed of
 MAX_CLUSTERED_ROWS = 20_000  # evenly spread rows whose centroids are taken
 
 
 @dataclass(frozen=True)
-class AutoencoderPlan:
+class AutoencoderConfig:
     """How autoencoders are fitted.
 
     Attributes:
@@ -118,7 +118,7 @@ class SparseAutoencoder:
 
 
 def fit_autoencoders(
-    h: Tensor, plan: AutoencoderPlan, seeds: Sequence[int], *, n_frozen: int = 0
+    h: Tensor, plan: AutoencoderConfig, seeds: Sequence[int], *, n_frozen: int = 0
 ) -> tuple[list[SparseAutoencoder], list[SparseAutoencoder]]:
     """An autoencoder of features (N, D) for each seed, and twins of the first `n_frozen` with frozen directions.
 
@@ -133,31 +133,31 @@ def fit_autoencoders(
         x = (h - offset) / scale  # so that one learning rate fits all layers
         n_models = 2 if n_frozen else 1  # per seed
         own, twins = list[SparseAutoencoder](), list[SparseAutoencoder]()
-        for part in row_chunks(len(seeds), n_models * _values_per_model(x, plan)):
+        for part in row_chunks(len(seeds), n_models * _largest_tensor_values_per_model(x, plan)):
             some = seeds[part]
             found = _fit(x, plan, some, min(len(some), max(0, n_frozen - part.start)))
             own, twins = own + found[: len(some)], twins + found[len(some) :]
     return [a.rescaled(scale, offset) for a in own], [a.rescaled(scale, offset) for a in twins]
 
 
-def _values_per_model(x: Tensor, plan: AutoencoderPlan) -> int:
+def _largest_tensor_values_per_model(x: Tensor, plan: AutoencoderConfig) -> int:
     """Of the largest tensor of a fit: directions, amounts of a step's rows, or shares of points."""
-    n_points = _n_points(len(x), plan) if plan.archetypal else 0
+    n_points = _n_centroids(len(x), plan) if plan.archetypal else 0
     return plan.n_features * max(x.shape[1], min(len(x), ROWS_PER_STEP), n_points)
 
 
-def _n_points(n_rows: int, plan: AutoencoderPlan) -> int:
+def _n_centroids(n_rows: int, plan: AutoencoderConfig) -> int:
     """How many points archetypal directions are mixed of."""
-    return min(POINTS_PER_FEATURE * plan.n_features, n_rows, max(1, MAX_VALUES // plan.n_features))
+    return min(CENTROIDS_PER_FEATURE * plan.n_features, n_rows, max(1, MAX_ROW_MATRIX_VALUES // plan.n_features))
 
 
-def _fit(x: Tensor, plan: AutoencoderPlan, seeds: Sequence[int], n_frozen: int) -> list[SparseAutoencoder]:
+def _fit(x: Tensor, plan: AutoencoderConfig, seeds: Sequence[int], n_frozen: int) -> list[SparseAutoencoder]:
     """The autoencoders of centered rows (N, D), and then the twins."""
-    stack = _Stack.start(x, plan, list(seeds), n_frozen)
+    stack = _AutoencoderStack.start(x, plan, list(seeds), n_frozen)
     generators = [rng.keyed_generator(rng.CPU, "autoencoder rows", seed) for seed in seeds]
-    orders = [_RowOrder(len(x), generator) for generator in generators]
+    orders = [_ShuffledRowBatches(len(x), generator) for generator in generators]
     optimizer = torch.optim.Adam(stack.parameters, LEARNING_RATE)
-    decay_steps = max(1, round(DECAY_FRACTION * plan.n_steps))
+    decay_steps = max(1, round(LR_DECAY_FRACTION * plan.n_steps))
     for step in range(plan.n_steps):
         rows = torch.stack([order.next() for order in orders])  # (S, B)
         rows = torch.cat([rows, rows[:n_frozen]]).to(x.device)
@@ -167,12 +167,12 @@ def _fit(x: Tensor, plan: AutoencoderPlan, seeds: Sequence[int], n_frozen: int) 
         torch.autograd.backward(stack.loss(x[rows], step))
         optimizer.step()
         stack.learned.project()
-        if step % RESTART_EVERY_STEPS == RESTART_EVERY_STEPS - 1 and step < RESTART_FRACTION * plan.n_steps:
+        if step % RESTART_EVERY_STEPS == RESTART_EVERY_STEPS - 1 and step < RESTART_PHASE_FRACTION * plan.n_steps:
             stack.restart_dead(x[rows], generators)
     return stack.autoencoders()
 
 
-class _RowOrder:
+class _ShuffledRowBatches:
     """Batches of rows, each row once per epoch."""
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
@@ -187,22 +187,22 @@ class _RowOrder:
 
 
 @dataclass(eq=False)
-class _Stack:
+class _AutoencoderStack:
     """M autoencoders with one parameter tensor each kind: the learned ones first, then those with frozen directions."""
 
-    plan: AutoencoderPlan
+    plan: AutoencoderConfig
     encoder: Tensor  # (M, F, D)
     offset: Tensor  # (M, D)
-    learned: _LearnedUnitDirections
+    learned: _LearnedDirections
     frozen: Tensor  # (Z, F, D)
     idle_steps: Tensor  # (M, F) steps since a row had the feature
     thresholds: list[Tensor] = field(default_factory=list)  # (M,) of the last steps
 
     @classmethod
-    def start(cls, x: Tensor, plan: AutoencoderPlan, seeds: list[int], n_frozen: int) -> _Stack:
+    def start(cls, x: Tensor, plan: AutoencoderConfig, seeds: list[int], n_frozen: int) -> _AutoencoderStack:
         n_features, d = plan.n_features, x.shape[1]
         first = torch.stack([_random_directions(n_features, d, seed) for seed in seeds]).to(x)  # (S, F, D)
-        learned = _LearnedUnitDirections.start(x, plan, first, seeds)
+        learned = _LearnedDirections.start(x, plan, first, seeds)
         with torch.no_grad():
             start = torch.cat([learned(), first[:n_frozen]])
         m = len(start)
@@ -220,29 +220,29 @@ class _Stack:
         directions = torch.cat([self.learned(), self.frozen])
         centered = x - self.offset[:, None]
         all_amounts = (centered @ self.encoder.mT).clamp_min(0)  # (M, B, F)
-        amounts = self._sparse(all_amounts, step)
+        amounts = self._apply_sparse_activation(all_amounts, step)
         rest = centered - amounts @ directions
         loss = rest.square().mean((1, 2)).sum()
-        is_dead = self._dead(amounts.detach())
-        return loss + AUXILIARY_WEIGHT * self._auxiliary(all_amounts, is_dead, directions, rest.detach()).sum()
+        is_dead = self._update_dead_mask(amounts.detach())
+        return loss + AUXILIARY_WEIGHT * self._auxiliary_losses(all_amounts, is_dead, directions, rest.detach()).sum()
 
-    def _sparse(self, amounts: Tensor, step: int) -> Tensor:
+    def _apply_sparse_activation(self, amounts: Tensor, step: int) -> Tensor:
         if self.plan.activation == "top_k":
             return _keep_top_k(amounts, self.plan.k)
         m, b, f = amounts.shape
         kept = _keep_top_k(amounts.view(m, b * f), min(self.plan.k * b, b * f)).view(m, b, f)
-        if step >= self.plan.n_steps - THRESHOLD_STEPS:
+        if step >= self.plan.n_steps - THRESHOLD_AVERAGING_STEPS:
             smallest = torch.where(kept > 0, kept, torch.inf).amin((1, 2)).detach()
             self.thresholds.append(torch.where(smallest.isfinite(), smallest, 0.0))
         return kept
 
-    def _dead(self, amounts: Tensor) -> Tensor:
+    def _update_dead_mask(self, amounts: Tensor) -> Tensor:
         """(M, F) bool: no row of the last steps has the feature."""
         is_active = (amounts > 0).any(1)
         self.idle_steps = torch.where(is_active, 0, self.idle_steps + 1)
         return self.idle_steps >= DEAD_AFTER_STEPS
 
-    def _auxiliary(self, amounts: Tensor, is_dead: Tensor, directions: Tensor, rest: Tensor) -> Tensor:
+    def _auxiliary_losses(self, amounts: Tensor, is_dead: Tensor, directions: Tensor, rest: Tensor) -> Tensor:
         """(M,) how badly dead features rebuild what the others leave: of each row the D / 2 largest."""
         if not bool(is_dead.any()):
             return rest.new_zeros(len(rest))
@@ -283,18 +283,18 @@ class _Stack:
 
 
 @dataclass(eq=False)
-class _LearnedUnitDirections:
+class _LearnedDirections:
     """Learned directions (S, F, D) of length 1: free, or mixtures of points of the data."""
 
     weights: Tensor  # (S, F, D) the directions themselves; of mixtures (S, F, P), the shares of the points
     points: Tensor | None = None  # (P, D)
 
     @classmethod
-    def start(cls, x: Tensor, plan: AutoencoderPlan, first: Tensor, seeds: list[int]) -> _LearnedUnitDirections:
+    def start(cls, x: Tensor, plan: AutoencoderConfig, first: Tensor, seeds: list[int]) -> _LearnedDirections:
         if not plan.archetypal:
             return cls(first.clone().requires_grad_())
-        n_points = _n_points(min(len(x), MAX_CLUSTERED_ROWS), plan)
-        n_rows = max(n_points, min(MAX_CLUSTERED_ROWS, MAX_VALUES // n_points))
+        n_points = _n_centroids(min(len(x), MAX_CLUSTERED_ROWS), plan)
+        n_rows = max(n_points, min(MAX_CLUSTERED_ROWS, MAX_ROW_MATRIX_VALUES // n_points))
         rows = x[torch.tensor(evenly_spaced_indices(len(x), n_rows), device=x.device)]
         points = k_means(rows, n_points).centers  # the same for all seeds
         shares = x.new_zeros(len(seeds), plan.n_features, len(points))

@@ -34,7 +34,7 @@ def stratified_folds(y: Tensor, n_folds: int, seed: int, stream: str = "folds") 
     return torch.empty_like(y).scatter_(0, order, torch.arange(len(y)) % n_folds)
 
 
-def cross_validation(y: Tensor, n_folds: int, seed: int) -> list[Split]:
+def cross_validation_splits(y: Tensor, n_folds: int, seed: int) -> list[Split]:
     """Stratified folds, each tested once; a stratified quarter of the other folds chooses the penalty."""
     n_folds = min(n_folds, len(y))
     fold = stratified_folds(y, n_folds, seed)

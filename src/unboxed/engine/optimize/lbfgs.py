@@ -75,7 +75,7 @@ class LBFGSState:
             finished=self.finished | converged | stalled | is_flat,
         )
 
-    def restart_from_gradient(self, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor) -> LBFGSState:
+    def with_new_value_and_grad(self, value: Tensor, grad: Tensor, lower: Tensor, upper: Tensor) -> LBFGSState:
         """Continue from the same point with another value and gradient."""
         direction = replace(self, value=value, grad=grad)._descent_direction(lower, upper)
         step_scale, finished = torch.ones_like(value), ~(direction != 0).any(1)
@@ -171,7 +171,7 @@ def initial_state(
         all_false,
         all_false,
     )
-    return start.restart_from_gradient(value, grad, lower, upper)
+    return start.with_new_value_and_grad(value, grad, lower, upper)
 
 
 def concat_states(states: Sequence[LBFGSState]) -> LBFGSState:

@@ -27,7 +27,7 @@ from .constraints import Constraint
 from .optimizers import PlainAscent
 from .parameterizations import Canvas
 
-ScoreStopAndGradFn = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
+ScoreStopGradFnTuple = tuple[Tensor, Tensor | None, Callable[[], Tensor]]
 STEPS_PER_MODEL_ISOLATION = 8  # steps before other threads may use the model
 SYNC_INTERVAL_STEPS = 8  # steps between reads of values on an accelerator: each read waits for the device
 
@@ -157,7 +157,7 @@ class _BatchOptimizer:
             is_identity = len(self.params) == 1 and self.params[0] is x
             return [grad] if is_identity else list(torch.autograd.grad(x, self.params, grad))
 
-    def _forward_with_grad_fn(self, x: Tensor, step: int, is_last: bool) -> ScoreStopAndGradFn:
+    def _forward_with_grad_fn(self, x: Tensor, step: int, is_last: bool) -> ScoreStopGradFnTuple:
         """One forward pass: the score, the value of `stop_when`, and a function for the gradient of the score."""
         self.forward_count += 1
         layers = frozenset[str]() if self.stop_when is None else self.stop_when.layers
@@ -167,7 +167,7 @@ class _BatchOptimizer:
             stop_value = None if self.stop_when is None else self.stop_when(acts).detach()
         return score, stop_value, lambda: self._score_grad(score, acts, x, step)
 
-    def _forward_over_model_noise(self, x: Tensor, step: int, is_last: bool) -> ScoreStopAndGradFn:
+    def _forward_over_model_noise(self, x: Tensor, step: int, is_last: bool) -> ScoreStopGradFnTuple:
         """The means over samples of the model's own noise, one at a time: expectation over transformation.
 
         Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397.

@@ -15,8 +15,8 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, UnboxedError
 from ...inputs.pixels import Pixels
-from ...model.batching import BatchSize, map_in_batches, run_all_pairs
-from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop_rectangles, restore_containers, to_dense
+from ...model.batching import BatchSize, map_in_batches, run_all_example_variants
+from ...model.incremental import BasePass, WindowedMode, WindowedTensor, crop_rectangles, restoring_containers, to_dense
 from ...objectives import Objective, mean_over_positions
 from ..read.edited_runs import VariantOutputs
 
@@ -68,7 +68,7 @@ def run_with_replaced_windows(
     )
     if box.batch_dependent or objective.batch_dependent:  # then a batch is all examples, with a window at one position
         return _as_variant_outputs(
-            run_all_pairs(runs.run_full_images, n, n_positions, (1, 1), one_variant_per_batch=True)
+            run_all_example_variants(runs.run_full_images, n, n_positions, (1, 1), one_variant_per_batch=True)
         )
     if runs.should_try_incremental(n_positions):
         return _as_variant_outputs(
@@ -107,7 +107,7 @@ def _check_corners(x: Tensor, corners: Tensor, size: Size) -> Tensor:
     return corners
 
 
-_BYTES_PER_WINDOW_CACHE_BY_BOX: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
+_CACHED_WINDOW_BYTES_BY_BOX: WeakKeyDictionary[Box, dict[object, int]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -182,7 +182,7 @@ class _WindowRunner:
                 )
             except Exception:  # the model behaves differently from its first run: whole images decide
                 LOG.info("windows by incremental inference failed; whole runs follow", exc_info=True)
-                self.bytes_per_window_cache[self.bytes_cache_key] = 0
+                self.cached_window_bytes[self.window_bytes_cache_key] = 0
         return self.run_full_images_batched(torch.full((n_positions,), row), torch.arange(n_positions), batch_size)
 
     def run_incremental_batched(self, base: BasePass, row: int, max_rows: int, batch_size: BatchSize) -> list[Tensor]:
@@ -204,11 +204,11 @@ class _WindowRunner:
         return torch.from_numpy(np.lexsort((margins[:, 1].numpy(), margins[:, 0].numpy(), min_margin.numpy())))
 
     @property
-    def bytes_per_window_cache(self) -> dict[object, int]:
-        return _BYTES_PER_WINDOW_CACHE_BY_BOX.setdefault(self.box, {})
+    def cached_window_bytes(self) -> dict[object, int]:
+        return _CACHED_WINDOW_BYTES_BY_BOX.setdefault(self.box, {})
 
     @property
-    def bytes_cache_key(self) -> object:
+    def window_bytes_cache_key(self) -> object:
         """What the cached answer is valid for: it is determined again where the model was rebuilt."""
         parts = tuple((type(m), m.training) for m in self.box.model.modules())
         shapes = tuple((p.shape, p.dtype) for p in self.box.model.parameters())
@@ -219,7 +219,7 @@ class _WindowRunner:
 
         It is determined once per box and model.
         """
-        cache, key = self.bytes_per_window_cache, self.bytes_cache_key
+        cache, key = self.cached_window_bytes, self.window_bytes_cache_key
         if key not in cache:
             probes = torch.tensor([len(self.corners) // 2, 0])
             agree = self._matches_full_run(base, row, probes) and self.make_noise_image_runner()._matches_full_run(
@@ -230,7 +230,7 @@ class _WindowRunner:
 
     def run_incremental(self, base: BasePass, row: int, positions: Tensor) -> list[Tensor]:
         """Raises UnboxedError where windows cannot be used."""
-        with self.box.isolated(grad=False), restore_containers(self.box.model.modules(), base), WindowedMode() as ops:
+        with self.box.isolated(grad=False), restoring_containers(self.box.model.modules(), base), WindowedMode() as ops:
             outputs = self.forward(
                 cast(Tensor, self._windowed_input(base, row, positions)), torch.full((len(positions),), row)
             )

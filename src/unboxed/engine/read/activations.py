@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...box import Box
 from ...errors import InputError, LayerError
 from ...model.batching import BatchSize, map_in_batches
-from ...objectives import MODEL_END_ADDRESSES
+from ...objectives import INPUT_OUTPUT_ADDRESSES
 from ...validation import address_list
 from ..result_views import ResultViewsMixin
 
@@ -67,7 +67,7 @@ def _as_list(layers: str | nn.Module | Sequence[str | nn.Module]) -> list[Any]:
 
 def _resolve(box: Box, address: str | nn.Module) -> str:
     """A module as its address; a name, which is checked, as it is. Raises LayerError."""
-    if isinstance(address, str) and address in MODEL_END_ADDRESSES:
+    if isinstance(address, str) and address in INPUT_OUTPUT_ADDRESSES:
         return address
     resolved = box.layers.resolve(address)
     return address if isinstance(address, str) else resolved

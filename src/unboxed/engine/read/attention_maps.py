@@ -18,7 +18,7 @@ from ...errors import HeadOrderUnknownError, InputError, LayerError
 from ...inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
 from ...model.attention import OnAttentionFn, capturing_attention, finding_head_orders
 from ..attribution_result import Attribution, make_attribution, resolve_result_target
-from .chain import LIST_TYPES
+from .chain import MODULE_CONTAINER_TYPES
 from .position_grids import PositionGrid, image_size, layers_with_grids, token_grid, upsample_bilinear
 
 P = ParamSpec("P")
@@ -39,11 +39,11 @@ class AttentionMap:
 def capturing_attention_of(
     box: Box, x: Tensor, on_attention: OnAttentionFn, *, differentiable: bool = False
 ) -> Iterator[None]:
-    """As `capturing_attention`, of inputs x (n, ...), inside `box.isolated` and `finding_head_order`."""
+    """As `capturing_attention`, of inputs x (n, ...), inside `box.isolated` and `rerun_after_finding_head_order`."""
     n_tokens = x.shape[1] if isinstance(box.inputs, Tokens) else None
     with capturing_attention(
         box.modules, max(len(x), box.min_rows), on_attention, n_tokens=n_tokens, differentiable=differentiable,
-        heads_first=_HEADS_FIRST.get(box.model),
+        heads_first=_HEADS_FIRST_BY_MODEL.get(box.model),
     ):  # fmt: skip
         yield
 
@@ -58,36 +58,36 @@ def recording_attention(box: Box, x: Tensor, *, differentiable: bool = False) ->
         yield maps
 
 
-_HEADS_FIRST: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+_HEADS_FIRST_BY_MODEL: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 """By model and path: whether heads come before examples. Found where it is asked for, once."""
-N_COPIES = 3  # of an example, by which the order is found
+N_HEAD_ORDER_PROBE_COPIES = 3  # of an example, by which the order is found
 
 
-def finding_head_order(run: Callable[Concatenate[Box, P], R]) -> Callable[Concatenate[Box, P], R]:
+def rerun_after_finding_head_order(run: Callable[Concatenate[Box, P], R]) -> Callable[Concatenate[Box, P], R]:
     """`run`, which captures attention, made to run again where the order of heads and examples had to be found."""
 
     @wraps(run)
-    def run_knowing_it(box: Box, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def run_with_known_head_order(box: Box, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return run(box, *args, **kwargs)
         except HeadOrderUnknownError:
             _find_head_orders(box)
             return run(box, *args, **kwargs)
 
-    return run_knowing_it
+    return run_with_known_head_order
 
 
 def _find_head_orders(box: Box) -> None:
-    n = max(box.min_rows, min(N_COPIES, box.max_rows or N_COPIES))
+    n = max(box.min_rows, min(N_HEAD_ORDER_PROBE_COPIES, box.max_rows or N_HEAD_ORDER_PROBE_COPIES))
     one = box.noise(1)
     x = one.expand(n, *one.shape[1:]).clone()
     n_tokens = x.shape[1] if isinstance(box.inputs, Tokens) else None
     with box.isolated(grad=False), finding_head_orders(box.modules, n, n_tokens) as heads_first:
         box.forward(x, {"output"})
-    _HEADS_FIRST[box.model] = heads_first
+    _HEADS_FIRST_BY_MODEL[box.model] = heads_first
 
 
-def require_maps(maps: list[AttentionMap]) -> list[AttentionMap]:
+def require_attention_maps(maps: list[AttentionMap]) -> list[AttentionMap]:
     """These maps, if there are any and all are of the same tokens. Raises LayerError."""
     if not maps:
         raise LayerError("no layer of this model attends from all tokens to all, so there is no attention to read")
@@ -97,7 +97,7 @@ def require_maps(maps: list[AttentionMap]) -> list[AttentionMap]:
     return maps
 
 
-@finding_head_order
+@rerun_after_finding_head_order
 def attending_blocks(box: Box, x: Tensor) -> list[str]:
     """The addresses of the blocks that attend, one for each attention map, in the order in which they run.
 
@@ -109,9 +109,9 @@ def attending_blocks(box: Box, x: Tensor) -> list[str]:
     with box.isolated(grad=False):
         with recording_attention(box, x) as maps:
             box.forward(x, {"output"})
-        blocks = token_blocks(box, require_maps(maps))
+        blocks = blocks_around_attention(box, require_attention_maps(maps))
         acts = box.forward(x, {blocks[-1], asked})
-        held = box.forward(_other_inputs(box, x), {asked}, {blocks[-1]: lambda h: acts[blocks[-1]]})[asked]
+        held = box.forward(_different_random_inputs(box, x), {asked}, {blocks[-1]: lambda h: acts[blocks[-1]]})[asked]
     scale = acts[asked].abs().amax() * MAX_CHANGE_IN_EPS * torch.finfo(held.dtype).eps
     if bool(((held - acts[asked]).abs() > scale).any()):
         raise LayerError(
@@ -122,7 +122,7 @@ def attending_blocks(box: Box, x: Tensor) -> list[str]:
     return blocks
 
 
-def _other_inputs(box: Box, x: Tensor) -> Tensor:
+def _different_random_inputs(box: Box, x: Tensor) -> Tensor:
     """Inputs unlike x (n, ...) in every value; of texts with other embeddings of the same tokens."""
     drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
     if not isinstance(box.inputs, Tokens):
@@ -131,7 +131,7 @@ def _other_inputs(box: Box, x: Tensor) -> Tensor:
     return torch.cat([h + h.std() * (drawn[..., :-N_TOKEN_META_COLUMNS] + 0.5), x[..., -N_TOKEN_META_COLUMNS:]], -1)
 
 
-def token_blocks(box: Box, maps: Sequence[AttentionMap]) -> list[str]:
+def blocks_around_attention(box: Box, maps: Sequence[AttentionMap]) -> list[str]:
     """The addresses of the blocks that these maps, one of each, are inside: the outermost that hold one, of one shape.
 
     Raises LayerError where there are none.
@@ -144,7 +144,9 @@ def token_blocks(box: Box, maps: Sequence[AttentionMap]) -> list[str]:
     holding = {a: [m for m in maps if f"{m.path}.".startswith(f"{a}.")] for a in shape_by_path}
     inside = [[a for a, held in holding.items() if held == [m]] for m in maps]
     if len(maps) == 1:  # everything around it holds one map, too
-        inside = [[a for a in inside[0] if isinstance(box.modules[a.rpartition(".")[0]], LIST_TYPES)] or inside[0]]
+        inside = [
+            [a for a in inside[0] if isinstance(box.modules[a.rpartition(".")[0]], MODULE_CONTAINER_TYPES)] or inside[0]
+        ]
     for shape in [shape_by_path[a] for a in inside[-1]]:
         blocks = [next((a for a in found if shape_by_path[a] == shape), "") for found in inside]
         if all(blocks):
@@ -158,7 +160,7 @@ def token_blocks(box: Box, maps: Sequence[AttentionMap]) -> list[str]:
 # -- which tokens are read ---------------------------------------------------------------------------------------------
 
 
-def rows_read(gradient: Tensor) -> Tensor:
+def output_token_weights(gradient: Tensor) -> Tensor:
     """How much of the answer each token of the last layer is, (n, T): equal parts of those that it depends on.
 
     `gradient` is that of a score in the last layer's attention, (n, heads, T, T): a class token's row alone has one, or
@@ -169,17 +171,17 @@ def rows_read(gradient: Tensor) -> Tensor:
     return is_read / is_read.sum(1, keepdim=True)
 
 
-@finding_head_order
-def rows_read_by_output(box: Box, x: Tensor) -> Tensor:
-    """`rows_read` of all that the model gives for x (n, ...), by one backward pass."""
+@rerun_after_finding_head_order
+def output_token_weights_of_model(box: Box, x: Tensor) -> Tensor:
+    """`output_token_weights` of all that the model gives for x (n, ...), by one backward pass."""
     with box.isolated(), recording_attention(box, x, differentiable=True) as maps:
         asked = "logits" if box.predicts_tokens else "output"
         acts = box.forward(x.detach().clone().requires_grad_(), {asked})
-        weights = require_maps(maps)[-1].weights
+        weights = require_attention_maps(maps)[-1].weights
         output = acts[asked].flatten(1)
         mixed = output @ torch.linspace(1, 2, output.shape[1]).to(output)  # so that no two outputs cancel
         (gradient,) = torch.autograd.grad(mixed.sum(), weights)
-    return rows_read(gradient)[: len(x)].to(box.dtype)
+    return output_token_weights(gradient)[: len(x)].to(box.dtype)
 
 
 # -- maps over tokens --------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def attribution_to_tokens(
 def require_token_grid(box: Box, n_tokens: int, extra_tokens: int | None = None) -> PositionGrid:
     """The grid of the tokens of a vision transformer. Raises LayerError where it cannot be determined."""
     if extra_tokens is not None:
-        return _grid_after(box, n_tokens, extra_tokens)
+        return _grid_after_extra_tokens(box, n_tokens, extra_tokens)
     maps: list[Any] = [grid.size for _, grid in layers_with_grids(box) if not grid.is_tokens]
     grid = token_grid(box, n_tokens, maps[-1] if maps else None) or (token_grid(box, n_tokens) if maps else None)
     if grid is None:
@@ -229,7 +231,7 @@ def require_token_grid(box: Box, n_tokens: int, extra_tokens: int | None = None)
     return grid
 
 
-def _grid_after(box: Box, n_tokens: int, n_extra_tokens: int) -> PositionGrid:
+def _grid_after_extra_tokens(box: Box, n_tokens: int, n_extra_tokens: int) -> PositionGrid:
     """The grid, with the image's aspect, of the tokens after the first ones."""
     height, width = image_size(box)
     n_patches = n_tokens - n_extra_tokens

@@ -24,9 +24,8 @@ from ..rows import evenly_spaced_indices
 from .edited_runs import run_variants
 
 SIGNIFICANCE_LEVEL = 0.05
-MIN_OUTPUT_CHANGE_SHARE_IF_USED = (
-    0.01  # of the change with the model's own outputs erased: what costs less is not what the model answers by
-)
+# Of the change with the model's own outputs erased: what costs less is not what the model answers by
+MIN_OUTPUT_CHANGE_SHARE_IF_USED = 0.01
 N_CROSS_FIT_FOLDS = 2  # an example is edited by erasers that were fitted to the other half
 MAX_REMAINING_INFORMATION_SHARE = 0.5  # of the information: an attribute of which more is left was not erased
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from ...box import Box
 
-LIST_TYPES = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+MODULE_CONTAINER_TYPES = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
 def chain_addresses(box: Box) -> list[str]:
@@ -14,21 +14,23 @@ def chain_addresses(box: Box) -> list[str]:
 
     Whether all of the model goes through them is for the caller to find out.
     """
-    paths = [p for p in box.modules if p and (_is_in_list(box, p) or _is_outermost_without_list(box, p))]
+    paths = [
+        p for p in box.modules if p and (_is_in_module_container(box, p) or _is_outermost_without_container(box, p))
+    ]
     rows = [box.layers.by_path[p] for p in paths if p in box.layers.by_path]
     return [a for row in rows if row.has_input and row.shape for a in row.addresses]
 
 
-def _is_in_list(box: Box, path: str) -> bool:
+def _is_in_module_container(box: Box, path: str) -> bool:
     parent = path.rpartition(".")[0]
-    return isinstance(box.modules[parent], LIST_TYPES) and len(box.modules[parent]._modules) > 1
+    return isinstance(box.modules[parent], MODULE_CONTAINER_TYPES) and len(box.modules[parent]._modules) > 1
 
 
-def _is_outermost_without_list(box: Box, path: str) -> bool:
+def _is_outermost_without_container(box: Box, path: str) -> bool:
     """Whether no list of layers is inside a module, while one is inside what it is a part of, or that is all."""
     parent = path.rpartition(".")[0]
-    return not _has_list(box.modules[path]) and (not parent or _has_list(box.modules[parent]))
+    return not _has_module_container(box.modules[path]) and (not parent or _has_module_container(box.modules[parent]))
 
 
-def _has_list(module: nn.Module) -> bool:
-    return any(isinstance(m, LIST_TYPES) and len(m._modules) > 1 for m in module.modules())
+def _has_module_container(module: nn.Module) -> bool:
+    return any(isinstance(m, MODULE_CONTAINER_TYPES) and len(m._modules) > 1 for m in module.modules())

@@ -48,7 +48,7 @@ def requested_classes(box: Box, target: ClassLabels | None) -> Tensor:
     return classes
 
 
-def labels_are_classes(box: Box) -> bool:
+def has_class_labels(box: Box) -> bool:
     """Whether a label is one class per example: those of numbers, yes/no labels and maps have other forms."""
     return box.outputs not in ("regression", "multilabel") and not box.output_map_shape
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...inputs.base import inputs_from_unit_interval
-from ...model.batching import BatchSize, is_out_of_memory_error, run_all_pairs
+from ...model.batching import BatchSize, is_out_of_memory_error, run_all_example_variants
 from ...model.hooks import Edit
 from ...model.replay import LOW_PRECISION_TOLERANCE, ROUNDING_TOLERANCE_BY_DTYPE, is_close
 from ...objectives import Objective, mean_over_positions
@@ -75,7 +75,7 @@ def run_variants(
         mode = "whole"  # the model behaves differently from the trial
         return runner.run(examples, variants)
 
-    score, *rest = run_all_pairs(run_pairs, n, n_variants, (size, max_rows), together, box.device)
+    score, *rest = run_all_example_variants(run_pairs, n, n_variants, (size, max_rows), together, box.device)
     return VariantOutputs(score, rest[0] if rest else None)
 
 

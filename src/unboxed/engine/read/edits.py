@@ -194,7 +194,7 @@ def resolve_target(box: Box, target: ClassLabels | Objective | None, x: Tensor, 
 FINAL_ACTIVATION_TYPES = ("Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid")
 
 
-def unit_addresses(box: Box) -> tuple[str, ...]:
+def unit_layer_addresses(box: Box) -> tuple[str, ...]:
     """The address of every call of a leaf module that returns rows with units, in the order in which they first run.
 
     Not a final softmax, which comes after the logits. Raises LayerError where there is none.

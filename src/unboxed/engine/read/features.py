@@ -15,7 +15,7 @@ from ...inputs.items import SkippedExamples
 from ...inputs.pixels import Pixels
 from ...model.batching import BatchSize, map_in_batches
 from ...model.layers import input_address
-from ...objectives import MODEL_END_ADDRESSES
+from ...objectives import INPUT_OUTPUT_ADDRESSES
 from ...validation import address_list
 
 MAX_UNSKETCHED_VALUES = 2**26  # of one layer, that are not sketched
@@ -61,7 +61,7 @@ def input_and_hidden_layer_addresses(box: Box, max_hidden_layers: int) -> list[s
 
 def resolve_address(box: Box, name: str) -> str:
     """The full address of a layer, or "input", "output" or "logits". Raises LayerError."""
-    return name if isinstance(name, str) and name in MODEL_END_ADDRESSES else box.layers.resolve(name)
+    return name if isinstance(name, str) and name in INPUT_OUTPUT_ADDRESSES else box.layers.resolve(name)
 
 
 def resolve_layers(box: Box, layers: str | Sequence[str]) -> list[str]:

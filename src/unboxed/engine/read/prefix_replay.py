@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...box import Box
 from ...model.hooks import StopForward
 from ...model.replay import Replay
-from ...objectives import MODEL_END_ADDRESSES, Objective
+from ...objectives import INPUT_OUTPUT_ADDRESSES, Objective
 
 
 class PrefixReplay:
@@ -35,7 +35,7 @@ class PrefixReplay:
 
     def _record_module_outputs(self, x: Tensor, edits: Collection[str], include_inner: bool = False) -> Replay:
         box, layers = self.box, self.box.layers
-        captured = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(MODEL_END_ADDRESSES)}
+        captured = {layers.resolve(a) for a in {*edits, *self.objective.layers} - set(INPUT_OUTPUT_ADDRESSES)}
         replay = Replay(box.modules, layers, captured, len(x), self.unreplayable)
         with box.isolated(grad=False), replay.recording_calls(include_inner):
             box.forward(x, [], dict.fromkeys(edits, _stop_after_prefix))

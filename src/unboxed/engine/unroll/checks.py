@@ -8,11 +8,10 @@ from torch import Tensor
 from ...errors import InputError, NaNError, UnboxedError
 from ...model.nan_checks import NAN_HINT, row_numbers_text
 from .model_training import ModelTraining
-from .training import NO_GRAPH, Training, TrainingState, differentiable_leaves
+from .training import NO_GRADIENT_PATH_MESSAGE, Training, TrainingState, differentiable_leaves
 
-MAX_RELATIVE_REPEAT_DIFFERENCE = (
-    1e-2  # of two runs of a step, relative to what it changes: rounding may differ, draws may not
-)
+# Of two runs of a step, relative to what it changes: rounding may differ, draws may not
+MAX_RELATIVE_REPEAT_DIFFERENCE = 1e-2
 
 MOVE = 1e-3  # of a state, relative and absolute, to see what depends on it
 
@@ -39,13 +38,15 @@ def check_differentiable(training: Training) -> None:
         after = training.functional_step({**training.start, **leaves}, t, weights)
         outputs = [h.sum() for h in after.values() if h.requires_grad]
         if not outputs:
-            raise InputError(NO_GRAPH)
+            raise InputError(NO_GRADIENT_PATH_MESSAGE)
         grads = torch.autograd.grad(outputs, [weights, *leaves.values()], allow_unused=True)
     if grads[0] is None:
-        raise InputError(NO_GRAPH)
+        raise InputError(NO_GRADIENT_PATH_MESSAGE)
     unreached = [name for name, grad in zip(leaves, grads[1:], strict=True) if grad is None]
-    cut = _changed_by(training, t, list(leaves), [name for name, h in after.items() if not h.requires_grad])
-    cut += [name for name in unreached if _changed_by(training, t, [name], list(after))]
+    cut = _tensors_changed_by_moving(
+        training, t, list(leaves), [name for name, h in after.items() if not h.requires_grad]
+    )
+    cut += [name for name in unreached if _tensors_changed_by_moving(training, t, [name], list(after))]
     if cut:
         raise InputError(
             f"the step cuts the gradient of its state's {', '.join(map(repr, dict.fromkeys(cut)))}: the state after "
@@ -54,7 +55,7 @@ def check_differentiable(training: Training) -> None:
         )
 
 
-def _changed_by(training: Training, t: int, moved: list[str], watched: list[str]) -> list[str]:
+def _tensors_changed_by_moving(training: Training, t: int, moved: list[str], watched: list[str]) -> list[str]:
     """Those tensors after step t, of the watched ones, that change where these of the state before it are moved."""
     watched = [name for name in watched if training.start.get(name, torch.zeros(())).is_floating_point()]
     if not watched:

@@ -29,7 +29,7 @@ from .schedules import (
     make_optimizer,
     shuffled_batch_indices,
 )
-from .second_order import MIN_QUERIES_OF_MODE, SecondOrderMode
+from .second_order import MIN_QUERIES_FOR_SECOND_ORDER_MODE, SecondOrderMode
 from .training import Training, TrainingState, differentiable_leaves, query_vjp
 
 AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
@@ -126,7 +126,7 @@ class ModelTraining(Training):
         self._augment, self._loss = augment, resolve_loss(self._box, loss)
         self._forward = RawForward(self._box)
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
-        self._does_first_step_use_rng()
+        self._detect_rng_use_and_unused_parameters()
         # convolutions with many weights at once are grouped ones: half as fast as one after another
         self.is_vectorized = not any(isinstance(m, CONVOLUTION_TYPES) for m in self._box.model.modules())
 
@@ -149,7 +149,7 @@ class ModelTraining(Training):
                     h.copy_(tensors[name])
         return self._box.with_model(model)
 
-    def _does_first_step_use_rng(self) -> None:
+    def _detect_rng_use_and_unused_parameters(self) -> None:
         """See whether the model draws random numbers, and which parameters it uses, or raise ModelError."""
         with model_state.detecting_rng_use(self._box.device) as used:
             try:
@@ -161,9 +161,11 @@ class ModelTraining(Training):
                     "can't; open the module that they were made from"
                 ) from error
         self._forward.draws = bool(used)
-        self._leave_out({n for n, g in gradients.items() if g is None and not self._ignores_zeros(n, 0)})
+        self._exclude_unused_parameters(
+            {n for n, g in gradients.items() if g is None and not self._ignores_zero_gradient(n, 0)}
+        )
 
-    def _leave_out(self, unused: Collection[str]) -> None:
+    def _exclude_unused_parameters(self, unused: Collection[str]) -> None:
         """Parameters that the loss does not depend on stay as they are, without decay: torch's optimizers skip them."""
         own = dict(self._box.model.named_parameters())
         self._unused = {name: own[name] for name in unused}
@@ -199,22 +201,22 @@ class ModelTraining(Training):
 
     def _step(self, state: TrainingState, t: int, weights: Tensor) -> TrainingState:
         leaves, gradients, buffers = self._gradients(state, t, weights)
-        self._check_used(gradients, t)
+        self._check_same_parameters_used(gradients, t)
         given = {n: torch.zeros_like(h) if (g := gradients[n]) is None else g for n, h in leaves.items()}
         return {**self._optimizer_update(state, given, t), **_add_key_prefix(BUFFER_KEY_PREFIX, buffers)}
 
-    def _check_used(self, gradients: Mapping[str, Tensor | None], t: int) -> None:
+    def _check_same_parameters_used(self, gradients: Mapping[str, Tensor | None], t: int) -> None:
         """Raise ModelError where other parameters have a gradient than in the first step."""
         for name, gradient in gradients.items():
-            if (gradient is None) is not (name in self._unused) and not self._ignores_zeros(name, t):
+            if (gradient is None) is not (name in self._unused) and not self._ignores_zero_gradient(name, t):
                 raise ModelError(
                     f"the parameter {name!r} has {'no' if gradient is None else 'a'} gradient in step {t}, other than "
                     "in the first: torch's optimizers skip it in some steps, its decay and averages, too. Write the "
                     "training's step as a pure function: ub.influence.Training(step, start, batches, query_loss)"
                 )
 
-    def _ignores_zeros(self, name: str, t: int) -> bool:
-        return name not in self._unused and self._update.ignores_zeros(self._hyperparameters[t][name])
+    def _ignores_zero_gradient(self, name: str, t: int) -> bool:
+        return name not in self._unused and self._update.ignores_zero_gradients(self._hyperparameters[t][name])
 
     def _gradients(
         self, state: TrainingState, t: int, weights: Tensor
@@ -283,7 +285,7 @@ class ModelTraining(Training):
     def vjp(
         self, state: TrainingState, t: int, adjoint: TrainingState, weights: Tensor | None = None
     ) -> tuple[TrainingState, Tensor]:
-        many = len(next(iter(adjoint.values()))) >= MIN_QUERIES_OF_MODE
+        many = len(next(iter(adjoint.values()))) >= MIN_QUERIES_FOR_SECOND_ORDER_MODE
         with torch.enable_grad(), SecondOrderMode() if many else model_state.NULL_CONTEXT:
             leaves = differentiable_leaves(
                 {n: h for n, h in state.items() if n.startswith((PARAMETER_KEY_PREFIX, BUFFER_KEY_PREFIX))}

@@ -34,7 +34,7 @@ class OptimizerUpdate(Protocol):
 
     slot_names: tuple[str, ...]
 
-    def ignores_zeros(self, h: HyperparametersOfStep) -> bool:
+    def ignores_zero_gradients(self, h: HyperparametersOfStep) -> bool:
         """Whether a gradient of zero changes nothing, as none does."""
 
     def __call__(
@@ -60,7 +60,7 @@ class SGDUpdate:
 
     slot_names: tuple[str, ...] = ("momentum_buffer",)
 
-    def ignores_zeros(self, h: HyperparametersOfStep) -> bool:
+    def ignores_zero_gradients(self, h: HyperparametersOfStep) -> bool:
         return not h["momentum"] and not h["weight_decay"]
 
     def __call__(
@@ -100,7 +100,7 @@ class AdamUpdate:
     def __init__(self, *, decoupled: bool) -> None:
         self.decoupled = decoupled
 
-    def ignores_zeros(self, h: HyperparametersOfStep) -> bool:
+    def ignores_zero_gradients(self, h: HyperparametersOfStep) -> bool:
         return False
 
     def __call__(

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from ...box import Box
 from ...errors import ModelError
 from ...model import state as model_state
-from ..example_gradients.losses import loss_address
+from ..example_gradients.losses import loss_input_address
 from .running_statistics import PureBatchNormMode
 from .training import TrainingState
 
@@ -28,12 +28,12 @@ class RawForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         box, reader = self._box[0], self._box[0].output_reader
         with (
-            reader.recording_final_op(loss_address(box) == "logits") as final_op,
+            reader.recording_final_op(loss_input_address(box) == "logits") as final_op,
             model_state.MATH_ATTENTION_CONTEXT,
             model_state.without_compiled_graphs(),  # a graph may allow one backward pass alone
         ):
             output = reader.select_tensor(box.raw_output(x))
-        return (output if loss_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
+        return (output if loss_input_address(box) == "output" else reader.logits(output, final_op)).to(box.dtype)
 
     def forward_in_train_mode(
         self, x: Tensor, parameters: TrainingState, buffers: TrainingState, seed: int

@@ -21,7 +21,7 @@ POINTWISE_OPS = frozenset({
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh",
     "sigmoid", "logsigmoid", "hardtanh", "hardswish",
 })  # fmt: skip
-MIN_QUERIES_OF_MODE = 4  # with fewer, what the mode does for each op takes longer than it saves
+MIN_QUERIES_FOR_SECOND_ORDER_MODE = 4  # with fewer, what the mode does for each op takes longer than it saves
 
 Derivatives = tuple[Tensor, Tensor, Tensor | None]  # values, first and second derivatives; None: the second is zero
 
@@ -34,20 +34,16 @@ class SecondOrderMode(OpReplacementMode):
 
 
 def _replace(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if (
-        name in POINTWISE_OPS
-        and _has_independent_example_gradients(args[:1])
-        and not _per_unit_tensors((*args[1:], *kwargs.values()))
-    ):
+    if name in POINTWISE_OPS and _is_rule_applicable(args[:1]) and not _all_tensors((*args[1:], *kwargs.values())):
         return _Pointwise.apply(args[0], _derivatives(func, *args, **kwargs))  # type: ignore[no-untyped-call]
-    if name == "linear" and not kwargs and _has_independent_example_gradients(args):
+    if name == "linear" and not kwargs and _is_rule_applicable(args):
         return _Linear.apply(*args, *[None] * (3 - len(args)))  # type: ignore[no-untyped-call]
     return NotImplemented
 
 
-def _has_independent_example_gradients(args: tuple[Any, ...]) -> bool:
+def _is_rule_applicable(args: tuple[Any, ...]) -> bool:
     """Whether these are tensors of one floating-point dtype, outside of transforms and autocast."""
-    tensors = _per_unit_tensors(args)
+    tensors = _all_tensors(args)
     return (
         any(h.requires_grad for h in tensors)
         and len({h.dtype for h in tensors}) == 1
@@ -57,7 +53,7 @@ def _has_independent_example_gradients(args: tuple[Any, ...]) -> bool:
     )
 
 
-def _per_unit_tensors(values: Iterable[Any]) -> list[Tensor]:
+def _all_tensors(values: Iterable[Any]) -> list[Tensor]:
     return [v for v in values if isinstance(v, Tensor)]
 
 

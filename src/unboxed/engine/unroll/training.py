@@ -20,7 +20,7 @@ TrainingState = dict[str, Tensor]  # all that one step hands to the next: parame
 StepFn = Callable[[TrainingState, int, Tensor], TrainingState]
 """`step(state, t, weights)`: the state after step t, where the loss of the i-th example of the batch counts
 `weights[i]`, 1 for a training as it was."""
-NO_GRAPH = (
+NO_GRADIENT_PATH_MESSAGE = (
     "the state after a step does not depend on the examples' weights by any path with a gradient, so that all scores "
     "would be zero: give torch.autograd.grad create_graph=True (or use torch.func.grad), and do without detach(), "
     "item() and no_grad()"
@@ -28,9 +28,8 @@ NO_GRAPH = (
 MAX_RETRAINING_BYTES = (
     128 * 2**20
 )  # of many trainings at once: with more, their states no longer fit near the processor
-RETRAINING_MEMORY_IN_STATES = (
-    6  # per training of many at once: before and after a step, the gradient, and what the update is made of
-)
+# Per training of many at once: before and after a step, the gradient, and what the update is made of
+RETRAINING_MEMORY_IN_STATES = 6
 QueryLossFn = Callable[[TrainingState, Tensor, Any], Tensor]
 
 
@@ -257,7 +256,7 @@ def query_vjp(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Ite
     """
     inputs = list(inputs)
     if not outputs:
-        raise InputError(NO_GRAPH)
+        raise InputError(NO_GRADIENT_PATH_MESSAGE)
     try:
         return batched_vjp(outputs, inputs, adjoints)
     except torch.OutOfMemoryError:

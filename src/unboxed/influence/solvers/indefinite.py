@@ -7,7 +7,7 @@ from ...engine.example_gradients.spectrum import RitzPairs, lanczos
 from ...errors import InputError
 
 PROPOSED_DAMPING_MARGIN_FRACTION = 0.1  # by which the proposed damping exceeds the smallest one that is enough
-MIN_RELATIVE_DAMPING = 1e-4  # of the largest eigenvalue: a damping that is proposed is at least so large
+MIN_PROPOSED_RELATIVE_DAMPING = 1e-4  # of the largest eigenvalue: a damping that is proposed is at least so large
 
 
 def not_positive_definite_error(curvature: Curvature, damping: float) -> InputError:
@@ -25,5 +25,5 @@ def sufficient_damping(ritz: RitzPairs) -> float:
     """A damping that makes a curvature with these eigenvalues positive definite, rounded up to three digits."""
     needed = max(0.0, -ritz.smallest_eigenvalue_bound) * (
         1 + PROPOSED_DAMPING_MARGIN_FRACTION
-    ) + MIN_RELATIVE_DAMPING * float(ritz.values.abs().max())
+    ) + MIN_PROPOSED_RELATIVE_DAMPING * float(ritz.values.abs().max())
     return float(f"{needed * 1.01:.3g}")

@@ -25,15 +25,15 @@ from ..result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence, ScoreTruth
 from .agreement import check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .lds_result import LinearDatamodelingScore
 from .retraining import (
+    MaxRetrainingBytes,
     QuietSetting,
-    RetrainingBytes,
     TrainingToRepeat,
     check_finite_losses_of_queries,
     open_retraining_checkpoint,
     resolve_queries,
     retrained_losses,
 )
-from .subsets import left_out_subsets
+from .subsets import left_out_subset_masks
 
 DEFAULT_LEFT_OUT_FRACTIONS = (0.01, 0.1, 0.5)
 TruthToCompare = Annotated[ScoreTruth | None, "What the scores are compared with; None: what they estimate."]
@@ -73,7 +73,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     n_subsets: NSubsets = 50,
     n_seeds: NSeeds = 5,
     allow_other_truth: AllowOtherTruth = False,
-    max_bytes: RetrainingBytes = MAX_RETRAINING_BYTES,
+    max_bytes: MaxRetrainingBytes = MAX_RETRAINING_BYTES,
     checkpoint: CheckpointPath = None,
     seed: Seed = 0,
     quiet: QuietSetting = True,
@@ -138,7 +138,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     x, y = resolve_queries(training, final, x, labels)
     for result in listed:
         check_scores_match_queries(result, len(x), training.n_examples, y, getattr(training, "y", None))
-    left_out = left_out_subsets(training.n_examples, tuple(fractions), n_subsets, seed)  # (F, S, N)
+    left_out = left_out_subset_masks(training.n_examples, tuple(fractions), n_subsets, seed)  # (F, S, N)
     seeds = n_seeds if truth == "mean over seeds" else 1
     settings = {"truth": truth, "fractions": list(map(float, fractions)), "n_subsets": n_subsets, "n_seeds": seeds,
                 "seed": seed}  # fmt: skip

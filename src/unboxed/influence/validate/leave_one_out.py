@@ -17,8 +17,8 @@ from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ..result import Influence
 from .agreement import Agreement, check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .retraining import (
+    MaxRetrainingBytes,
     QuietSetting,
-    RetrainingBytes,
     TrainingToRepeat,
     check_finite_losses_of_queries,
     open_retraining_checkpoint,
@@ -27,7 +27,7 @@ from .retraining import (
 )
 
 StartKind = Literal["scratch", "warm"]
-LeftOut = Annotated[
+LeftOutIndices = Annotated[
     Sequence[int] | Tensor, ValueRole("ints"), "Training examples (K,) to leave out, one at a time, by their index."
 ]
 
@@ -71,13 +71,13 @@ def leave_one_out(
     training: TrainingToRepeat,
     x: InputBatch,
     labels: Labels,
-    indices: LeftOut,
+    indices: LeftOutIndices,
     *,
     start: Annotated[StartKind, 'Retrain from "scratch", or go on from the final state ("warm").'] = "scratch",
     n_steps: Annotated[
         int | None, AtLeast(1), Unit("steps"), "Steps of a warm start: the first ones of the training."
     ] = None,
-    max_bytes: RetrainingBytes = MAX_RETRAINING_BYTES,
+    max_bytes: MaxRetrainingBytes = MAX_RETRAINING_BYTES,
     checkpoint: CheckpointPath = None,
     quiet: QuietSetting = True,
 ) -> LeaveOneOut:  # fmt: skip

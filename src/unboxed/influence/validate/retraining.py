@@ -23,7 +23,7 @@ from ...settings import AtLeast, Unit, ValueRole
 TrainingToRepeat = Annotated[
     Training, ValueRole("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
 ]
-RetrainingBytes = Annotated[int, AtLeast(1), Unit("bytes"), "Memory that the trainings which run at once may take."]
+MaxRetrainingBytes = Annotated[int, AtLeast(1), Unit("bytes"), "Memory that the trainings which run at once may take."]
 QuietSetting = Annotated[bool, "No progress bar."]
 
 

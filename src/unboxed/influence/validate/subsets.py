@@ -20,7 +20,7 @@ def left_out_subset_size(fraction: float, n: int) -> int:
     return size
 
 
-def left_out_subsets(n: int, fractions: Sequence[float], n_subsets: int, seed: int) -> Tensor:
+def left_out_subset_masks(n: int, fractions: Sequence[float], n_subsets: int, seed: int) -> Tensor:
     """Whether each example is left out, (F, S, N) bool: random subsets for each fraction.
 
     A subset depends on its size, its number and the seed alone.

@@ -10,7 +10,7 @@ from . import pointwise as pointwise
 from . import spatial as spatial
 from .base_run import BasePass as BasePass
 from .regions import crop_rectangles as crop_rectangles
-from .side_effects import restore_containers as restore_containers
+from .side_effects import restoring_containers as restoring_containers
 from .windowed import WindowedMode as WindowedMode
 from .windowed import WindowedTensor as WindowedTensor
 from .windowed import to_dense as to_dense

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-MAX_CACHED_BASE_MAP_BYTES = 2**26  # of base maps; beyond, the largest are freed, and computed again when they are read
+MAX_TOTAL_CACHED_BASE_MAP_BYTES = (
+    2**26
+)  # of base maps; beyond, the largest are freed, and computed again when they are read
 N_PINNED_RECENT_BASE_MAPS = 3  # maps used last, which are not freed
 
 
@@ -108,7 +110,7 @@ class BasePass:
         self.pinned.append(latest)
         total_bytes = sum(m.nbytes for m in self.maps)
         for base_map in sorted(self.maps, key=lambda m: -m.nbytes):
-            if total_bytes <= MAX_CACHED_BASE_MAP_BYTES:
+            if total_bytes <= MAX_TOTAL_CACHED_BASE_MAP_BYTES:
                 return
             if not any(base_map is m for m in self.pinned):
                 total_bytes -= base_map.nbytes

@@ -17,7 +17,7 @@ MUTABLE_CONTAINERS = (dict, list, set, deque)
 
 
 @contextmanager
-def restore_containers(modules: Iterable[nn.Module], base_pass: BasePass) -> Iterator[None]:
+def restoring_containers(modules: Iterable[nn.Module], base_pass: BasePass) -> Iterator[None]:
     """Afterwards, also after errors, restore attributes and containers of modules that have windowed tensors."""
     snapshots = [(h, h.copy()) for h in _iter_containers(vars(m) for m in modules) if isinstance(h, MUTABLE_CONTAINERS)]
     try:

@@ -17,7 +17,7 @@ from .windowed import IntArray, OpFn, WindowedTensor, WindowGroup, register_hand
 
 MAX_WINDOW_COVERAGE_FRACTION = 0.85  # share of positions in windows above which the full map is computed
 MAX_CROPPED_BYTES_AT_ONCE = 2**21  # that are cropped from maps at one time
-MIN_SAVED_MULTIPLICATIONS_PER_GROUP = 2e7  # by a further group of windows, to be worth its calls
+MIN_SAVED_MULTIPLICATIONS_PER_EXTRA_WINDOW_GROUP = 2e7  # by a further group of windows, to be worth its calls
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _split_group_by_output_size(
     max_size = sizes.max(0)
     unique_sizes, size_index = np.unique(sizes, axis=0, return_inverse=True)
     n_saved = float(len(sizes) * max_size.prod() - sizes.prod(1).sum()) * geometry.n_multiplications
-    if len(unique_sizes) > 1 and n_saved < MIN_SAVED_MULTIPLICATIONS_PER_GROUP * (len(unique_sizes) - 1):
+    if len(unique_sizes) > 1 and n_saved < MIN_SAVED_MULTIPLICATIONS_PER_EXTRA_WINDOW_GROUP * (len(unique_sizes) - 1):
         unique_sizes, size_index = max_size[None], np.zeros(len(sizes), dtype=np.int64)
     for k, (h, w) in enumerate(unique_sizes.tolist()):
         rows = np.flatnonzero(size_index.reshape(-1) == k)

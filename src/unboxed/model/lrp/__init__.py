@@ -11,7 +11,7 @@ from .audit import RelevanceAudit as RelevanceAudit
 from .autograd_functions import annotate_activation as annotate_activation
 from .context import check_every_node_has_rule as check_every_node_has_rule
 from .context import frozen_parameters as frozen_parameters
-from .cuts import cutting_edges as cutting_edges
+from .cuts import edges_on_every_path as edges_on_every_path
 from .ledger import KINDS as KINDS
 from .ledger import RelevanceLedger as RelevanceLedger
 from .ledger import relevance_of as relevance_of

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from ..hooks import tensors_in
-from .context import layer_of
+from .context import in_layer_text
 from .ledger import RelevanceLedger, relevance_of
 
 MAX_NAMED_OPS = 3
-MIN_LOSS_SHARE = 1e-2  # of the largest loss of an op: smaller ones are not named
+MIN_RELATIVE_RELEVANCE_LOSS = 1e-2  # of the largest loss of an op: smaller ones are not named
 
 
 class RelevanceAudit(RelevanceLedger):
@@ -59,7 +59,7 @@ class RelevanceAudit(RelevanceLedger):
             if c is not None:
                 self._losses[place].append(-relevance_of(self._values[edge], c).sum())
 
-    def unruled_ops(self, layer_orders: Mapping[str, int]) -> tuple[str, ...]:
+    def relevance_losing_ops(self, layer_orders: Mapping[str, int]) -> tuple[str, ...]:
         """The ops that lose most of what they receive, with nothing that accounts for it: "gelu in blocks.1".
 
         `layer_orders` are the sequence numbers of the ends of layers, from the first on.
@@ -72,8 +72,8 @@ class RelevanceAudit(RelevanceLedger):
             for place, parts in self._losses.items()
         }
         largest = sorted(losses, key=lambda place: -losses[place])
-        limit = MIN_LOSS_SHARE * max(losses.values(), default=0.0)
-        names = [op + layer_of(order, layer_orders) for op, order in largest if losses[op, order] > limit]
+        limit = MIN_RELATIVE_RELEVANCE_LOSS * max(losses.values(), default=0.0)
+        names = [op + in_layer_text(order, layer_orders) for op, order in largest if losses[op, order] > limit]
         return tuple(dict.fromkeys(names))[:MAX_NAMED_OPS]
 
 

@@ -39,7 +39,7 @@ def with_backward_rule(out: Tensor, backward_rule: BackwardRule, *variables: Ten
     return result
 
 
-def with_scaled_gradient(
+def run_op_with_scaled_gradient(
     op: Callable[..., Tensor], variables: Sequence[Tensor], scale: float = 1.0, report: Report | None = None
 ) -> Tensor:
     """An op of the variables that propagates its gradient times `scale`; copies, for the model may write over either.
@@ -64,7 +64,7 @@ def with_scaled_gradient(
 MIN_SECANT_INPUT_MAGNITUDE = 1e-4  # where (f(x) - f(0)) / x would lose precision: the slope at x / 2
 
 
-def with_secant_gradient(f: Callable[[Tensor], Tensor], x: Tensor, report: Report | None = None) -> Tensor:
+def run_op_with_secant_gradient(f: Callable[[Tensor], Tensor], x: Tensor, report: Report | None = None) -> Tensor:
     """An elementwise op: f(0) is a bias, which absorbs its share, and the rest of the relevance passes through.
 
     c is multiplied by (f(x) - f(0)) / x, which is f(x) / x for ReLU, GELU, SiLU, tanh: R below is R above.

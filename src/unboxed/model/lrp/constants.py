@@ -21,7 +21,7 @@ OFFSET_OPS = ADDING_OPS | CONCATENATION_OPS | frozenset({
 SELECTING_OPS = frozenset({"maximum", "minimum", "fmax", "fmin"})
 
 
-def report_constants(
+def report_relevance_of_constants(
     report: Report, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor], out: Any
 ) -> None:
     """Have the relevance of an op's constants reported in the backward pass."""

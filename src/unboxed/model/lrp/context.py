@@ -26,7 +26,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def layer_of(order: int, layer_orders: Mapping[str, int]) -> str:
+def in_layer_text(order: int, layer_orders: Mapping[str, int]) -> str:
     """ " in 'blocks.1'" of an op by when it ran and when layers ended; empty after the last."""
     return next((f" in {layer!r}" for layer, end in layer_orders.items() if order <= end), "")
 
@@ -51,7 +51,7 @@ def check_every_node_has_rule(root: Tensor, layer_orders: Mapping[str, int] | No
         is_product = name.startswith(("MulBackward", "DivBackward"))
         is_bilinear = is_product and all(input_node is not None for input_node, _ in node.next_functions[:2])
         if is_bilinear or not name.startswith(op_rules.NODE_NAMES_WITH_RULES):
-            layer = layer_of(node._sequence_nr(), layer_orders or {})
+            layer = in_layer_text(node._sequence_nr(), layer_orders or {})
             raise RuleError(
                 f"LRP has no rule for {name}{layer}: the op ran out of sight, in scripted code or a function of "
                 "its own with its own gradient. Run the original module, or use a method without rules, such as "

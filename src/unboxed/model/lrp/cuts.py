@@ -11,7 +11,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 PATH_COUNT_MODULUS = 2**61 - 1  # paths of a deep model are too many to count exactly
 
 
-def cutting_edges(root: Tensor, leaf: Tensor, edges: Mapping[str, GradientEdge | None]) -> dict[str, GradientEdge]:
+def edges_on_every_path(
+    root: Tensor, leaf: Tensor, edges: Mapping[str, GradientEdge | None]
+) -> dict[str, GradientEdge]:
     """The edges through which every path from root to leaf goes, by name, from the leaf up.
 
     Where a path around an activation exists (a skip connection), its relevance is only a part. Paths are counted: those

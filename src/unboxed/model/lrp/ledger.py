@@ -63,7 +63,7 @@ class RelevanceLedger:
         self.is_mixed = False  # whether the first axis of some op was not the batch
         self._new_sites: list[_Site] = []
 
-    def report_for(self, op: str) -> Report:
+    def make_report_fn(self, op: str) -> Report:
         """A function by which an op that runs now reports, in the backward pass, what it holds back."""
         site = _Site(op)
         self.n_reports += 1
@@ -85,9 +85,9 @@ class RelevanceLedger:
 
     def _record(self, site: _Site, kind: Kind, relevance: Tensor) -> None:
         if site.order is not None:
-            self.entries.append(_Entry(site.op, kind, site.order, self.sum_rows(relevance)))
+            self.entries.append(_Entry(site.op, kind, site.order, self.sum_per_example(relevance)))
 
-    def sum_rows(self, relevance: Tensor) -> Tensor:
+    def sum_per_example(self, relevance: Tensor) -> Tensor:
         """The sum (n,) of each example, of relevance (n, ...) or (n * heads, ...)."""
         relevance = relevance.detach().double()
         if self.n == 1 or (relevance.ndim and len(relevance) % self.n == 0):

@@ -36,11 +36,11 @@ from .autograd_functions import (
     SIGNAL_FACTOR_RANK,
     activation_annotation_of,
     annotate_activation,
+    run_op_with_scaled_gradient,
+    run_op_with_secant_gradient,
     with_backward_rule,
-    with_scaled_gradient,
-    with_secant_gradient,
 )
-from .constants import report_constants
+from .constants import report_relevance_of_constants
 from .ledger import RelevanceLedger, Report
 from .linear_rules import FirstLayerRuleFn, LinearOp, LinearRuleFn, dense_input_gradient
 from .recurrent import CELL_FN_BY_KIND, run_recurrent
@@ -107,9 +107,9 @@ class LRPMode(OpReplacementMode):
             return GATE_FACTOR_RANK
         return BOUNDED_FACTOR_RANK if op_name in op_rules.BOUNDED_OPS else SIGNAL_FACTOR_RANK
 
-    def _report_for(self, op_name: str) -> Report | None:
+    def _make_report_fn_or_none(self, op_name: str) -> Report | None:
         """Where an op reports what it holds back, if that is counted."""
-        return None if self.ledger is None else self.ledger.report_for(op_name)
+        return None if self.ledger is None else self.ledger.make_report_fn(op_name)
 
     def _apply_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         if op_name in op_rules.DECOMPOSED_FUNCTIONS and isinstance(func, FunctionType):
@@ -124,9 +124,9 @@ class LRPMode(OpReplacementMode):
             return self._elementwise_rule(op_name, func, args, kwargs, variables)
         if op_name in op_rules.GRADIENT_SCALE_BY_OP:
             run = partial(call_with_replaced_tensors, func, args, kwargs, variables[:1])
-            scale, report = op_rules.GRADIENT_SCALE_BY_OP[op_name], self._report_for(op_name)
+            scale, report = op_rules.GRADIENT_SCALE_BY_OP[op_name], self._make_report_fn_or_none(op_name)
             return annotate_activation(
-                with_scaled_gradient(run, variables[:1], scale, report), gate_rank=self._factor_rank(op_name)
+                run_op_with_scaled_gradient(run, variables[:1], scale, report), gate_rank=self._factor_rank(op_name)
             )
         if op_name in COMPOSITE_OP_BY_NAME:
             with NULL_CONTEXT if self.ledger is None else self:  # which sees its bias
@@ -146,7 +146,9 @@ class LRPMode(OpReplacementMode):
         out = func(*args, **kwargs)
         if op_name in op_rules.PLAIN_GRADIENT_OPS:
             if self.ledger is not None:
-                report_constants(self.ledger.report_for(op_name), op_name, func, args, kwargs, variables, out)
+                report_relevance_of_constants(
+                    self.ledger.make_report_fn(op_name), op_name, func, args, kwargs, variables, out
+                )
             self._propagate_annotations(op_name, func, args, kwargs, variables, out)
             return out
         if not any(t.requires_grad for t in tensors_in(out)):
@@ -191,7 +193,7 @@ class LRPMode(OpReplacementMode):
             return func(*detach_tensors(args), **detach_tensors(kwargs))
         f = partial(call_with_replaced_tensors, func, args, kwargs, variables)
         return annotate_activation(
-            with_secant_gradient(f, variables[0], self._report_for(op_name)),
+            run_op_with_secant_gradient(f, variables[0], self._make_report_fn_or_none(op_name)),
             gate_rank=SIGNAL_FACTOR_RANK if is_one_sided_clamp(op_name, args, kwargs) else self._factor_rank(op_name),
         )
 
@@ -229,7 +231,7 @@ class LRPMode(OpReplacementMode):
     def _attach_rule(self, out: Tensor, op: LinearOp, source: Tensor, *bounds: Tensor) -> Tensor:
         """The op's output, whose relevance goes to the source (and, for pixels, to their bounds) by its rule."""
 
-        report = self._report_for("conv" if op.is_conv else "linear")
+        report = self._make_report_fn_or_none("conv" if op.is_conv else "linear")
 
         def backward_rule(c: Tensor) -> Sequence[Tensor | None]:
             c = c.to(op.w.dtype)
@@ -256,7 +258,8 @@ class LRPMode(OpReplacementMode):
         receivers = [i for i, r in enumerate(ranks) if r < max(ranks)] or list(range(len(ranks)))
         run = partial(call_with_replaced_variables, func, args, kwargs, variables, receivers)
         return annotate_activation(
-            with_scaled_gradient(run, [variables[i] for i in receivers], 1 / len(receivers)), gate_rank=min(ranks)
+            run_op_with_scaled_gradient(run, [variables[i] for i in receivers], 1 / len(receivers)),
+            gate_rank=min(ranks),
         )
 
     def _addmm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -278,7 +281,7 @@ class LRPMode(OpReplacementMode):
         with torch.no_grad():
             weights, _ = composite_ops.attention_weights_and_values(q, k, v, *args[3:], **arguments)
         n_repeats = weights.shape[-3] // v.shape[-3] if arguments.get("enable_gqa") else 1
-        return with_scaled_gradient(
+        return run_op_with_scaled_gradient(
             lambda v: weights @ (v.repeat_interleave(n_repeats, -3) if n_repeats > 1 else v), [v]
         )
 

@@ -30,7 +30,7 @@ AFFINE_OPS = _split_words("""
 
 CONCATENATION_OPS = _split_words("cat concat concatenate stack hstack vstack dstack column_stack")
 
-LINEAR_OPS = _split_words("""
+WEIGHTLESS_LINEAR_OPS = _split_words("""
     sum mean nanmean nansum cumsum sum_to_size avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d interpolate upsample upsample_nearest1d
     upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
@@ -46,7 +46,7 @@ ORDER_STATISTIC_OPS = _split_words("""
     topk sort kthvalue
 """)
 
-PLAIN_GRADIENT_OPS = SHAPE_OPS | AFFINE_OPS | CONCATENATION_OPS | LINEAR_OPS | ORDER_STATISTIC_OPS
+PLAIN_GRADIENT_OPS = SHAPE_OPS | AFFINE_OPS | CONCATENATION_OPS | WEIGHTLESS_LINEAR_OPS | ORDER_STATISTIC_OPS
 """Their gradient shares relevance as it should be."""
 
 ANNOTATION_PRESERVING_OPS = (

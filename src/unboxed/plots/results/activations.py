@@ -32,13 +32,13 @@ from ..sheet import ColorBar, Tile, contact_sheet
 from ..units import PlottedUnit, histogram_image, units_sheet, value_range_text
 from .common import (
     MAX_EXAMPLES_PER_FIGURE,
+    as_images_or_none,
     class_name,
     fetch_images_at,
     image_tiles,
-    images_or_none,
     labels_of_data_pair,
     numbered_names,
-    shown_of_text,
+    shown_of_total_suffix,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _receptive_field_figures(result: ReceptiveField, box: Box | None = None, *, 
 @figures.register(Projections)
 def _back_projection_figures(result: Projections, box: Box | None = None, *, data: Any = None) -> Figures:
     """What raises each unit in each example, with the unit's receptive field outlined; below the examples if given."""
-    maps = images_or_none(result.map[:MAX_EXAMPLES_PER_FIGURE])
+    maps = as_images_or_none(result.map[:MAX_EXAMPLES_PER_FIGURE])
     if maps is None:
         return {}
     vmax = draw.shared_vmax(maps)
@@ -200,7 +200,7 @@ def _statistics_figures(result: UnitStatistics, box: Box | None = None, *, data:
     ]
     grid = [tiles[i : i + HISTOGRAMS_PER_ROW] for i in range(0, len(tiles), HISTOGRAMS_PER_ROW)]
     counted = {"positions": "every position", "max": "largest value per example", "mean": "mean value per example"}
-    shown = shown_of_text(len(units), len(result.mean), "unit")
+    shown = shown_of_total_suffix(len(units), len(result.mean), "unit")
     title = f"Values of the units of {result.path}{shown}: {counted[result.histogram_of]}"
     return {"histograms": contact_sheet(grid, title=title, side=150)}
 
@@ -222,7 +222,7 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
     if (data is None and not result.inputs) or not units:
         return figures(result.statistics, box)
     examples = result.fetch_examples(data, units, None if box is None else box.inputs)  # (U, k, ...)
-    images = images_or_none(examples.flatten(0, 1))
+    images = as_images_or_none(examples.flatten(0, 1))
     if images is None:
         return figures(result.statistics, box)
     patches = images.reshape(*examples.shape[:2], *images.shape[1:])
@@ -230,7 +230,7 @@ def _top_examples_figures(result: TopExamples, box: Box | None = None, *, data: 
         _make_plotted_unit(result.statistics, k, colors.to_float64_array(p), result.value[k].tolist())
         for k, p in zip(units, patches, strict=True)
     ]
-    title = f"Top examples of {result.path}{shown_of_text(len(units), len(alive), 'unit')}"
+    title = f"Top examples of {result.path}{shown_of_total_suffix(len(units), len(alive), 'unit')}"
     return {"top examples": units_sheet(shown, title=title, patch_name="top examples")}
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal, WordSwaps
 from ...adversarial.changes import prediction_changes
-from ...engine.read.class_labels import labels_are_classes
+from ...engine.read.class_labels import has_class_labels
 from .. import colors
-from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, input_change_sheet, round_magnification_factor
+from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, input_change_sheet, largest_round_magnification
 from ..charts import bar_chart, line_chart
 from ..draw import signed_map_to_rgb
 from ..figures import Figures, figures
@@ -20,12 +20,12 @@ from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..tables import MAX_TABLE_ROW_PANELS, column_change_bars, stack_panels
 from ..text_map import TextWithValues, text_sheet
-from .common import MAX_EXAMPLES_PER_FIGURE, class_name, first_image_part, input_part_by_name, row_column_changes
+from .common import MAX_EXAMPLES_PER_FIGURE, changed_columns_of_row, class_name, first_image_part, input_part_by_name
 
 if TYPE_CHECKING:
     from ...box import Box
 
-PATCH_PAGE_SIDE_PIXELS = 320
+PRINTED_PATCH_SIDE_PIXELS = 320
 
 
 @figures.register(Adversarial)
@@ -71,7 +71,7 @@ def _auto_attack_figures(result: AutoAdversarial, box: Box | None = None, *, dat
 
 
 def _has_one_class_per_example(box: Box) -> bool:
-    return labels_are_classes(box) and len(box.classes) > 1
+    return has_class_labels(box) and len(box.classes) > 1
 
 
 def _sheet_without_predictions(result: Adversarial) -> Image.Image:
@@ -95,7 +95,7 @@ def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
     return {
         f"change {name}".rstrip(): stack_panels(
             [
-                column_change_bars(row_column_changes(box, name, x[i], z[i]), title=t)
+                column_change_bars(changed_columns_of_row(box, name, x[i], z[i]), title=t)
                 for i, t in zip(rows, titles, strict=True)
             ]
         )
@@ -123,7 +123,7 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
     if images is None:
         return rates
     vmax = colors.max_magnitude(images)
-    factor, is_gray = round_magnification_factor(vmax), images.shape[1] == 1
+    factor, is_gray = largest_round_magnification(vmax), images.shape[1] == 1
     image = signed_map_to_rgb(images[0], vmax) if is_gray else colors.image_to_rgb(0.5 + images[0] * factor / 2)
     aim = "another class" if result.target is None else class_name(result.target, (), box)
     note = "" if is_gray else f"\n× {factor:g}, gray: none"
@@ -137,7 +137,7 @@ def _universal_figures(result: Universal, box: Box | None = None, *, data: Any =
 def _patch_figures(result: Patch, box: Box | None = None, *, data: Any = None) -> Figures:
     """The patch as a page, images with it where the data are given, and its fooling rate by step."""
     classes = () if box is None else box.classes
-    page = {"patch": printable_patch(result, classes=classes, side=PATCH_PAGE_SIDE_PIXELS)}
+    page = {"patch": printable_patch(result, classes=classes, side=PRINTED_PATCH_SIDE_PIXELS)}
     return {**page, "fooling rate": _fooling_rate_chart(result.fooling_rates)} if len(result.fooling_rates) else page
 
 

@@ -19,12 +19,12 @@ from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..tables import MAX_TABLE_ROW_PANELS, contribution_bars, contribution_swarm, stack_panels
 from ..text_map import TextWithValues, text_sheet
-from .common import MAX_EXAMPLES_PER_FIGURE, column_names, images_or_none, input_part_by_name, target_names
+from .common import MAX_EXAMPLES_PER_FIGURE, as_images_or_none, column_names, input_part_by_name, target_names
 
 ATTRIBUTION_AXIS_LABEL = "attribution to the score"
 MIN_ROWS_FOR_SWARM = 8  # rows from which a summary is drawn
-MAX_ACCOUNT_LAYERS = 14  # layers of an account of relevance that are drawn
-MIN_SHARE = 5e-4  # of the score: what nowhere holds back more is left out
+MAX_DRAWN_CONSERVATION_LAYERS = 14  # layers of an account of relevance that are drawn
+MIN_DRAWN_HELD_BACK_SHARE = 5e-4  # of the score: what nowhere holds back more is left out
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -60,9 +60,13 @@ def _conservation_figure(account: Conservation) -> Image.Image:
     """What each layer holds back, from the score down: the layers that hold back most, where there are many."""
     shares = {kind: account.shares(values) for kind, values in account.held_back.items()}
     total = torch.stack([*shares.values()]).abs().sum(0)
-    n_shown = max(1, min(MAX_ACCOUNT_LAYERS, int((total >= MIN_SHARE).sum())))
+    n_shown = max(1, min(MAX_DRAWN_CONSERVATION_LAYERS, int((total >= MIN_DRAWN_HELD_BACK_SHARE).sum())))
     shown = total.topk(n_shown).indices.sort(descending=True).values
-    drawn = {kind: 100 * values[shown] for kind, values in shares.items() if float(values.abs().max()) >= MIN_SHARE}
+    drawn = {
+        kind: 100 * values[shown]
+        for kind, values in shares.items()
+        if float(values.abs().max()) >= MIN_DRAWN_HELD_BACK_SHARE
+    }
     names = [account.layers[int(i)] for i in shown]
     label = f"% of the score that reaches no input; unaccounted for: at most {account.max_error:.0e} of the score"
     return bar_chart(drawn or {"biases": 0 * total[shown]}, names, title="Held back by each layer", label=label)
@@ -84,19 +88,19 @@ def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Bo
     n = min(len(m), MAX_EXAMPLES_PER_FIGURE)
     names = target_names(attribution.target, n, attribution.classes, box)
     title = f"{attribution.method or 'Attribution'}{f' of layer {attribution.layer}' if attribution.layer else ''}"
-    maps = images_or_none(m)
+    maps = as_images_or_none(m)
     if maps is None:
         heads = [f"{title}, example {i}{f': {name}' if name else ''}" for i, name in enumerate(names)]
-        return _row_bar_panels(
+        return _table_row_bar_panels(
             m, x, heads[:MAX_TABLE_ROW_PANELS], column_names(box, part, m[0].numel() if len(m) else 0)
         )
     scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
-    images = images_or_none(x)
+    images = as_images_or_none(x)
     return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
 
 
-def _row_bar_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str]) -> Image.Image:
+def _table_row_bar_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str]) -> Image.Image:
     """Bars of the first rows, below one another."""
     rows = [None] * len(m) if x is None else x.flatten(1)
     flat = m.flatten(1)
@@ -132,4 +136,4 @@ def _maps_rgb_and_color_bar(maps: colors.Array) -> tuple[colors.Uint8Array, Colo
     """Maps around zero, also those that are positive everywhere: what is pale does not count."""
     vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
     words = "red raises the score" + ", blue lowers it" * bool((maps < 0).any())
-    return colors.map_to_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)
+    return colors.signal_map_to_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)

@@ -31,7 +31,7 @@ from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
 from ..shortcut import shortcut_images, shortcut_maps
 from ..text_map import TextWithValues, text_sheet
-from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, numbered_names
+from .common import MAX_EXAMPLES_PER_FIGURE, as_images_or_none, image_tiles, numbered_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -41,7 +41,7 @@ SIMILARITY_NAME_BY_KIND = {
     "hog": "correlation of HOG features",
 }  # fmt: skip
 SIMILARITY_AXIS_LABEL = "similarity (1: the same map)"
-MAX_DRAWN_TEXTS = 3  # each with the maps of the controls
+MAX_TEXTS_IN_FIGURE = 3  # each with the maps of the controls
 MAX_EXAMPLES_WITH_SEPARATE_LINE = 8  # examples whose curves are drawn beside the mean
 
 
@@ -59,7 +59,7 @@ def _randomization_figures(result: Randomization, box: Box | None = None, *, dat
     }
     title = f"Randomization of the layers, {result.mode}"
     chart = line_chart(lines, title=title, y_label=SIMILARITY_AXIS_LABEL, y_range=(-0.2, 1), ticks=result.layers)
-    if result.maps is None or images_or_none(result.original) is None:
+    if result.maps is None or as_images_or_none(result.original) is None:
         return {"randomization": chart}
     rows = [result.original, *result.maps]
     grid = [_tiles_on_own_scale(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
@@ -73,7 +73,7 @@ def _randomization_figures(result: Randomization, box: Box | None = None, *, dat
 def _label_randomization_figures(result: LabelRandomization, box: Box | None = None, *, data: Any = None) -> Figures:
     names = ["true labels", "random labels"]
     bars = _similarity_bar_chart({"": result}, "Maps of models with true and with random labels")
-    return {"similarity": bars, **_map_rows_figures(names, [result.true_maps, result.random_maps])}
+    return {"similarity": bars, **_map_sheet_figures(names, [result.true_maps, result.random_maps])}
 
 
 @figures.register(RandomInput)
@@ -91,7 +91,7 @@ def _constant_model_figures(result: ConstantModel, box: Box | None = None, *, da
                       label="spread relative to the model's maps (0 is right)")  # fmt: skip
     return {
         "spread": chart,
-        **_map_rows_figures(list(spread), [result.maps_constant_input, result.maps_constant_output]),
+        **_map_sheet_figures(list(spread), [result.maps_constant_input, result.maps_constant_output]),
     }
 
 
@@ -160,11 +160,11 @@ def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = Non
     return {"tests": interval_chart(tests, title=title, label=label), **_verdict_evidence_figures(result.evidence)}
 
 
-def _word_maps(evidence: VerdictEvidence) -> Image.Image:
+def _token_map_sheet(evidence: VerdictEvidence) -> Image.Image:
     """The first texts by the map, and by those of the controls; each text's own scale, which is its map's."""
     rows = {"map": evidence.maps, **evidence.control_maps}
     texts = []
-    for i, tokens in enumerate(evidence.tokens[:MAX_DRAWN_TEXTS]):
+    for i, tokens in enumerate(evidence.tokens[:MAX_TEXTS_IN_FIGURE]):
         special = (
             [True] * len(tokens) if evidence.removable is None else (~evidence.removable[i, : len(tokens)]).tolist()
         )
@@ -202,8 +202,8 @@ def _verdict_evidence_figures(evidence: VerdictEvidence | InfluenceEvidence | No
         lines, title="Removal", x_label="fraction removed", y_label="score, mean over examples and fills"
     )
     if evidence.tokens:
-        return {"words": _word_maps(evidence), "removal": chart}
-    if images_or_none(evidence.x) is None or images_or_none(evidence.maps) is None:
+        return {"words": _token_map_sheet(evidence), "removal": chart}
+    if as_images_or_none(evidence.x) is None or as_images_or_none(evidence.maps) is None:
         return {"removal": chart}
     rows = {"map": evidence.maps, **evidence.control_maps}
     grid = [
@@ -244,13 +244,13 @@ def _mean_score_chart(x: Tensor, scores: Tensor, title: str, x_label: str) -> Im
     return line_chart(lines, title=title, x_label=x_label, y_label="score")
 
 
-def _map_rows_figures(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
-    if images_or_none(rows[0]) is None:
+def _map_sheet_figures(names: Sequence[str], rows: Sequence[Tensor]) -> Figures:
+    if as_images_or_none(rows[0]) is None:
         return {}
     grid = [_tiles_on_own_scale(m[:MAX_EXAMPLES_PER_FIGURE]) for m in rows]
     return {"maps": contact_sheet(grid, names=names, side=84)}
 
 
 def _tiles_on_own_scale(maps: Tensor) -> list[Tile | None]:
-    images = images_or_none(maps)
+    images = as_images_or_none(maps)
     return [] if images is None else [Tile(*map_to_rgb_and_range_text(m)) for m in images]

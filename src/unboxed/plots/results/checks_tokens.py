@@ -11,7 +11,7 @@ from .. import colors
 from ..charts import bar_chart, line_chart
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from .common import MAX_EXAMPLES_PER_FIGURE, image_tiles, images_or_none, numbered_names
+from .common import MAX_EXAMPLES_PER_FIGURE, as_images_or_none, image_tiles, numbered_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -22,7 +22,7 @@ def _token_check_figures(result: TokenCheck, box: Box | None = None, *, data: An
     """The longest patch by block; where there are outliers, their places before and after, and the maps."""
     images: dict[str, Any] = {"lengths": _length_chart(result)}
     if result.norms_with_register is not None:
-        images["places"] = _places_sheet(result, images_or_none(data))
+        images["places"] = _places_sheet(result, as_images_or_none(data))
     if result.maps:
         images["maps"] = _maps_chart(result)
     return images

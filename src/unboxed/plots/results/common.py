@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 MAX_EXAMPLES_PER_FIGURE = 6  # examples that a figure shows
 
 
-def shown_of_text(n_shown: int, n: int, noun: str) -> str:
+def shown_of_total_suffix(n_shown: int, n: int, noun: str) -> str:
     """The end of a title of a figure that does not show all.
 
-    >>> shown_of_text(12, 16, "unit"), shown_of_text(16, 16, "unit")
+    >>> shown_of_total_suffix(12, 16, "unit"), shown_of_total_suffix(16, 16, "unit")
     (' (12 of 16 units)', '')
     """
     return f" ({n_shown:,} of {n:,} {noun}s)" if n_shown < n else ""
 
 
-def images_or_none(x: Any) -> Tensor | None:
+def as_images_or_none(x: Any) -> Tensor | None:
     """Inputs or maps as images (N, C, H, W), else None: signals as one row, volumes as their slices."""
     if not isinstance(x, Tensor) or x.ndim not in (3, 4, 5):
         return None
@@ -46,7 +46,7 @@ def input_part_by_name(x: Any) -> dict[str, Any]:
 
 def first_image_part(x: Any) -> Tensor | None:
     """The images (N, C, H, W) of inputs of which one part may be images; None where none is."""
-    images = [images_or_none(part) for part in input_part_by_name(x).values()]
+    images = [as_images_or_none(part) for part in input_part_by_name(x).values()]
     return next((part for part in images if part is not None), None)
 
 
@@ -68,7 +68,7 @@ def fetch_images_at(data: Any, indices: Any, box: Box | None) -> Tensor | None:
     if data is None:
         return None
     inputs = None if box is None else box.inputs
-    return images_or_none(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu(), inputs))
+    return as_images_or_none(fetch_inputs(data, torch.as_tensor(indices).flatten().cpu(), inputs))
 
 
 def labels_of_data_pair(data: Any, n: int) -> Tensor | None:
@@ -86,7 +86,7 @@ def numbered_names(n: int, word: str = "example") -> list[str]:
     return [f"{word} {i}" for i in range(n)]
 
 
-def _inputs_of_part(box: Box | None, part: str) -> Any:
+def _input_spec_of_part(box: Box | None, part: str) -> Any:
     """What the inputs of a box are, or those of one part of several."""
     inputs = getattr(box, "inputs", None)
     return dict(map(_with_name_as_str, inputs.keys_and_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
@@ -96,15 +96,15 @@ def _with_name_as_str(pair: tuple[str | int, Any]) -> tuple[str, Any]:
     return str(pair[0]), pair[1]
 
 
-def row_column_changes(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
+def changed_columns_of_row(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
     """The columns of a row (F,) that were changed, the farthest first; in their own units where no box is given."""
-    inputs = _inputs_of_part(box, part)
+    inputs = _input_spec_of_part(box, part)
     inputs = inputs if isinstance(inputs, Features) else Features(tuple(numbered_names(before.numel(), "feature")))
     return column_changes(inputs, before.flatten(), after.flatten())
 
 
 def column_names(box: Box | None, part: str, n: int) -> list[str]:
     """The names of the n columns of a table, or of one part of several inputs; numbers where the box is not given."""
-    inputs = _inputs_of_part(box, part)
+    inputs = _input_spec_of_part(box, part)
     names = [str(name) for name in getattr(inputs, "names", ())]
     return names if len(names) == n else numbered_names(n, "feature")

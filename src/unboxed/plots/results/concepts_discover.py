@@ -16,18 +16,18 @@ from ..charts import bar_chart, interval_chart
 from ..embedding import class_colors
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
-from .common import image_tiles, images_or_none
+from .common import as_images_or_none, image_tiles
 
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_CONCEPTS, N_CROPS = 8, 5  # rows of the figure, and crops of each
+MAX_CONCEPTS, N_CROPS_PER_CONCEPT = 8, 5  # rows of the figure, and crops of each
 TILE_SIDE_PIXELS = 84
-BAR_HEIGHT, BAR_MARGIN = 12, 4  # pixels
+BAR_HALF_HEIGHT_PIXELS, BAR_MARGIN_PIXELS = 12, 4  # pixels
 
 
 @figures.register(DiscoveredConcepts)
-def _discovered_figures(result: DiscoveredConcepts, box: Box | None = None, *, data: Any = None) -> Figures:
+def _discovered_concepts_figures(result: DiscoveredConcepts, box: Box | None = None, *, data: Any = None) -> Figures:
     """A row per concept: its importance as a bar, and its crops; what is left of the answers, with the controls."""
     return {"concepts": concept_sheet(result), "faithfulness": faithfulness_chart(result)}
 
@@ -36,7 +36,7 @@ def concept_sheet(result: DiscoveredConcepts, n_concepts: int = MAX_CONCEPTS) ->
     """The most important concepts with the crops that have most of them; without images their importance alone."""
     shown = result.concepts[:n_concepts]
     title = f"Concepts of {result.layer} ({result.factorization.upper()}): {result.verdict}"
-    if any(c.images is None or images_or_none(c.images) is None for c in shown):
+    if any(c.images is None or as_images_or_none(c.images) is None for c in shown):
         intervals = {f"concept {i}": _ends(c.importance) for i, c in enumerate(shown)}
         vmax = max(high for _, _, high in intervals.values())
         return interval_chart(intervals, title=title, label="total Sobol index", value_range=(0, vmax or 1))
@@ -51,21 +51,26 @@ def concept_tiles(shown: Sequence[DiscoveredConcept]) -> list[list[Tile | None]]
     vmax = max(c.importance.high for c in shown) or 1.0
     rows = list[list[Tile | None]]()
     for c in shown:
-        images = None if c.images is None else images_or_none(c.images)
-        bar = Tile(_bar(c.importance, vmax), f"{c.importance.mean:.2f}\nderivative {c.sensitivity.mean:+.2f}")
-        rows.append([bar, *([] if images is None else image_tiles(images[:N_CROPS]))])
+        images = None if c.images is None else as_images_or_none(c.images)
+        bar = Tile(
+            _importance_bar(c.importance, vmax), f"{c.importance.mean:.2f}\nderivative {c.sensitivity.mean:+.2f}"
+        )
+        rows.append([bar, *([] if images is None else image_tiles(images[:N_CROPS_PER_CONCEPT]))])
     return rows
 
 
-def _bar(interval: Interval, vmax: float) -> Image.Image:
+def _importance_bar(interval: Interval, vmax: float) -> Image.Image:
     """An importance as a bar from the left, with its interval as a line."""
     image = Image.new("RGB", (TILE_SIDE_PIXELS, TILE_SIDE_PIXELS), "white")
-    pen, width, middle = ImageDraw.Draw(image), TILE_SIDE_PIXELS - 2 * BAR_MARGIN, TILE_SIDE_PIXELS // 2
+    pen, width, middle = ImageDraw.Draw(image), TILE_SIDE_PIXELS - 2 * BAR_MARGIN_PIXELS, TILE_SIDE_PIXELS // 2
     low, mean, high = (
-        BAR_MARGIN + round(width * float(np.clip(v / vmax, 0, 1))) for v in (interval.low, interval.mean, interval.high)
+        BAR_MARGIN_PIXELS + round(width * float(np.clip(v / vmax, 0, 1)))
+        for v in (interval.low, interval.mean, interval.high)
     )
     color = ImageColor.getrgb(class_colors(1)[0])
-    pen.rectangle((BAR_MARGIN, middle - BAR_HEIGHT, mean, middle + BAR_HEIGHT), fill=color)
+    pen.rectangle(
+        (BAR_MARGIN_PIXELS, middle - BAR_HALF_HEIGHT_PIXELS, mean, middle + BAR_HALF_HEIGHT_PIXELS), fill=color
+    )
     pen.line((low, middle, high, middle), fill=(28, 28, 30), width=2)
     return image
 

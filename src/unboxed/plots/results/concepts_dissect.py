@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TILE_SIDE_PIXELS = 112
 UNIT_COLOR, CONCEPT_COLOR, BOTH_COLOR = (230, 120, 0), (60, 150, 235), (255, 255, 255)
-IMAGE_SHARE = 0.15  # of a marked pixel's color that remains the image's
+IMAGE_SHARE_OF_MARKED_PIXELS = 0.15  # of a marked pixel's color that remains the image's
 MAX_IMAGE_BRIGHTNESS = 0.4  # so that white marks both
 MAX_LISTED_UNITS = 6
 LEGEND = "Orange: the unit's mask, blue: its concept, white: both."
@@ -36,12 +36,12 @@ def _dissection_figures(result: Dissection, box: Box | None = None, *, data: Any
 def units_sheet(result: Dissection, layer: LayerDissection) -> Image.Image:
     """A row per unit: the images on which it is largest, with its mask and its concept's."""
     rows = [detector_tiles(layer, unit) for unit in layer.shown]
-    names = [unit_name(result, layer, unit) for unit in layer.shown]
+    names = [unit_caption(result, layer, unit) for unit in layer.shown]
     title = f"Units of {layer.layer} with the largest IoU ({layer.verdict}). {LEGEND}"
     return contact_sheet(rows, title=title, names=names, side=TILE_SIDE_PIXELS)
 
 
-def unit_name(result: Dissection, layer: LayerDissection, unit: DetectorExamples) -> str:
+def unit_caption(result: Dissection, layer: LayerDissection, unit: DetectorExamples) -> str:
     """A unit with its concept, its IoU, and the largest that its mask could reach."""
     k = int(layer.concept[unit.unit])
     mark = ", beyond chance" * (unit.unit in layer.beyond_chance.tolist())
@@ -54,12 +54,12 @@ def unit_name(result: Dissection, layer: LayerDissection, unit: DetectorExamples
 def detector_tiles(layer: LayerDissection, unit: DetectorExamples) -> list[Tile | None]:
     """The images on which a unit is largest, with both masks."""
     return [
-        Tile(mark_masks(image, inside, concept))
+        Tile(overlay_unit_and_concept_masks(image, inside, concept))
         for image, inside, concept in zip(unit.images, unit.unit_masks, unit.concept_masks, strict=True)
     ]
 
 
-def mark_masks(image: Tensor, unit: Tensor, concept: Tensor) -> Uint8Array:
+def overlay_unit_and_concept_masks(image: Tensor, unit: Tensor, concept: Tensor) -> Uint8Array:
     """An image (C, H, W) as gray, with the pixels of the unit's mask (H, W), of its concept's, and of both in color."""
     unit_mask, concept_mask = (m.cpu().numpy().astype(bool) for m in (unit, concept))
     shade = colors.to_float64_array(image).mean(0).clip(0, 1)[..., None] * (255 * MAX_IMAGE_BRIGHTNESS)
@@ -67,7 +67,7 @@ def mark_masks(image: Tensor, unit: Tensor, concept: Tensor) -> Uint8Array:
     marks = {UNIT_COLOR: unit_mask & ~concept_mask, CONCEPT_COLOR: concept_mask & ~unit_mask,
              BOTH_COLOR: unit_mask & concept_mask}  # fmt: skip
     for color, mask in marks.items():
-        rgb[mask] = IMAGE_SHARE * rgb[mask] + (1 - IMAGE_SHARE) * np.array(color)
+        rgb[mask] = IMAGE_SHARE_OF_MARKED_PIXELS * rgb[mask] + (1 - IMAGE_SHARE_OF_MARKED_PIXELS) * np.array(color)
     levels: Uint8Array = rgb.clip(0, 255).round().astype(np.uint8)
     return levels
 
@@ -90,10 +90,10 @@ def detectors_chart(result: Dissection) -> Image.Image:
 @figures.register(CausalUnits)
 def _causal_figures(result: CausalUnits, box: Box | None = None, *, data: Any = None) -> Figures:
     """Images before, without the units, and with them inserted; what that does to each concept, beside random units."""
-    return {"images": before_after_sheet(result), "effects": effects_chart(result)}
+    return {"images": ablation_and_insertion_sheet(result), "effects": ablation_effects_chart(result)}
 
 
-def before_after_sheet(result: CausalUnits) -> Image.Image:
+def ablation_and_insertion_sheet(result: CausalUnits) -> Image.Image:
     """A row each: the images, without the units, with them inserted again, and without as many random ones."""
     random = "" if not len(result.random_ablated) else f", {float(result.random_removed.mean()):.0%} is gone"
     rows = {
@@ -109,7 +109,7 @@ def before_after_sheet(result: CausalUnits) -> Image.Image:
     return contact_sheet(tiles, title=title, names=list(rows), side=TILE_SIDE_PIXELS)
 
 
-def effects_chart(result: CausalUnits) -> Image.Image:
+def ablation_effects_chart(result: CausalUnits) -> Image.Image:
     """Each concept's pixels with the units ablated and inserted, and with random ones ablated."""
     before = result.before.clamp_min(1)
     series = {

@@ -23,8 +23,8 @@ from .common import class_name, image_tiles
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_CLUSTER_ROWS, MAX_SLICE_ROWS, MAX_PROTOTYPE_CLASS_ROWS = 6, 5, 5  # rows of a figure
-N_CLUSTER_MEMBER_TILES, N_PASTE_PROOF_PAIRS, N_SLICE_EXAMPLE_TILES, N_TILES_PER_ROW = 3, 2, 6, 6
+MAX_CLUSTER_ROWS, MAX_ERROR_SLICE_ROWS, MAX_PROTOTYPE_CLASS_ROWS = 6, 5, 5  # rows of a figure
+N_CLUSTER_MEMBER_TILES, N_BEFORE_AFTER_PASTE_PAIRS, N_ERROR_SLICE_TILES, N_TILES_PER_ROW = 3, 2, 6, 6
 TILE_SIDE_PIXELS = 84
 PATCH_OUTLINE_COLOR = (214, 40, 40)
 
@@ -43,11 +43,11 @@ def _shortcut_figures(result: Shortcuts, box: Box | None = None, *, data: Any = 
         *[""] * (N_CLUSTER_MEMBER_TILES - 1),
         "mean map",
         "before, pasted",
-        *[""] * (2 * N_PASTE_PROOF_PAIRS - 1),
+        *[""] * (2 * N_BEFORE_AFTER_PASTE_PAIRS - 1),
     ]
     bar = ColorBar("magnitude", vmax, f"share of the positive relevance per pixel, mean of the maps ({result.method})")
     title = f"Clusters of explanations and what pasting their patch does: {_shortcut_verdict_text(result)}"
-    names = [_cluster_name(result, c) for c in shown]
+    names = [_cluster_caption(result, c) for c in shown]
     return {
         "shortcuts": contact_sheet(
             rows, title=title, columns=columns, names=names, bars=[bar], side=TILE_SIDE_PIXELS
@@ -62,7 +62,7 @@ def _shortcut_verdict_text(result: Shortcuts) -> str:
     return f"a shortcut to {', '.join(names)}"
 
 
-def _cluster_name(result: Shortcuts, c: ExplanationCluster) -> str:
+def _cluster_caption(result: Shortcuts, c: ExplanationCluster) -> str:
     return f"{result.class_name(c.target)}: {len(c.members)} of {c.n_class}{', shortcut' if c.is_shortcut else ''}"
 
 
@@ -71,7 +71,7 @@ def cluster_tiles(result: Shortcuts, c: ExplanationCluster, vmax: float) -> list
     members = image_tiles(c.examples[:N_CLUSTER_MEMBER_TILES])
     members += [None] * (N_CLUSTER_MEMBER_TILES - len(members))
     caption = f"patch {c.patch_share:.0%}\nborder {c.border_share:.0%}\ncorners {c.corner_share:.0%}"
-    return [*members, Tile(_mean_map_image(c, vmax), caption), *_paste_proof_tiles(result, c)]
+    return [*members, Tile(_mean_map_image(c, vmax), caption), *_before_after_paste_tiles(result, c)]
 
 
 def _mean_map_image(c: ExplanationCluster, vmax: float) -> Image.Image:
@@ -87,12 +87,12 @@ def _patch_bounds(patch: Rectangle) -> tuple[int, int, int, int]:
     return patch.top, patch.left, patch.top + patch.height, patch.left + patch.width
 
 
-def _paste_proof_tiles(result: Shortcuts, c: ExplanationCluster) -> list[Tile | None]:
+def _before_after_paste_tiles(result: Shortcuts, c: ExplanationCluster) -> list[Tile | None]:
     """Pairs of images before and after, with the predicted classes; the figures of the test below the first."""
     if c.test is None or c.before is None or c.after is None or c.answers is None:
-        return [None] * (2 * N_PASTE_PROOF_PAIRS)
+        return [None] * (2 * N_BEFORE_AFTER_PASTE_PAIRS)
     tiles = list[Tile | None]()
-    for i in range(min(N_PASTE_PROOF_PAIRS, len(c.before))):
+    for i in range(min(N_BEFORE_AFTER_PASTE_PAIRS, len(c.before))):
         before, after = (
             f"{word} {result.class_name(int(k))}" for word, k in zip(("was", "is"), c.answers[i], strict=True)
         )
@@ -106,21 +106,21 @@ def _paste_proof_tiles(result: Shortcuts, c: ExplanationCluster) -> list[Tile | 
 
 
 @figures.register(ErrorSlices)
-def _slice_figures(result: ErrorSlices, box: Box | None = None, *, data: Any = None) -> Figures:
+def _error_slice_figures(result: ErrorSlices, box: Box | None = None, *, data: Any = None) -> Figures:
     """A row of examples per slice, and the error rates of slices and rest; candidates where nothing is significant."""
-    shown = sorted(result.candidates, key=lambda s: s.p_value)[:MAX_SLICE_ROWS]
+    shown = sorted(result.candidates, key=lambda s: s.p_value)[:MAX_ERROR_SLICE_ROWS]
     if not shown:
         return {}
-    return {"errors": slice_error_chart(result, shown), **_slice_sheet_figures(result, shown)}
+    return {"errors": error_slice_rate_chart(result, shown), **_error_slice_sheet_figures(result, shown)}
 
 
-def slice_error_chart(result: ErrorSlices, shown: list[ErrorSlice]) -> Image.Image:
+def error_slice_rate_chart(result: ErrorSlices, shown: list[ErrorSlice]) -> Image.Image:
     """Held-out error rates of each group and of the rest."""
     rates = {
         "group": [s.errors.value if s.errors.n else 0.0 for s in shown],
         "the other examples": [s.rest.value if s.rest.n else 0.0 for s in shown],
     }
-    names = [f"{_slice_name(result, s)}: {_error_interval_text(s)}" for s in shown]
+    names = [f"{_error_slice_caption(result, s)}: {_error_interval_text(s)}" for s in shown]
     return bar_chart(rates, names, title="Error rate on held-out examples", label="fraction wrong")
 
 
@@ -129,28 +129,28 @@ def _error_interval_text(s: ErrorSlice) -> str:
     return f"{low:.0%} to {high:.0%}, p = {s.p_value:.1g}"
 
 
-def _slice_name(result: ErrorSlices, s: ErrorSlice) -> str:
+def _error_slice_caption(result: ErrorSlices, s: ErrorSlice) -> str:
     about = f"near {s.concept}" if s.concept else f"{s.label_fraction:.0%} label {result.class_name(s.label)}"
     return f"{len(s.members)} examples, {about}{'' if s.is_significant else ' (not significant)'}"
 
 
-def _slice_sheet_figures(result: ErrorSlices, shown: list[ErrorSlice]) -> Figures:
+def _error_slice_sheet_figures(result: ErrorSlices, shown: list[ErrorSlice]) -> Figures:
     """The most typical examples of each group; nothing where they are no images."""
-    rows = [slice_tiles(result, s) for s in shown if s.examples is not None]
+    rows = [error_slice_tiles(result, s) for s in shown if s.examples is not None]
     if not rows:
         return {}
-    names = [_slice_name(result, s) for s in shown]
+    names = [_error_slice_caption(result, s) for s in shown]
     return {
         "slices": contact_sheet(rows, title="Groups of examples with more errors", names=names, side=TILE_SIDE_PIXELS)
     }
 
 
-def slice_tiles(result: ErrorSlices, s: ErrorSlice) -> list[Tile | None]:
+def error_slice_tiles(result: ErrorSlices, s: ErrorSlice) -> list[Tile | None]:
     """The most typical examples of a group, with label and predicted class."""
     if s.examples is None:
         return []
-    captions = [_label_and_prediction_caption(result, *pair) for pair in s.answers[:N_SLICE_EXAMPLE_TILES].tolist()]
-    return image_tiles(s.examples[:N_SLICE_EXAMPLE_TILES], captions)
+    captions = [_label_and_prediction_caption(result, *pair) for pair in s.answers[:N_ERROR_SLICE_TILES].tolist()]
+    return image_tiles(s.examples[:N_ERROR_SLICE_TILES], captions)
 
 
 def _label_and_prediction_caption(result: ErrorSlices, label: int, answer: int) -> str:

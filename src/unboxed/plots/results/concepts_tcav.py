@@ -27,23 +27,26 @@ TILE_SIDE_PIXELS = 112
 @figures.register(ConceptScores)
 def _tcav_figures(result: ConceptScores, box: Box | None = None, *, data: Any = None) -> Figures:
     """Scores with intervals, the tested alignment; of several concepts their cosines, of images where vectors lie."""
-    shown = _most_significant(result)
-    images: dict[str, Any] = {"alignment": alignment_chart(result, shown), "scores": score_chart(result, shown)}
+    shown = _most_significant_concepts(result)
+    images: dict[str, Any] = {
+        "alignment": gradient_alignment_chart(result, shown),
+        "scores": tcav_score_chart(result, shown),
+    }
     if result.diagnostics is not None:
         if len(shown) > 1:
             images["entanglement"] = entanglement_chart(result, result.diagnostics, shown)
-        if (sheet := spatial_sheet(result, result.diagnostics, shown)) is not None:
+        if (sheet := spatial_dependence_sheet(result, result.diagnostics, shown)) is not None:
             images["spatial"] = sheet
     return images
 
 
-def _most_significant(result: ConceptScores) -> list[int]:
+def _most_significant_concepts(result: ConceptScores) -> list[int]:
     """The concepts that are drawn, in their order."""
     order = result.p_values.amin(1).argsort(stable=True)[:MAX_CONCEPTS]
     return sorted(order.tolist())
 
 
-def alignment_chart(result: ConceptScores, shown: Sequence[int]) -> Image.Image:
+def gradient_alignment_chart(result: ConceptScores, shown: Sequence[int]) -> Image.Image:
     """The mean cosine of gradient and vector in each layer, on the band of random examples."""
     n = result.random_alignment.shape[2]
     reach = float(stats.t.ppf(1 - result.alpha / 2, n - 1))
@@ -68,12 +71,13 @@ def _mark(result: ConceptScores, c: int, k: int) -> str:
     return " (*)" if is_unsure else " *"
 
 
-def score_chart(result: ConceptScores, shown: Sequence[int]) -> Image.Image:
+def tcav_score_chart(result: ConceptScores, shown: Sequence[int]) -> Image.Image:
     """TCAV scores and those of random sets, as bars with the range over sets, and the smooth scores."""
     concept, random = result.scores[shown].double(), result.random_scores[shown].double()
     bars = {
-        "concept": _over_sets(concept.mean(2)), "concept, smooth": _over_sets(result.smooth_scores[shown]),
-        "random sets": _over_sets(random.mean(2)),
+        "concept": _flatten_to_array(concept.mean(2)),
+        "concept, smooth": _flatten_to_array(result.smooth_scores[shown]),
+        "random sets": _flatten_to_array(random.mean(2)),
     }  # fmt: skip
     intervals = {name: _ends(scores) for name, scores in (("concept", concept), ("random sets", random))}
     names = [
@@ -86,11 +90,11 @@ def score_chart(result: ConceptScores, shown: Sequence[int]) -> Image.Image:
 
 def _ends(scores: Tensor) -> tuple[colors.Array, colors.Array]:
     """Low and high ends over the random sets, of scores (C, L, R), one after the other."""
-    low, high = (_over_sets(scores.quantile(q, 2)) for q in QUANTILES)
+    low, high = (_flatten_to_array(scores.quantile(q, 2)) for q in QUANTILES)
     return low, high
 
 
-def _over_sets(values: Tensor) -> colors.Array:
+def _flatten_to_array(values: Tensor) -> colors.Array:
     """(C, L) values one after the other."""
     return colors.to_float64_array(values.flatten())
 
@@ -104,12 +108,16 @@ def entanglement_chart(result: ConceptScores, diagnostics: Diagnostics, shown: S
     return matrix_plot(cosines[k], names, names, title=title, kind="signed", vmax=1.0)
 
 
-def spatial_sheet(result: ConceptScores, diagnostics: Diagnostics, shown: Sequence[int]) -> Image.Image | None:
+def spatial_dependence_sheet(
+    result: ConceptScores, diagnostics: Diagnostics, shown: Sequence[int]
+) -> Image.Image | None:
     """Where each concept's vector lies on the image; None where no layer has positions."""
     layers = [s for s in diagnostics.spatial if s is not None]
     if not layers:
         return None
-    rows = [[_spatial_tile(s.maps[c], float(s.distance[c]), s.random_distance) for c in shown] for s in layers]
+    rows = [
+        [_spatial_dependence_tile(s.maps[c], float(s.distance[c]), s.random_distance) for c in shown] for s in layers
+    ]
     bar = ColorBar("magnitude", 1.0, "squared length; 1: its largest position")
     title = "Where on the image each vector differs from random ones"
     return contact_sheet(
@@ -118,17 +126,17 @@ def spatial_sheet(result: ConceptScores, diagnostics: Diagnostics, shown: Sequen
     )  # fmt: skip
 
 
-def _spatial_tile(shares: Tensor, distance: float, random: Tensor) -> Tile:
+def _spatial_dependence_tile(shares: Tensor, distance: float, random: Tensor) -> Tile:
     largest = float(shares.max()) or 1.0
     return Tile(colors.magnitude_to_rgb(shares / largest, 1.0), f"{distance:.2f}\nrandom {float(random.mean()):.2f}")
 
 
 @figures.register(ConceptVectors)
-def _vector_figures(result: ConceptVectors, box: Box | None = None, *, data: Any = None) -> Figures:
+def _concept_vector_figures(result: ConceptVectors, box: Box | None = None, *, data: Any = None) -> Figures:
     """Held-out accuracy of each concept's classifiers, beside that of random sets."""
     names = [f"{name}, {layer}" for name in result.concepts for layer in result.layers]
     random = result.random_accuracy.double()
-    bars = {"concept": _over_sets(result.accuracy), "random sets": _over_sets(random.mean(2))}
+    bars = {"concept": _flatten_to_array(result.accuracy), "random sets": _flatten_to_array(random.mean(2))}
     title, label = f"Concepts told apart: {result.verdict}", "held-out accuracy (lines: 5 to 95 % of the random sets)"
     intervals = {"random sets": _ends(random)}
     return {"accuracy": bar_chart(bars, names, title=title, label=label, value_range=(0, 1.15), intervals=intervals)}

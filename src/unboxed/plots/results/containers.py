@@ -14,7 +14,7 @@ from ..compare import side_by_side
 from ..draw import filters
 from ..figures import Figures, figures
 from .activations import layer_maps_figures
-from .common import MAX_EXAMPLES_PER_FIGURE, images_or_none, numbered_names
+from .common import MAX_EXAMPLES_PER_FIGURE, as_images_or_none, numbered_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -38,8 +38,8 @@ def _figures_of_results_by_name(results: Mapping[Any, Any], box: Box | None = No
     if len(results) > 1 and all(_is_map_or_image(result) for result in results.values()):
         with suppress(InputError):  # of several shapes
             some = next(iter(results.values()))
-            x = images_or_none(getattr(some, "input", None))
-            first = {name: _first_maps(result) for name, result in results.items()}
+            x = as_images_or_none(getattr(some, "input", None))
+            first = {name: _maps_of_first_examples(result) for name, result in results.items()}
             x, title = None if x is None else x[:MAX_EXAMPLES_PER_FIGURE], str(getattr(some, "method", ""))
             return {"side by side": side_by_side(first, x, title=title)}
     return _merge_figures_by_name({str(name): figures(result, box, data=data) for name, result in results.items()})
@@ -49,7 +49,7 @@ def _is_map_or_image(result: Any) -> bool:
     return hasattr(result, "images") or (isinstance(result, Tensor) and result.ndim == 4)
 
 
-def _first_maps(result: Any) -> Any:
+def _maps_of_first_examples(result: Any) -> Any:
     """Those of the first examples."""
     return result if hasattr(result, "images") else result[:MAX_EXAMPLES_PER_FIGURE]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...explaining import Explanation
-from ..explanation_sheet import explanation_sheet, row_explanation_sheet
+from ..explanation_sheet import explanation_sheet, table_row_explanation_sheet
 from ..figures import Figures, figures
-from .common import column_names, images_or_none
+from .common import as_images_or_none, column_names
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -20,7 +20,7 @@ def _explanation_figures(result: Explanation, box: Box | None = None, *, data: A
     title = result.question
     if not result.maps:
         return {}
-    if images_or_none(result.input) is not None:
+    if as_images_or_none(result.input) is not None:
         return {"explanation": explanation_sheet(result, title=title)}
     if not isinstance(result.input, torch.Tensor):
         return {}
@@ -28,4 +28,4 @@ def _explanation_figures(result: Explanation, box: Box | None = None, *, data: A
     names = result.columns if len(result.columns) == row.numel() else column_names(box, "", row.numel())
     maps = {result.names[name]: m.flatten() for name, m in result.maps.items()}
     badges = {result.names[name]: v.badge for name, v in result.verdicts.items()}
-    return {"explanation": row_explanation_sheet(row, maps, badges, names, title=title)}
+    return {"explanation": table_row_explanation_sheet(row, maps, badges, names, title=title)}

@@ -26,7 +26,7 @@ from .common import (
 if TYPE_CHECKING:
     from ...box import Box
 
-N_SHOWN_HELPFUL_AND_HARMFUL = 4  # helpful and harmful training examples of a query
+N_HELPFUL_AND_HARMFUL_TILES_EACH = 4  # helpful and harmful training examples of a query
 N_SHOWN_REMOVED_EXAMPLES = 7  # examples of a set whose removal changes an answer
 N_SHOWN_MISLABELS, N_TRAIN_TILES_PER_ROW = 16, 8
 TILE_SIDE_PIXELS = 84
@@ -36,7 +36,7 @@ MAX_GROUPS_IN_TABLE = 12  # columns of a table
 @figures.register(Influence)
 def _influence_figures(result: Influence, box: Box | None = None, *, data: Any = None) -> Figures:
     """Each query with its most helpful and most harmful training examples; without the data, scores by example."""
-    n, k = min(result.n_queries, MAX_EXAMPLES_PER_FIGURE), min(N_SHOWN_HELPFUL_AND_HARMFUL, result.n_train)
+    n, k = min(result.n_queries, MAX_EXAMPLES_PER_FIGURE), min(N_HELPFUL_AND_HARMFUL_TILES_EACH, result.n_train)
     best, worst = result.top(k)[:n].cpu(), result.bottom(k)[:n].cpu()
     helpful, harmful = fetch_images_at(data, best, box), fetch_images_at(data, worst, box)
     queries = first_image_part(result.input)
@@ -45,7 +45,7 @@ def _influence_figures(result: Influence, box: Box | None = None, *, data: Any =
     rows = []
     for i, query in enumerate(image_tiles(queries[:n].cpu(), explained_class_captions(result, n, box))):
         sides = [
-            image_tiles(shown[i * k : (i + 1) * k], [train_caption(result, i, int(j), box) for j in index[i]])
+            image_tiles(shown[i * k : (i + 1) * k], [label_and_score_caption(result, i, int(j), box) for j in index[i]])
             for shown, index in ((helpful, best), (harmful, worst))
         ]
         rows.append([query, *sides[0], *reversed(sides[1])])
@@ -85,20 +85,22 @@ def explained_class_captions(result: Influence, n: int, box: Box | None) -> list
     return [f"as {class_name(c, result.classes, box)}" for c in result.target[:n].tolist()]
 
 
-def train_caption(result: Influence, query: int, index: int, box: Box | None) -> str:
+def label_and_score_caption(result: Influence, query: int, index: int, box: Box | None) -> str:
     """The label and the score of a training example."""
-    score = format_score(float(result.scores[query, index]))
-    return training_caption(result.train_labels, result.classes, index, box, score)
+    score = format_signed_score(float(result.scores[query, index]))
+    return train_label_caption(result.train_labels, result.classes, index, box, score)
 
 
-def training_caption(labels: Tensor | None, classes: tuple[str, ...], index: int, box: Box | None, *lines: str) -> str:
+def train_label_caption(
+    labels: Tensor | None, classes: tuple[str, ...], index: int, box: Box | None, *lines: str
+) -> str:
     """The label of a training example, where labels are classes, and what else is said of it."""
     has_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
     label = [f"label {class_name(labels[index], classes, box)}"] if has_class and labels is not None else []
     return "\n".join([*label, *lines])
 
 
-def format_score(score: float) -> str:
+def format_signed_score(score: float) -> str:
     """A score with its sign, to two digits: +0.12, −3.5e−5."""
     text = f"{score:+,.0f}" if abs(score) >= 100 else f"{score:+.2g}"
     return re.sub(r"e([+-])0+", r"e\1", text).replace("-", "−").replace("e+", "e")
@@ -118,7 +120,7 @@ def _top_scores_matrix_image(result: Influence, best: Tensor) -> Any:
 def _removal_figures(result: Removal, box: Box | None = None, *, data: Any = None) -> Figures:
     """Margins before, after retraining without the set, and without as many random examples; and the sets' first."""
     n = min(len(result.sets), MAX_EXAMPLES_PER_FIGURE)
-    names = [_removal_caption(result, i, box) for i in range(n)]
+    names = [_query_removal_caption(result, i, box) for i in range(n)]
     margins = {
         "as it is": result.margin[:n],
         "retrained without the set": result.real_margin[:n],
@@ -130,7 +132,7 @@ def _removal_figures(result: Removal, box: Box | None = None, *, data: Any = Non
     return {"margins": chart} if sheet is None else {"margins": chart, "removed": sheet}
 
 
-def _removal_caption(result: Removal, i: int, box: Box | None) -> str:
+def _query_removal_caption(result: Removal, i: int, box: Box | None) -> str:
     answer, after = (class_name(k[i], result.classes, box) for k in (result.answer, result.new_answer))
     return (
         f"query {i}: {len(result.sets[i])} removed, {answer} {'becomes ' + after if result.flipped[i] else 'remains'}"
@@ -146,12 +148,12 @@ def _removed_examples_sheet(result: Removal, n: int, box: Box | None, data: Any)
         if queries is None or (len(index) and images is None):
             return None
         labels = result.influence.train_labels
-        captions = [training_caption(labels, result.classes, j, box, f"example {j}") for j in index.tolist()]
+        captions = [train_label_caption(labels, result.classes, j, box, f"example {j}") for j in index.tolist()]
         shown = [] if images is None else image_tiles(images, captions)
         rows.append([*image_tiles(queries[i : i + 1].cpu()), *shown])
     title = "The first of the training examples whose removal changes the answer"
     columns = ["query", "removed", *[""] * (N_SHOWN_REMOVED_EXAMPLES - 1)]
-    names = [_removal_caption(result, i, box) for i in range(n)]
+    names = [_query_removal_caption(result, i, box) for i in range(n)]
     return contact_sheet(rows, title=title, columns=columns, names=names, side=TILE_SIDE_PIXELS)
 
 
@@ -188,7 +190,7 @@ def _mislabel_figures(result: SuspectedMislabels, box: Box | None = None, *, dat
         return {"mislabels": bar_chart(bars, title=title, label="minus the log-probability of the label, in nats")}
     suggested = [f"rather {class_name(result.suggested[i], result.classes, box)}?" for i in index.tolist()]
     captions = [
-        training_caption(result.train_labels, result.classes, i, box, other, f"example {i}")
+        train_label_caption(result.train_labels, result.classes, i, box, other, f"example {i}")
         for i, other in zip(index.tolist(), suggested, strict=True)
     ]
     return {"mislabels": _train_example_sheet(images, captions, title)}
@@ -210,8 +212,8 @@ def _self_influence_figures(result: SelfInfluence, box: Box | None = None, *, da
         bars = {f"example {i}": float(result.scores[i]) for i in index.tolist()}
         return {"self-influence": bar_chart(bars, title=title, label=result.unit)}
     captions = [
-        training_caption(
-            result.train_labels, result.classes, i, box, format_score(float(result.scores[i])), f"example {i}"
+        train_label_caption(
+            result.train_labels, result.classes, i, box, format_signed_score(float(result.scores[i])), f"example {i}"
         )
         for i in index.tolist()
     ]

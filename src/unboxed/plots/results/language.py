@@ -13,8 +13,8 @@ from ..labels import labeled_scatter
 if TYPE_CHECKING:
     from ...box import Box
 
-MAX_MATRIX_TEXTS = 6  # texts whose continuations are drawn
-NULL_BAND_AXIS_TEXT = "95 % of the partitions of the targets"
+MAX_DRAWN_CONTINUATIONS = 6  # texts whose continuations are drawn
+NULL_BAND_LABEL = "95 % of the partitions of the targets"
 
 
 @figures.register(WEATs)
@@ -30,12 +30,12 @@ def _weat_figures(result: WEAT, box: Box | None = None, *, data: Any = None) -> 
 
 
 def _effect_size_chart(results: list[WEAT], title: str) -> Any:
-    rows = {_weat_row_name(r): (r.effect_size, *r.null_band) for r in results}
+    rows = {_chart_row_name(r): (r.effect_size, *r.null_band) for r in results}
     label = f"effect size (ddof={results[0].ddof}): right, the first targets are nearer to the first attributes"
-    return null_band_chart(rows, title=title, label=label, band_label=NULL_BAND_AXIS_TEXT)
+    return null_band_chart(rows, title=title, label=label, band_label=NULL_BAND_LABEL)
 
 
-def _weat_row_name(result: WEAT) -> str:
+def _chart_row_name(result: WEAT) -> str:
     n_missing = sum(map(len, result.missing.values()))
     missing = f", {n_missing} missing" * bool(n_missing)
     name = f"{result.name}: " * bool(result.name)
@@ -73,7 +73,7 @@ def _continuation_figures(result: ContinuationAttribution, box: Box | None = Non
     """A matrix for each text: its tokens across, those of the continuation with their log-probabilities down."""
     drawn: dict[str, Any] = {}
     vmax = colors.max_magnitude(result.map.masked_fill(result.special[:, None], 0))
-    for i, (tokens, words) in enumerate(zip(result.tokens[:MAX_MATRIX_TEXTS], result.words, strict=False)):
+    for i, (tokens, words) in enumerate(zip(result.tokens[:MAX_DRAWN_CONTINUATIONS], result.words, strict=False)):
         values = result.map[i, : len(words), : len(tokens)].masked_fill(result.special[i, : len(tokens)], 0)
         rows = [f"{word}  {float(p):.2f}" for word, p in zip(words, result.logprobs[i], strict=False)]
         drawn[f"continuation {i}"] = matrix_plot(

@@ -17,12 +17,12 @@ from ..sheet import contact_sheet
 from ..tables import column_change_bars, stack_panels
 from .common import (
     MAX_EXAMPLES_PER_FIGURE,
+    as_images_or_none,
+    changed_columns_of_row,
     fetch_images_at,
     first_image_part,
     image_tiles,
-    images_or_none,
-    row_column_changes,
-    shown_of_text,
+    shown_of_total_suffix,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _morph_figures(result: Morph, box: Box | None = None, *, data: Any = None) -
                 [_counterfactual_bars_image(result, i, box) for i in range(min(len(result.targets), 4))]
             )
         }
-    if not isinstance(result.frames, Tensor) or images_or_none(result.frames[0]) is None:
+    if not isinstance(result.frames, Tensor) or as_images_or_none(result.frames[0]) is None:
         return {}
     n = min(len(result.targets), MAX_EXAMPLES_PER_FIGURE)
     return {f"morph {i}": morph_strip(result, i) for i in range(n)}
@@ -94,7 +94,7 @@ def _counterfactual_bars_image(result: Morph, i: int, box: Box | None) -> Image.
     k = int(result.targets[i])
     ending = "" if result.confidence_reached[i] else ", not reached"
     title = f"example {i} to {result.names[i]}: p {result.probs[0, i, k]:.2f} → {result.probs[-1, i, k]:.2f}{ending}"
-    return column_change_bars(row_column_changes(box, "", result.input[i], result.images[i]), title=title)
+    return column_change_bars(changed_columns_of_row(box, "", result.input[i], result.images[i]), title=title)
 
 
 @figures.register(MinimalDeactivation)
@@ -116,13 +116,13 @@ def _image_sheet_and_frame_figures(result: GeneratedImages, captions: list[str],
         return {}
     title = f"{result.method}{f' of layer {result.layer}' if result.layer else ''}"
     n_shown = min(len(images), MAX_IMAGES_PER_FIGURE if x is None else MAX_EXAMPLES_PER_FIGURE)
-    sheet_title = title + shown_of_text(n_shown, len(images), "image")
+    sheet_title = title + shown_of_total_suffix(n_shown, len(images), "image")
     if x is None:
         sheet = image_sheet(result, captions=captions, title=sheet_title, max_images=MAX_IMAGES_PER_FIGURE)
     else:
         rows = [image_tiles(x[:MAX_EXAMPLES_PER_FIGURE]), image_tiles(images[:MAX_EXAMPLES_PER_FIGURE], captions)]
         sheet = contact_sheet(rows, title=sheet_title, names=["input", "image"], side=112)
-    if result.frames is None or images_or_none(result.frames[0]) is None:
+    if result.frames is None or as_images_or_none(result.frames[0]) is None:
         return {"images": sheet}
     strip = frame_strip(
         result, names=result.names[:MAX_EXAMPLES_PER_FIGURE], title=title, max_rows=MAX_EXAMPLES_PER_FIGURE
