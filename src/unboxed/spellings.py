@@ -32,7 +32,7 @@ def taking_other_spellings(function: FunctionT) -> FunctionT:
     >>> ub.adversarial.fgsm(box, x, y, eps=.1, norm="Linf").norm
     'linf'
     """
-    spellings = _spellings_of(function)
+    spellings = _other_setting_spellings(function)
     if spellings is None:
         return function
 
@@ -77,7 +77,7 @@ class _Spellings:
         return _addresses_of_modules(value, values) if setting.kind in LAYER_SETTING_KINDS else value
 
 
-def _spellings_of(function: Callable[..., Any]) -> _Spellings | None:
+def _other_setting_spellings(function: Callable[..., Any]) -> _Spellings | None:
     """None where no setting has another spelling, or the annotations name what cannot be looked up yet."""
     try:
         settings = settings_of(function)

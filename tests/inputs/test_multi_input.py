@@ -192,6 +192,9 @@ def test_the_map_of_one_part_by_its_name() -> None:
     found = ub.attribution.gradient(box, x, 1)
     assert torch.equal(found["table"], found.map["table"])
     assert tuple(found["image"].shape) == (2, 1, 4, 4)
+    drawn = ub.plots.figures(found)
+    assert list(drawn) == ["attribution", "attribution image", "attribution table"]
+    assert drawn["attribution"].height > drawn["attribution image"].height + drawn["attribution table"].height
     with pytest.raises(InputError, match="no map of 'text': one of image, table"):
         found["text"]
     single = ub.attribution.gradient(ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), ub.Pixels((1, 2, 2))),

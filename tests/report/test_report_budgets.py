@@ -9,7 +9,7 @@ import pytest
 
 from unboxed.report import channels, class_image_budget
 from unboxed.report.blocks import Caution
-from unboxed.report.change import MAX_MORPH_ITERATIONS, MIN_MORPH_ITERATIONS, MorphPlan, _affordable_plans_and_steps
+from unboxed.report.change import MAX_MORPH_ITERATIONS, MIN_MORPH_STEP_BUDGET, MorphPlan, _affordable_plans_and_steps
 
 
 def context(flops: float) -> Any:
@@ -44,4 +44,4 @@ def test_channels_and_morphs_stay_within_their_budgets(flops: float) -> None:
     kept, n = _affordable_plans_and_steps(context(flops), plans)
     assert kept == plans[: len(kept)]
     assert (len(kept), n) == (3, MAX_MORPH_ITERATIONS) if flops == 1e6 else n < MAX_MORPH_ITERATIONS
-    assert n >= MIN_MORPH_ITERATIONS
+    assert n >= MIN_MORPH_STEP_BUDGET

@@ -14,7 +14,7 @@ MAX_BIN_RESOLUTION_BITS = 20  # bins of a histogram are at least 2^-20 of the la
 VALUES_PER_CPU_CACHE_CHUNK = 2**19  # of a chunk that a CPU's cache holds
 # A smaller ratio of variance to squared mean is not computed by their difference
 MIN_ONE_PASS_VARIANCE_TO_SQUARED_MEAN = 1e-3
-MIN_BIN_EXPONENT = -100  # of the width of a bin, as a power of 2
+MIN_BIN_WIDTH_EXPONENT = -100  # of the width of a bin, as a power of 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class UnitHistograms:
     def empty(cls, n_units: int, n_bins: int, like: Tensor) -> UnitHistograms:
         counts = torch.zeros(n_units, n_bins, dtype=torch.long, device=like.device)
         infinity = torch.full((n_units,), torch.inf, dtype=accumulator_dtype(like), device=like.device)
-        return cls(counts, torch.full_like(counts[:, 0], MIN_BIN_EXPONENT), counts[:, 0], infinity, -infinity)
+        return cls(counts, torch.full_like(counts[:, 0], MIN_BIN_WIDTH_EXPONENT), counts[:, 0], infinity, -infinity)
 
     def update(self, values: Tensor, mask: Tensor) -> UnitHistograms:  # (C, M) values, and which of them count
         extended = self._extend_range(
@@ -200,7 +200,7 @@ def _smallest_covering_bin_exponent(minimum: Tensor, maximum: Tensor, n_bins: in
 def _min_bin_exponent(minimum: Tensor, maximum: Tensor) -> Tensor:
     """The smallest exponent (C,) that is used for values of this magnitude."""
     return (_floor_log2(torch.maximum(minimum.abs(), maximum.abs())) - MAX_BIN_RESOLUTION_BITS).clamp_min(
-        MIN_BIN_EXPONENT
+        MIN_BIN_WIDTH_EXPONENT
     )
 
 
@@ -212,4 +212,4 @@ def power_of_2(exponent: Tensor) -> Tensor:
 def _floor_log2(values: Tensor) -> Tensor:
     """floor(log2 v), exactly; very small where v is 0."""
     mantissa, exponent = torch.frexp(values)
-    return torch.where(mantissa > 0, exponent - 1, 2 * MIN_BIN_EXPONENT).long()
+    return torch.where(mantissa > 0, exponent - 1, 2 * MIN_BIN_WIDTH_EXPONENT).long()

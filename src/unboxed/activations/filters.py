@@ -84,7 +84,7 @@ def filters(box: Box, layer: LayerAddress = None) -> Filters:
             kind = box.layers[path].type
             raise LayerError(f"{path!r} ({kind}) has no weights in the shape of images")
         return _filters_of_layer(box, path, image)
-    for path in _weight_layer_paths_in_run_order(box):
+    for path in _layer_paths_in_run_order(box):
         if (image := _weights_as_images(box, path)) is not None:
             return _filters_of_layer(box, path, image)
     raise LayerError("no convolution and no linear layer takes the pixels themselves")
@@ -94,7 +94,7 @@ def _filters_of_layer(box: Box, path: str, weights: Tensor) -> Filters:
     return Filters(path, type(box.modules[path]).__name__.removeprefix("Parametrized"), weights)
 
 
-def _weight_layer_paths_in_run_order(box: Box) -> list[str]:
+def _layer_paths_in_run_order(box: Box) -> list[str]:
     """In the order in which layers run; where some are scripted, which no hook observes, as they are defined."""
     scripted = any(isinstance(m, torch.jit.ScriptModule) for m in box.modules.values())
     return list(box.modules) if scripted else [row.path for row in box.layers.leaves]

@@ -23,7 +23,7 @@ from ..settings import check_settings
     source="Krizhevsky et al. 2012, section 6.1 and figure 4 (right)",
     shows="Which examples are similar in this layer: those that the model has learned to separate are far apart.",
     does_not_show="Why they are similar: a distance adds up all features, and those of large values dominate.",
-    example=lambda method, box, x, y: method(box, x, _random_card_query_examples(box), k=2),
+    example=lambda method, box, x, y: method(box, x, _random_card_data(box), k=2),
     order=7,
 )
 def nearest_neighbors(
@@ -83,6 +83,6 @@ def nearest_neighbors(
     return replace(neighbors, indices=skipped.dataset_rows(neighbors.indices))
 
 
-def _random_card_query_examples(box: Box) -> Tensor:
+def _random_card_data(box: Box) -> Tensor:
     """Random examples, as neighbors."""
     return box.inputs.random_inputs(5, torch.Generator(box.device).manual_seed(1)).to(box.dtype)

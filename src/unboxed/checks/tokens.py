@@ -219,7 +219,9 @@ class _ConceptSearch:
         if not ranked:
             return found
         n = self._fewest_that_move(ranked, fit)
-        box, random = (box_with_register(self.box, self.blocks, k) for k in (ranked[:n], self._random(ranked[:n])))
+        box, random = (
+            box_with_register(self.box, self.blocks, k) for k in (ranked[:n], self._random_neurons(ranked[:n]))
+        )
         return replace(
             found, neurons=tuple(ranked[:n]), moved=self._moved(box, test), moved_at_random=self._moved(random, test),
             norms_with_register=self._norms(box, self.x), kept=self._kept(box), maps=self._maps(box),
@@ -242,7 +244,7 @@ class _ConceptSearch:
         moved = {n: self._moved(box_with_register(self.box, self.blocks, ranked[:n]), rows) for n in sizes}
         return next((n for n in sizes if moved[n] >= MOVED_SHARE), max(sizes, key=lambda n: (moved[n], -n)))
 
-    def _random(self, neurons: Sequence[RegisterNeuron]) -> list[RegisterNeuron]:
+    def _random_neurons(self, neurons: Sequence[RegisterNeuron]) -> list[RegisterNeuron]:
         """As many neurons of the same layers, drawn at random from the others."""
         generator, drawn = rng.keyed_generator(rng.CPU, "register neurons", self.seed), []
         for layer in dict.fromkeys(n.layer for n in neurons):

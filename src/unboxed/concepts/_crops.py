@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..box import Box
-from ..engine.read.unit_rows import UnitRows
+from ..engine.read.unit_rows import UnitRowLayout
 from ..engine.rectangle import Rectangle
 from ..model.batching import BatchSize
 
@@ -35,7 +35,7 @@ def enlarged_crop(x: Tensor, crop: Rectangle) -> Tensor:
 
 
 def read_crop_means(
-    box: Box, layer: UnitRows, x: Tensor, crops: tuple[Rectangle, ...], batch_size: BatchSize
+    box: Box, layer: UnitRowLayout, x: Tensor, crops: tuple[Rectangle, ...], batch_size: BatchSize
 ) -> Tensor:
     """The mean activations (N, G, C) of G crops of each image; of no crops those of the inputs themselves (N, 1, C)."""
     if not crops:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..engine.linear.sparse_autoencoder import SparseAutoencoder
-from ..engine.read.unit_rows import UnitRows
+from ..engine.read.unit_rows import UnitRowLayout
 from ..engine.rows import MAX_ROW_MATRIX_VALUES, row_chunks
 from ..model.batching import BatchSize
 
@@ -26,12 +26,12 @@ class PositionSample:
         n_positions: Positions of each example.
     """
 
-    rows: UnitRows
+    rows: UnitRowLayout
     examples: Tensor
     n_positions: int
 
     @classmethod
-    def of(cls, rows: UnitRows, order: Tensor, max_rows: int) -> Self:
+    def of(cls, rows: UnitRowLayout, order: Tensor, max_rows: int) -> Self:
         """All positions of examples in random order; of more than `max_rows` some positions, or the first examples."""
         max_rows = max(1, min(max_rows, MAX_ROW_MATRIX_VALUES // max(1, rows.n_units)))
         examples = order[:max_rows].sort().values
@@ -67,7 +67,7 @@ class TopExamples:
 
 
 def top_examples(
-    box: Box, rows: UnitRows, x: Tensor, autoencoder: SparseAutoencoder, n: int, batch_size: BatchSize
+    box: Box, rows: UnitRowLayout, x: Tensor, autoencoder: SparseAutoencoder, n: int, batch_size: BatchSize
 ) -> TopExamples:
     """The n inputs with the largest amount of each feature, over positions the largest."""
     double = autoencoder.double()

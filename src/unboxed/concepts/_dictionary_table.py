@@ -14,7 +14,7 @@ from ..engine.intervals import Interval, bootstrap_mean_interval
 from ..engine.linear.factors import Factors, fit_factors
 from ..engine.linear.principal import PrincipalBasis
 from ..engine.linear.sparse_autoencoder import SparseAutoencoder, matched_cosines
-from ..engine.read.unit_rows import UnitRows
+from ..engine.read.unit_rows import UnitRowLayout
 from ..engine.results import ResultMixin
 from ..engine.rows import evenly_spaced_indices, row_chunks
 from ._rebuild import EvaluatedExamples, Rebuild, Rebuilt, mean_rebuild
@@ -89,7 +89,7 @@ class Comparison:
         examples: Held-out examples on which the model is run with the layer replaced.
     """
 
-    layer: UnitRows
+    layer: UnitRowLayout
     fitted: Tensor
     tested: Tensor
     k: int

@@ -22,7 +22,7 @@ from ..engine.gradients.score import score_gradients
 from ..engine.intervals import Interval, bootstrap_counts, bootstrap_mean_interval, percentile_interval
 from ..engine.linear.factors import Factors
 from ..engine.read.edited_runs import run_variants
-from ..engine.read.unit_rows import UnitRows
+from ..engine.read.unit_rows import UnitRowLayout
 from ..model.batching import BatchSize, map_in_batches
 from ..model.hooks import Acts, Edit
 from ..objectives import Objective
@@ -35,7 +35,7 @@ class ConceptAmounts:
     """The amounts (M, P, K) of each concept in examples x (M, ...), at each position of a layer."""
 
     box: Box
-    layer: UnitRows
+    layer: UnitRowLayout
     factors: Factors
     x: Tensor
     amounts: Tensor

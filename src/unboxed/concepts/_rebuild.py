@@ -19,7 +19,7 @@ from ..engine.intervals import Interval, bootstrap_mean_interval
 from ..engine.output_change import output_change
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.features import resolve_address
-from ..engine.read.unit_rows import UnitRows
+from ..engine.read.unit_rows import UnitRowLayout
 from ..engine.results import ResultMixin
 from ..errors import LayerError
 from ..model.batching import BatchSize
@@ -30,13 +30,13 @@ Rebuild = Callable[[Tensor], Tensor]
 """Rows (n, P, C) of examples to what they are replaced by."""
 
 
-def resolve_inner_layer(box: Box, layer: str | None, default: Callable[[Box], str], caller: str) -> UnitRows:
+def resolve_inner_layer(box: Box, layer: str | None, default: Callable[[Box], str], caller: str) -> UnitRowLayout:
     """The layer that is named, or else the default one. Raises LayerError where it is the model's input or output."""
     address = default(box) if layer is None else resolve_address(box, layer)
     if address in INPUT_OUTPUT_ADDRESSES:
         what = "this model has no hidden layer" if layer is None else f"{address!r} is an end of the model"
         raise LayerError(f"{caller} rebuilds a layer inside the model, after which it runs on; {what}")
-    return UnitRows.of(box, address)
+    return UnitRowLayout.of(box, address)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +77,7 @@ class EvaluatedExamples:
         """The share of the model's own predictions that are the labels."""
         return None if self.labels is None else _agreement_fraction(self.outputs().argmax(1), self.labels)
 
-    def rebuilt(self, layer: UnitRows, rebuilds: Sequence[Rebuild]) -> list[Rebuilt]:
+    def rebuilt(self, layer: UnitRowLayout, rebuilds: Sequence[Rebuild]) -> list[Rebuilt]:
         """What is left with the layer replaced, for each of several ways to rebuild its rows."""
 
         def make_edits(examples: Tensor, variants: Tensor) -> Mapping[str, Edit]:
@@ -107,7 +107,7 @@ def _agreement_fraction(a: Tensor, b: Tensor) -> float:
 class _RebuildByRow:
     """Each row's activations replaced in the way of its variant."""
 
-    layer: UnitRows
+    layer: UnitRowLayout
     rebuilds: Sequence[Rebuild]
     variants: Tensor  # (R,)
 

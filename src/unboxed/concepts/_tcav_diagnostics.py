@@ -17,7 +17,7 @@ from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize, map_in_batches
 from ._example_sets import ExampleSets
 from ._layer_features import LayerFeatures
-from ._vectors import LayerVectors, fit_layer_vectors
+from ._vectors import LayerConceptVectors, fit_layer_vectors
 
 ENTANGLED = 0.5  # cosine of concepts that may stand for one another
 N_MOVED_EXAMPLES = 32  # examples whose activations are moved along a vector
@@ -117,7 +117,7 @@ def diagnosis_sentences(d: Diagnostics, concepts: Sequence[str], layers: Sequenc
 
 
 def directions(
-    box: Box, layer: LayerFeatures, fitted: LayerVectors, sets: ExampleSets, l2: float
+    box: Box, layer: LayerFeatures, fitted: LayerConceptVectors, sets: ExampleSets, l2: float
 ) -> LayerDirections:  # fmt: skip
     """What the diagnostics need of a layer, of its vectors."""
     vectors = fitted.vectors(fitted.mean)

@@ -52,7 +52,7 @@ class NormalizedVectors:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerVectors:
+class LayerConceptVectors:
     """The vectors of one layer.
 
     Attributes:
@@ -78,7 +78,7 @@ class LayerVectors:
 
 def fit_layer_vectors(
     h: Tensor, sets: ExampleSets, l2: float, address: str, *, with_random: bool = True
-) -> LayerVectors:  # fmt: skip
+) -> LayerConceptVectors:  # fmt: skip
     """The vectors of a layer's features (M, D). Raises LayerError where these do not differ between the examples.
 
     Without `with_random` there are none of random sets.
@@ -97,7 +97,7 @@ def fit_layer_vectors(
     compared = sets.random if with_random else {}
     pairs = {n: _fit_set_pairs(gram, rows, sets.keys, l2) for n, rows in compared.items()}
     random_mean = {n: _normalize_weights(_sum_pairs_per_set(v, n_sets, m), gram) for n, v in pairs.items()}
-    return LayerVectors(h, gram, each, _normalize_weights(mean, gram), pairs, random_mean)
+    return LayerConceptVectors(h, gram, each, _normalize_weights(mean, gram), pairs, random_mean)
 
 
 def row_gram_matrix(h: Tensor) -> Tensor:

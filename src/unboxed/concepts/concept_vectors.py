@@ -29,7 +29,7 @@ from ._concept_examples import MaxSetSize, NRandomSets, Penalty, Relative, read_
 from ._data import Concepts, random_card_concepts
 from ._example_sets import draw_example_sets
 from ._layer_features import layers_as_features, read_features_in_groups
-from ._vectors import LayerVectors, fit_layer_vectors
+from ._vectors import LayerConceptVectors, fit_layer_vectors
 
 SIGNIFICANCE_LEVEL = 0.05
 MIN_RANDOM_ACCURACY_STD = 0.01  # of the accuracy of random sets: few may be alike by chance
@@ -198,7 +198,7 @@ def concept_vectors(
     )  # fmt: skip
 
 
-def _random_set_accuracy(fitted: LayerVectors, sizes: list[int], n_sets: int) -> Tensor:
+def _random_set_accuracy(fitted: LayerConceptVectors, sizes: list[int], n_sets: int) -> Tensor:
     """(C, R) the mean accuracy of each random set against the others, of each concept's size."""
     first, second = torch.triu_indices(n_sets, n_sets, 1)
     by_size = {}

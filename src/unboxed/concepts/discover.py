@@ -24,7 +24,7 @@ from ..engine.randomized import randomize_all_layers
 from ..engine.read.edits import resolve_target
 from ..engine.read.examples import indexed_examples
 from ..engine.read.features import default_feature_layer
-from ..engine.read.unit_rows import UnitRows
+from ..engine.read.unit_rows import UnitRowLayout
 from ..engine.rectangle import Rectangle
 from ..engine.results import ResultMixin
 from ..engine.rows import evenly_spaced_indices
@@ -318,7 +318,7 @@ def _default_concept_layer(box: Box) -> str:
         return default_feature_layer(box)
 
 
-def _crops(box: Box, layer: UnitRows, x: Tensor, crop_size: float | None) -> tuple[Rectangle, ...]:
+def _crops(box: Box, layer: UnitRowLayout, x: Tensor, crop_size: float | None) -> tuple[Rectangle, ...]:
     """The crops of each image; none where whole inputs are taken. Raises InputError and LayerError."""
     is_image = isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2
     if crop_size == 1 or (crop_size is None and not (is_image and layer.n_positions > 1)):
@@ -340,7 +340,7 @@ def _crops(box: Box, layer: UnitRows, x: Tensor, crop_size: float | None) -> tup
 class _ConceptSearch:
     """Concepts of one layer: where they are looked for, and what they are tested on."""
 
-    layer: UnitRows
+    layer: UnitRowLayout
     crops: tuple[Rectangle, ...]
     fitted: Tensor  # (F, ...) inputs
     reference: Tensor  # (R, ...) inputs of all classes

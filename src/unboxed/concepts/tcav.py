@@ -42,7 +42,7 @@ from ._example_sets import ExampleSets, draw_example_sets
 from ._layer_features import LayerFeatures, layers_as_features, read_features_in_groups
 from ._target_examples import TargetExamples, target_examples
 from ._tcav_diagnostics import Diagnostics, LayerDirections, diagnose, diagnosis_sentences, directions
-from ._vectors import LayerVectors, fit_layer_vectors
+from ._vectors import LayerConceptVectors, fit_layer_vectors
 
 QUANTILES = 0.05, 0.95  # of the scores over random sets, as an interval
 
@@ -319,7 +319,7 @@ def _test_layers(
     return tests, found
 
 
-def _test_layer(fitted: LayerVectors, gradient: Tensor, sizes: Sequence[int]) -> _LayerTest:
+def _test_layer(fitted: LayerConceptVectors, gradient: Tensor, sizes: Sequence[int]) -> _LayerTest:
     """The figures of one layer, of the gradients (N, D) of the examples' scores."""
     products = (gradient @ fitted.h.T).double()  # (N, M)
     length = gradient.double().norm(dim=1, keepdim=True)

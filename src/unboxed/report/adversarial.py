@@ -200,7 +200,7 @@ def _robust_model_name_and_reason(context: ReportContext) -> tuple[Box | None, s
 
 def show(finding: RobustnessFinding) -> list[Block]:
     blocks: list[Block] = [
-        MethodInterpretation.of(deepfool, *_recheck_of_changed_examples(finding)),
+        MethodInterpretation.of(deepfool, *_recheck_note_of_changed_examples(finding)),
         Paragraph(_adversarial_lead_text(finding)),
         Heading("Robust accuracy"),
         _accuracy_table(finding.models),
@@ -267,7 +267,7 @@ def _clean_and_robust_accuracy_text(finding: RobustnessFinding) -> str:
     )
 
 
-def _recheck_of_changed_examples(finding: RobustnessFinding) -> CheckNote:
+def _recheck_note_of_changed_examples(finding: RobustnessFinding) -> CheckNote:
     """Whether the changed examples fool their model when it classifies them once more."""
     changes = [c for m in finding.models for c in m.changes]
     if not changes:

@@ -34,7 +34,7 @@ MAX_SLIDER_FRAMES = 25  # under a slider
 N_FRAMES_IN_STRIP, MAX_SLIDERS = 6, 4
 N_SHOWN_CLASS_PROBABILITIES = 5  # classes whose probability is shown
 FRAME_SIDE_PIXELS, STRIP_FRAME_SIDE_PIXELS, COVER_SIDE_PIXELS = 224, 84, 112
-MAX_MORPH_ITERATIONS, MIN_MORPH_ITERATIONS = 200, 40
+MAX_MORPH_ITERATIONS, MIN_MORPH_STEP_BUDGET = 200, 40
 MAX_MORPH_FLOPS = 4e11  # of all morphs; a step takes three forward passes
 N_MORPHS_OF_LARGE_MODEL = 2  # where more could not take all steps
 MAX_VALUES_OF_ALL_FRAMES = 40_000_000  # of all frames: photos keep fewer of them
@@ -129,7 +129,7 @@ def _affordable_plans_and_steps(context: ReportContext, plans: list[MorphPlan]) 
     if steps < MAX_MORPH_ITERATIONS:
         plans = plans[:N_MORPHS_OF_LARGE_MODEL]
         steps = int(MAX_MORPH_FLOPS / (3 * context.forward_flops(len(plans))))
-    return plans, max(MIN_MORPH_ITERATIONS, min(MAX_MORPH_ITERATIONS, steps))
+    return plans, max(MIN_MORPH_STEP_BUDGET, min(MAX_MORPH_ITERATIONS, steps))
 
 
 def _morph_plans(context: ReportContext) -> list[MorphPlan]:

@@ -12,7 +12,7 @@ from .. import concepts, synthesis
 from ..checks.verdict import capitalize_and_end_with_period
 from ..concepts import Dictionary, DiscoveredConcepts
 from ..engine.read.features import default_feature_layer
-from ..engine.read.unit_rows import UnitRows
+from ..engine.read.unit_rows import UnitRowLayout
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError, InputError, LayerError, OutputError
 from ..objectives import INPUT_OUTPUT_ADDRESSES
@@ -92,7 +92,7 @@ def _fit_dictionary_or_none(context: ReportContext, data: Any, n: int) -> Dictio
     layer = default_feature_layer(context.box)
     if layer in INPUT_OUTPUT_ADDRESSES or context.forward_flops(4 * n) > MAX_TOTAL_FORWARD_FLOPS:
         return None
-    units = UnitRows.of(context.box, layer).n_units
+    units = UnitRowLayout.of(context.box, layer).n_units
     n_features = min(MAX_FEATURES, 2 * units, n // 2)
     if 2 * N_SEEDS * DICTIONARY_FIT_STEPS * 256 * 6 * units * n_features > MAX_DICTIONARY_FIT_FLOPS:
         return None

@@ -116,7 +116,7 @@ def find(context: ReportContext) -> ClassImageFinding:
         no_judge_reason=no_judge_reason,
         differences=dict(zip(names, differences.tolist(), strict=True)),
         plan=plan,
-        followed_classes=_classes_of_followed_examples(context, classes),
+        followed_classes=_class_image_indices_of_followed_examples(context, classes),
     )
 
 
@@ -166,7 +166,7 @@ def _rms_difference_between_starts(images: Tensor) -> Tensor:
     return torch.stack([(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]).mean(0).cpu()
 
 
-def _classes_of_followed_examples(context: ReportContext, classes: Sequence[int]) -> list[int | None]:
+def _class_image_indices_of_followed_examples(context: ReportContext, classes: Sequence[int]) -> list[int | None]:
     """The indices of the classes that the followed examples are classified as; None where it has no image."""
     answers = context.survey.predicted[context.followed_indices].tolist()
     return [classes.index(answer) if answer in classes else None for answer in answers]

@@ -284,7 +284,7 @@ def _groups_from_tensor(x: Tensor, segments: Tensor) -> FeatureGroups:
     """Segments of a tensor of ids. Raises InputError where its shape does not fit x."""
     if segments.is_floating_point() or segments.is_complex() or segments.dtype == torch.bool:
         raise InputError(f"segments are whole numbers that name groups; got {segments.dtype}")
-    ids = _broadcast_segment_ids(x, segments.detach()).to(x.device, torch.long)
+    ids = _broadcastable_segment_ids(x, segments.detach()).to(x.device, torch.long)
     if int(ids.min()) < 0:
         raise InputError(f"segments are numbered from 0; got {int(ids.min())}")
     return (
@@ -294,7 +294,7 @@ def _groups_from_tensor(x: Tensor, segments: Tensor) -> FeatureGroups:
     )
 
 
-def _broadcast_segment_ids(x: Tensor, segments: Tensor) -> Tensor:
+def _broadcastable_segment_ids(x: Tensor, segments: Tensor) -> Tensor:
     """Ids (N or 1, ...) of segments in any of the accepted shapes. Raises InputError."""
     shape, rows, got = tuple(x.shape[1:]), (1, len(x)), tuple(segments.shape)
     if len(shape) == 3 and len(got) == 3 and got[1:] == shape[1:]:

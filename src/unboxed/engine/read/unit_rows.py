@@ -15,7 +15,7 @@ from .channel_axes import unit_axis
 
 
 @dataclass(frozen=True)
-class UnitRows:
+class UnitRowLayout:
     """How activations (N, ...) of a layer become rows (N, P, C): P positions, 1 of a layer without; C units."""
 
     address: str
@@ -24,7 +24,7 @@ class UnitRows:
     n_units: int
 
     @classmethod
-    def of(cls, box: Box, address: str) -> UnitRows:
+    def of(cls, box: Box, address: str) -> UnitRowLayout:
         """Of the layer at a full address. Raises LayerError where it gives no numbers by example."""
         if not box.has_batch_axis(address):
             raise LayerError(f"{address!r} mixes examples: its first axis is not the batch")

@@ -105,7 +105,7 @@ class LRPMode(OpReplacementMode):
             return SIGNAL_FACTOR_RANK
         if op_name in op_rules.GATE_OPS:
             return GATE_FACTOR_RANK
-        return BOUNDED_FACTOR_RANK if op_name in op_rules.BOUNDED_OPS else SIGNAL_FACTOR_RANK
+        return BOUNDED_FACTOR_RANK if op_name in op_rules.BOUNDED_FACTOR_OPS else SIGNAL_FACTOR_RANK
 
     def _make_report_fn_or_none(self, op_name: str) -> Report | None:
         """Where an op reports what it holds back, if that is counted."""

@@ -67,7 +67,7 @@ ELEMENTWISE_OPS = _split_words("""
 """)
 
 GATE_OPS = _split_words("sigmoid hardsigmoid softmax exp erf sqrt norm linalg_norm linalg_vector_norm std var")
-BOUNDED_OPS = _split_words("tanh relu6 hardtanh clamp clip softsign")
+BOUNDED_FACTOR_OPS = _split_words("tanh relu6 hardtanh clamp clip softsign")
 
 GRADIENT_SCALE_BY_OP = {
     "softmax": 1.0, "log_softmax": 1.0, "logsumexp": 1.0, "norm": 1.0, "linalg_norm": 1.0, "linalg_vector_norm": 1.0,

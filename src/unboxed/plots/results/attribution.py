@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @figures.register(Attribution)
 def _attribution_figures(attribution: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
-    """Of several inputs, one figure each; of tables with many rows, a summary of all of them, too."""
+    """Of several inputs, all and then one figure each; of tables with many rows, a summary of all of them, too."""
     account = attribution.extras.get("conservation")
     besides = {} if account is None else {"conservation": _conservation_figure(account)}
     if "tokens" in attribution.extras:
@@ -48,6 +48,9 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
                 f"{ATTRIBUTION_AXIS_LABEL}; red: high values",
             )
             drawn[f"summary {name}".rstrip()] = contribution_swarm(m, inputs[name], names, title=title, label=label)
+    parts = [image for name, image in drawn.items() if name.startswith("attribution")]
+    if len(parts) > 1:  # what is shown and saved holds all inputs
+        drawn = {"attribution": stack_panels(parts), **drawn}
     return {**drawn, **besides}
 
 
