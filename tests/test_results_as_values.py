@@ -82,7 +82,9 @@ def test_cards_of_ones_own(module: str, family: str) -> None:
 
 
 def test_needs_are_of_a_closed_set() -> None:
-    with pytest.raises(InputError, match="pixels, tokens, images, relu, attention, linear end, generator; got pixel"):
+    with pytest.raises(
+        InputError, match="pixels, tokens, images, relu, attention, linear end, texts, generator; got pixel"
+    ):
         own_card("__main__", needs=("pixel",))
     assert {need for c in CARDS.values() for need in c.needs} == set(ub.cards.__globals__["DESCRIPTION_BY_NEED"])
 

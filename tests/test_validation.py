@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import unboxed as ub
+from checks.outlier_vit import images_with_white_patches, outlier_box
 from contracts.common import CARDS, REFUSED, call_example, has_parameters, make_case, result_tensors
 from contracts.common import result_difference_texts as differences
 from unboxed.errors import InputError
@@ -142,6 +143,7 @@ def fitted(seed: Any) -> Any:
 
 
 DOORS: dict[str, Callable[[Any], Any]] = {
+    "checks.tokens": lambda s: ub.checks.tokens(outlier_box(), images_with_white_patches(4)[0], seed=s),
     "robustness.corrupted": lambda s: ub.robustness.corrupted(X, "gaussian_noise", seed=s),
     "robustness.evaluate": lambda s: ub.robustness.evaluate(
         BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1],

@@ -291,7 +291,7 @@ def test_every_fold_opens_and_shows_what_it_holds(seen: Seen) -> None:
 
 def test_the_slider_moves_the_image_and_the_probabilities(seen: Seen) -> None:
     morphs = seen.page.locator(".morph")
-    assert morphs.count() == 3
+    assert morphs.count() >= 3
     for i in range(3):
         morph = morphs.nth(i)
         slider, picture = morph.locator("input[type=range]"), morph.locator(".stage > img")
@@ -320,7 +320,7 @@ def test_the_bars_of_a_morph_start_at_one_place(seen: Seen) -> None:
         "[...document.querySelectorAll('.morph')].map((m) => [...m.querySelectorAll('.track')]"
         ".map((t) => Math.round(t.getBoundingClientRect().left)))"
     )
-    assert len(starts) == 3
+    assert len(starts) >= 3
     assert all(len(own) > 1 and len(set(own)) == 1 for own in starts)
 
 

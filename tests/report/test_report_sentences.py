@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unboxed.report import concepts, map, overview
+from unboxed.report import concepts, map, score_intervals
 from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word_length, n_phone_columns
 from unboxed.report.finding import Example
 from unboxed.report.pictures import PageImage, PageImageStore
@@ -36,7 +36,7 @@ def test_neighbors_that_are_misclassified_bear_the_mark() -> None:
         Example(0, torch.zeros(1, 8, 8), "a", "p 0.9", label, is_correct=label == "a") for label in ("a", "b")
     )
     finding = SimpleNamespace(shown=[right, wrong, right], followed=0, neighbors={"fc": torch.tensor([[1, 2]])})
-    assert [map._neighbor_figure(finding, rank).tone for rank in (0, 1)] == ["bad", "good"]  # type: ignore[arg-type]
+    assert [map._neighbor_figure(finding, 0, rank).tone for rank in (0, 1)] == ["bad", "good"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("n", "text"), [(60, "; 95% interval 88.6% to 99.1%"), (999, "; 95% interval"), (1000, "")])
@@ -45,7 +45,7 @@ def test_an_accuracy_on_few_examples_has_its_interval(n: int, text: str) -> None
     labels = torch.zeros(n, dtype=torch.long)
     labels[:2] = 1
     survey = Survey(tuple(range(n)), n, outputs, labels, ("a", "b"), True)
-    found = overview._accuracy_interval_text(survey)
+    found = score_intervals.accuracy_interval_text(survey)
     assert found.startswith(text)
     assert bool(found) == bool(text)
 

@@ -118,7 +118,7 @@ def total_index_intervals(a: Tensor, b: Tensor, mixed: Tensor, seed: int) -> tup
     resampled = [(examples * _ratio_or_zero(masks @ h.T, squares)).sum(1) for h in halves]
     means = indices.mean(0).tolist()
     intervals = (percentile_interval(mean, h, min(m, n), n) for mean, h in zip(means, resampled, strict=True))
-    return tuple(replace(i, high=max(i.mean, min(i.high, 1)), n_examples=m) for i in intervals)  # no index is above 1
+    return tuple(replace(i, high=max(i.mean, min(i.high, 1.0)), n_examples=m) for i in intervals)  # no index is above 1
 
 
 def _squared_deviations(a: Tensor, b: Tensor) -> Tensor:
