@@ -22,7 +22,8 @@ from unboxed.attribution import grad_cam_plus_plus, gradient, gradient_x_input, 
 from unboxed.checks.fill_agreement import fill_agreement, fill_dependence_sentence
 from unboxed.checks.ranking import MethodRanking, attribution_cards, candidates, rank_methods
 from unboxed.checks.verdict import GRADES, Verdict, method_display_name, verdict
-from unboxed.checks.verdict_cache import VerdictCache, box_fingerprint, package_code_digest
+from unboxed.checks.verdict_cache import VerdictCache, package_code_digest
+from unboxed.engine.box_fingerprint import box_fingerprint
 from unboxed.engine.randomized import randomize_all_layers
 from unboxed.errors import InputError, RuleError
 

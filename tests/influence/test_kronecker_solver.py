@@ -71,3 +71,31 @@ def test_the_hessian_has_no_kronecker_factors(box: ub.Box, data: Any) -> None:
 def test_its_settings(box: ub.Box, data: Any) -> None:
     exact, sampled = (influence_functions(box, *data, solver=Kronecker(fisher=f)).scores for f in ("exact", "sampled"))  # type: ignore[arg-type]
     assert not torch.allclose(exact, sampled)
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.heads, self.scale = nn.Flatten(), nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)]), 1.0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = self.body(x) * self.scale
+        return self.heads[0](h) + self.heads[1](h), self.heads[0](h) - 2 * self.heads[1](h)
+
+
+@pytest.mark.parametrize("change", ["normalization", "output", "attribute"])
+def test_a_solver_that_is_used_again_sees_what_no_weight_tells(change: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, y = _Two().double(), torch.arange(20) % 3
+        x = torch.rand(20, 1, 2, 2, dtype=torch.float64)
+    solver = Kronecker("kfac", fisher="exact")
+
+    def scores(box: ub.Box, solver: Kronecker) -> Tensor:
+        return influence_functions(box, x[:2], y[:2], (x, y), solver=solver, damping=0.1).scores
+
+    scores(ub.Box(model, ub.Pixels((1, 2, 2)), outputs="logits", output=0), solver)
+    inputs = ub.Pixels((1, 2, 2), mean=0.5, std=0.2) if change == "normalization" else ub.Pixels((1, 2, 2))
+    model.scale = 3.0 if change == "attribute" else 1.0
+    box = ub.Box(model, inputs, outputs="logits", output=int(change == "output"))
+    assert torch.equal(scores(box, solver), scores(box, Kronecker("kfac", fisher="exact")))

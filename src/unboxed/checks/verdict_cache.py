@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import astuple, is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checkpointing import tensor_digest
+from ..engine.box_fingerprint import box_fingerprint
 from ..engine.results import nonfinite_to_none
 from ..engine.stable_repr import stable_repr
 from ..errors import InputError
@@ -114,15 +114,6 @@ def package_code_digest(name: str = "unboxed") -> str:
     for path in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
-
-
-def box_fingerprint(box: Box) -> bytes:
-    """A digest of what determines the box's outputs: its modules, weights, buffers and inputs."""
-    inputs = astuple(box.inputs) if is_dataclass(box.inputs) else box.inputs  # their repr leaves out what is long
-    digest = hashlib.sha256(encode_utf8(repr((str(box), inputs, repr(box.model)))))
-    for name, value in (*box.model.named_parameters(), *box.model.named_buffers()):
-        digest.update(f"{name} {tensor_digest(value)}".encode())
-    return digest.digest()
 
 
 def _method_code_and_settings_or_none(method: AttributionMethodFn) -> str | None:

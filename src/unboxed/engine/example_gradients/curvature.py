@@ -18,6 +18,7 @@ from ...errors import OutputError
 from ...model.batching import BatchSize, map_in_batches
 from ...model.state import leaving_inference_mode
 from ..batched_vjp import batched_vjp, vjp_one_by_one
+from ..box_fingerprint import box_fingerprint
 from ..cpu_cache import gradient_batch_size_and_max_rows
 from .gradients import ExampleGradients
 from .parameters import Parameters
@@ -62,10 +63,27 @@ class Curvature:
 
     @cached_property
     def fingerprint(self) -> tuple[Any, ...]:
-        """Equal for curvatures of the same parameters, examples and loss, up to l2."""
+        """Equal for curvatures of the same parameters, examples and loss, up to l2.
+
+        The outputs stand for what no digest of the box sees: the output that it picks, and plain attributes of modules.
+        """
         g = self.gradients
-        tensors = [*g.parameters.values(), *(b for b in g.box.model.state_dict().values() if isinstance(b, Tensor))]
-        return tuple(g.parameters), tensor_digest(*tensors, self.x, self.y), g.loss, self.kind, self.seed
+        tensors = tensor_digest(*g.parameters.values(), self.x, self.y, self._outputs_of_examples())
+        return tuple(g.parameters), tensors, box_fingerprint(g.box), g.loss, self.kind, self.seed
+
+    def _outputs_of_examples(self) -> Tensor:
+        """What the loss is of, (N, ...), without a graph."""
+        box = self.gradients.box
+
+        def outputs_of_rows(rows: slice) -> Tensor:
+            with box.isolated(grad=False):
+                return self.gradients.outputs(self.x[rows])
+
+        return torch.cat(
+            map_in_batches(
+                outputs_of_rows, self.n_examples, *box.batch_size_and_max_rows(self.n_examples, self.batch_size)
+            )
+        )
 
     def make_seeded_generator(self) -> torch.Generator:
         """A generator that starts from the seed, on the model's device."""
