@@ -8,13 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from unboxed import data, loading, training, zoo
 from unboxed.box import Box
 from unboxed.errors import DataError, InputError, ModelError, OutputError, WriteError
+from unboxed.influence import ModelTraining
 from unboxed.inputs.pixels import Pixels
+from unboxed.inputs.tokens import Tokens
 from unboxed.training import PGD, Fast, Trades, accuracy, fit, recipe, recipes, robust_accuracy, save_weights, train
 
 QUICK = {"epochs": 2, "batch_size": 32, "quiet": True}
@@ -565,3 +567,22 @@ def test_public_names():
     assert {"fit", "train", "save_weights", "recipe", "PGD", "Fast", "Trades", "DEFENSES", "History"} <= set(
         dir(training)
     )
+
+
+class _TextModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(20, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask[..., None].to(self.out.weight.dtype)
+        return self.out((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
+
+
+def test_models_of_texts_are_refused_where_their_embedding_would_not_learn() -> None:
+    ids, y = torch.arange(40).reshape(10, 4) % 20, torch.arange(10) % 3
+    inputs = Tokens(lambda text: [int(word) for word in text.split()])
+    with pytest.raises(InputError, match="leave the embedding as it is"):
+        fit(_TextModel(), inputs, TensorDataset(ids, y), epochs=1, quiet=True)
+    with pytest.raises(InputError, match="leave the embedding as it is"):
+        ModelTraining(_TextModel(), inputs, (ids, y), epochs=1, outputs="logits")

@@ -22,6 +22,15 @@ def feeding_text_embeddings(inputs: Inputs, x: Tensor) -> AbstractContextManager
     return feeding_embeddings(inputs.layer, inputs.ids(x), inputs.fed_embeddings(x), str(inputs.embedding))
 
 
+def refuse_training_on_texts(inputs: Inputs) -> None:
+    """Raise InputError for a model of texts: it is fed embeddings as values, from which its own learns nothing."""
+    if isinstance(inputs, Tokens):
+        raise InputError(
+            "training takes no texts, and this is a model of texts: it would leave the embedding as it is. Train it by "
+            "a loop of your own; ub.influence.Training(step, start, batches, query_loss) runs that again"
+        )
+
+
 @contextmanager
 def feeding_embeddings(layer: nn.Module, ids: Tensor, embeddings: Tensor, name: str) -> Iterator[None]:
     """While open, the layer returns the embeddings (N, T, D or more) where it is called with the ids (N, T).

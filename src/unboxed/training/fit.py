@@ -24,6 +24,7 @@ from ..engine.stable_repr import cast_outputs_for_comparison
 from ..errors import DataError, InputError
 from ..inputs.base import Inputs
 from ..model import state as rng
+from ..model.embedding_feed import refuse_training_on_texts
 from ..rng import derive_seed, keyed_generator
 from ..validation import check_int, valid_seed
 from .checkpoint import (
@@ -102,7 +103,8 @@ def fit(
         Losses and accuracies per epoch, steps and seconds.
 
     Raises:
-        InputError: for settings out of range, a loss that is not finite, a model without parameters to train.
+        InputError: for settings out of range, a loss that is not finite, a model of texts or without parameters to
+            train.
         DataError: for an empty data set.
         ModelError: for a checkpoint of another training.
         OutputError: for a model that gives no logits.
@@ -118,6 +120,7 @@ def fit(
     """
     epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
     _check_settings(lr, ema_decay)
+    refuse_training_on_texts(inputs)
     box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), valid_seed(seed)
     loader = _make_data_loader(train, batch_size, seed)
     trainer = _Trainer(box, loader, epochs * len(loader), lr, weight_decay, seed, augment, defend, ema_decay, watch)

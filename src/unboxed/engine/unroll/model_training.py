@@ -13,6 +13,7 @@ from ...box import Box
 from ...errors import InputError, ModelError
 from ...inputs.base import Inputs
 from ...model import state as model_state
+from ...model.embedding_feed import refuse_training_on_texts
 from ...model.outputs import OutputKind
 from ...validation import check_float, check_int, valid_seed
 from ..example_gradients.labels import read_training_examples
@@ -67,8 +68,8 @@ class ModelTraining(Training):
         outputs: What the model's output means, as for `Box`. None infers it.
 
     Raises:
-        InputError: for settings out of range, a model without parameters to train, an optimizer that cannot be
-            unrolled.
+        InputError: for settings out of range, a model of texts or without parameters to train, an optimizer that cannot
+            be unrolled.
         DataError: where there are no examples, or no labels, or a DataLoader that shuffles.
 
     Example:
@@ -101,6 +102,7 @@ class ModelTraining(Training):
         outputs: OutputKind | None = None,
     ) -> None:
         epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
+        refuse_training_on_texts(inputs)
         given = Box(model, inputs, outputs=outputs)
         self._box = given.with_model(copy_model(given))
         self._settings = {
