@@ -244,6 +244,19 @@ def test_the_default_damping() -> None:
     assert found.settings["damping"] == 0
 
 
+def test_the_default_damping_of_a_hessian_leaves_half_of_l2() -> None:
+    box, x, y = deep()
+    smallest = float(torch.linalg.eigvalsh(Curvature(gradients_of(box), x, y, kind="hessian").matrix())[0])
+    assert smallest < 0
+
+    def damping(l2: float) -> float:
+        args = {"curvature": "hessian", "solver": "exact", "l2": l2}
+        return influence_functions(box, x[:1], y[:1], (x, y), **args).settings["damping"]  # type: ignore[arg-type]
+
+    assert damping(-1.5 * smallest) > 0  # positive definite, but by a third of l2
+    assert damping(-2.5 * smallest) == 0
+
+
 def gradients_of(box: ub.Box) -> Any:
     from unboxed.engine.example_gradients.gradients import ExampleGradients
 

@@ -34,6 +34,7 @@ Damping = Annotated[float | None, AtLeast(0), "What is added to every eigenvalue
 L2 = Annotated[float, AtLeast(0), "Weight decay of the training: its loss has l2 / 2 times the squared parameters."]
 LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
 DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE = 0.1  # of the eigenvalues: the damping of Grosse et al. 2023
+MIN_REMAINING_FRACTION_OF_L2 = 0.5  # in the smallest eigenvalue of a Hessian that needs no damping
 DAMPING_MARGIN_FRACTION = 0.1  # beyond the smallest damping that makes H positive definite
 
 
@@ -108,12 +109,14 @@ class CurvatureSettings:
 def default_damping(curvature: Curvature) -> float:
     """None where l2 makes the curvature positive definite; else a tenth of its mean eigenvalue (Grosse et al. 2023).
 
-    An indefinite Hessian gets what makes it positive definite besides.
+    A Hessian counts as positive definite where its negative eigenvalues take up half of l2 at most: its smallest
+    eigenvalue is an estimate, and scores divide by what is left of l2. An indefinite one gets what makes it positive
+    definite besides.
     """
     if curvature.kind == "gauss_newton":
         return 0.0 if curvature.l2 > 0 else DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE * mean_eigenvalue(curvature)
     smallest = lanczos(curvature).smallest_eigenvalue_bound
-    if smallest >= curvature.l2 / 2 > 0:
+    if smallest >= MIN_REMAINING_FRACTION_OF_L2 * curvature.l2 > 0:
         return 0.0
     return DEFAULT_DAMPING_FRACTION_OF_MEAN_EIGENVALUE * max(0.0, mean_eigenvalue(curvature)) + (
         1 + DAMPING_MARGIN_FRACTION

@@ -63,9 +63,10 @@ def influence_functions(
         curvature: Which curvature H of the training loss is inverted. "gauss_newton" has no negative eigenvalues, and
             is the Hessian of a model that is linear in its parameters; "hessian" is the paper's.
         damping: What is added to every eigenvalue of H before it is inverted. None is 0 where l2 makes H positive
-            definite; else a tenth of the mean eigenvalue (Grosse et al. 2023), and for a Hessian with negative
-            eigenvalues what makes it positive definite besides; "ekfac", "kfac" and "diagonal" take a tenth of the mean
-            eigenvalue of each layer. The result's `settings` state it.
+            definite with room to spare: no eigenvalue, l2 included, is below l2 / 2. Else it is a tenth of the mean
+            eigenvalue (Grosse et al. 2023), and for a Hessian with negative eigenvalues what makes it positive definite
+            besides; "ekfac", "kfac" and "diagonal" take a tenth of the mean eigenvalue of each layer. The result's
+            `settings` state it.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.
         layers: Addresses of the layers, as `box.layers` lists them. Only their parameters are taken to change; None is
             all parameters that require a gradient.
