@@ -102,6 +102,32 @@ def test_one_yes_no_output(data: Any) -> None:
     assert torch.equal(result.scores.sum(1) > 0, predicted == 1)
 
 
+def test_one_logit_is_that_of_a_layer_of_one_row(data: Any) -> None:
+    """Fitted with the given l2 by another solver: its logit z for class 1, and -z for class 0."""
+    x, y, (train_x, _) = data
+    y, train_y, l2 = y % 2, torch.arange(N) % 2, 0.05
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), GRAY_INPUTS, outputs="binary")
+    f, q = (F.pad(box.inputs.encode(h).flatten(1).double(), (0, 1), value=1.0) for h in (train_x, x))
+    w = torch.zeros(f.shape[1], dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [w], max_iter=5_000, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(f @ w, train_y.double()) + l2 * w.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    solver.step(closure)  # type: ignore[no-untyped-call]
+    alpha = (train_y - torch.sigmoid(f @ w.detach())) / (2 * l2 * N)
+    expected = (2 * y[:, None] - 1) * alpha * (q @ f.T)
+    result = representer_points(box, x, y, (train_x, train_y), l2=l2, fit_to="labels")
+    assert torch.allclose(result.scores.double(), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_nearest_training_examples(box: ub.Box, data: Any, metric: Any) -> None:
     x, y, train = data

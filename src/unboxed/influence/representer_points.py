@@ -64,7 +64,8 @@ def representer_points(
 
     Returns:
         Scores (Q, N), positive where the example raises the label's logit. They sum to that logit, of the layer fitted
-        again with its bias as one more feature. They estimate one run, with all features as they are.
+        again with its bias as one more feature; of a model of one yes/no logit z to z for class 1, and to -z for class
+        0. They estimate one run, with all features as they are.
 
     Raises:
         LayerError: where no linear layer gives the logits.
@@ -93,10 +94,11 @@ def representer_points(
     queries, _ = _bias_augmented_features_and_logits(box, x, address, batch_size)  # (Q, D)
     features, logits = _bias_augmented_features_and_logits(box, train_x, address, batch_size)  # (N, D), (N, K)
     targets = logits.softmax(1) if fit_to == "model" else F.one_hot(train_y, logits.shape[1]).to(logits)
-    weights = _fit_last_layer_by_newton(features, targets, l2)  # (K, D)
+    n_rows_per_logit = 2 if box.outputs == "binary" else 1  # one logit z is read as -z/2 and z/2, which share its norm
+    weights = _fit_last_layer_by_newton(features, targets, n_rows_per_logit * l2)  # (K, D)
     alpha = (targets - (features @ weights.T).softmax(1)) / (2 * l2 * len(features))  # (N, K)
     scores = alpha.T[y] * (queries @ features.T)
-    remainder = scores.sum(1) - (queries * weights[y]).sum(1)
+    remainder = scores.sum(1) - n_rows_per_logit * (queries * weights[y]).sum(1)
     if float(remainder.abs().max()) > MAX_LOGIT_REMAINDER_FRACTION * (1 + float(scores.abs().max())):
         raise InputError(f"with l2={l2:g} the last layer is not at its optimum to double precision; give a larger l2")
     return make_one_run_influence(box, "Representer points", scores, x, y, train_y, LOGIT_PART_UNIT_TEXT)
