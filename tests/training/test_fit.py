@@ -576,7 +576,8 @@ class _TextModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask[..., None].to(self.out.weight.dtype)
-        return self.out((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
+        logits: Tensor = self.out((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
+        return logits
 
 
 def test_models_of_texts_are_refused_where_their_embedding_would_not_learn() -> None:

@@ -26,7 +26,7 @@ from ..inputs.base import Inputs
 from ..model import state as rng
 from ..model.embedding_feed import refuse_training_on_texts
 from ..rng import derive_seed, keyed_generator
-from ..validation import check_int, valid_seed
+from ..validation import check_float, check_int, valid_seed
 from .checkpoint import (
     data_digest,
     model_structure_text,
@@ -120,6 +120,7 @@ def fit(
     """
     epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
     _check_settings(lr, ema_decay)
+    check_float("weight_decay", weight_decay, minimum=0)
     refuse_training_on_texts(inputs)
     box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), valid_seed(seed)
     loader = _make_data_loader(train, batch_size, seed)

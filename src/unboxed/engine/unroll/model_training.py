@@ -56,8 +56,8 @@ class ModelTraining(Training):
         epochs: Passes over the training data, 1 or more.
         batch_size: Examples per step, 1 or more.
         lr: Largest learning rate of the schedule, above 0.
-        weight_decay: Of the optimizer.
-        momentum: Of SGD; it is constant. (Adam's first beta goes with a one-cycle rate, as `torch` has it.)
+        weight_decay: Of the optimizer, 0 or more.
+        momentum: Of SGD, 0 or more; it is constant. (Adam's first beta goes with a one-cycle rate, as `torch` has it.)
         optimizer: "sgd", "adam", "adamw", or a function that makes a `torch.optim` SGD, Adam or AdamW of parameters, in
             groups or of some of them: what it leaves out is not trained.
         schedule: "one-cycle", "constant", or a function that makes a scheduler of `torch.optim.lr_scheduler` of the
@@ -66,6 +66,7 @@ class ModelTraining(Training):
         augment: `augment(x, generator)` changes each batch; see `engine.optimize.transforms`.
         loss: `loss(outputs, labels)` gives the losses (B,) of a batch. None: the one that fits the outputs, in nats.
         outputs: What the model's output means, as for `Box`. None infers it.
+        output: Which tensor of a structured output is meant, as for `Box`: a key, an index, or a function of it.
 
     Raises:
         InputError: for settings out of range, a model of texts or without parameters to train, an optimizer that cannot
@@ -100,16 +101,18 @@ class ModelTraining(Training):
         augment: AugmentFn | None = None,
         loss: ExampleLoss | None = None,
         outputs: OutputKind | None = None,
+        output: object = None,
     ) -> None:
         epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
         refuse_training_on_texts(inputs)
-        given = Box(model, inputs, outputs=outputs)
+        given = Box(model, inputs, outputs=outputs, output=output)
         self._box = given.with_model(copy_model(given))
         self._settings = {
             "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "momentum": momentum,
             "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
-            "outputs": self._box.outputs,
+            "outputs": self._box.outputs, "output": output,
         }  # fmt: skip
+        check_float("weight_decay", weight_decay, minimum=0), check_float("momentum", momentum, minimum=0)
         self.x, self.y = read_training_examples(self._box, train)
         self.seed = valid_seed(seed)
         batches = shuffled_batch_indices(len(self.x), batch_size, epochs, self.seed)

@@ -118,14 +118,17 @@ class Training:
     # -- running it --------------------------------------------------------------------------------------------------
 
     @outside_inference_mode
-    def run(self, weights: Tensor | None = None, start: TrainingState | None = None) -> TrainingState:
+    def run(self, weights: Tensor | Sequence[float] | None = None, start: TrainingState | None = None) -> TrainingState:
         """The final state, where the examples' losses count `weights` (N,); None: 1 each."""
         for state in self.states(weights, start):  # noqa: B007
             pass
         return state
 
     def states(
-        self, weights: Tensor | None = None, start: TrainingState | None = None, steps: range | None = None
+        self,
+        weights: Tensor | Sequence[float] | None = None,
+        start: TrainingState | None = None,
+        steps: range | None = None,
     ) -> Iterator[TrainingState]:
         """The states after each of these steps (None: all), from the state `start` before the first of them."""
         state = self.start if start is None else start
@@ -214,17 +217,28 @@ class Training:
         ones = self.unit_example_weights()[: len(self.batches[t])]
         return (ones if weights is None else weights.to(ones).detach().clone()).requires_grad_()
 
-    def validate_example_weights(self, weights: Tensor | None, n_dims: int = 1) -> Tensor:
+    def validate_example_weights(self, weights: Tensor | Sequence[float] | None, n_dims: int = 1) -> Tensor:
         """Weights (N,), or (M, N) of `n_dims` 2, as the state's; None: 1 each. Raises InputError for another shape."""
         ones = self.unit_example_weights()
         if weights is None:
             return ones
+        wanted = f"weights of the training examples, {'(M, N)' if n_dims == 2 else '(N,)'} with N = {self.n_examples}"
+        try:
+            weights = torch.as_tensor(weights)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"wanted {wanted}; got {weights!r}"[:300]) from error
         if weights.ndim != n_dims or weights.shape[-1] != self.n_examples:
-            wanted = (
-                f"weights of the training examples, {'(M, N)' if n_dims == 2 else '(N,)'} with N = {self.n_examples}"
-            )
             raise InputError(f"wanted {wanted}; got shape {tuple(weights.shape)}")
         return weights.to(ones)
+
+
+def check_is_training(training: object) -> None:
+    """Raise InputError for what is no training, such as the box that one gave."""
+    if not isinstance(training, Training):
+        raise InputError(
+            f"training must be the training that made the model, a ModelTraining or a Training; got "
+            f"{type(training).__name__}"
+        )
 
 
 def map_states(func: Callable[..., Tensor], states: TrainingState, *rows: Tensor) -> Tensor:
