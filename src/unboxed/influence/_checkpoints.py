@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..box import Box
 from ..engine.example_gradients.gradients import ExampleGradients
@@ -17,7 +17,7 @@ from ..settings import ValueRole
 from ..validation import suggestion_text
 from ..weight_files import read_weights
 
-Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str]
+Checkpoint = Mapping[str, Tensor] | str | os.PathLike[str] | Box | nn.Module
 Checkpoints = Annotated[
     Sequence[Checkpoint],
     ValueRole("checkpoints"),
@@ -28,22 +28,31 @@ MAX_LISTED_NAMES = 3  # that an error lists
 
 
 class CheckpointStates:
-    """State dicts of the checkpoints of a model; a file is read when its turn comes.
+    """State dicts of the checkpoints of a model, or of boxes and modules; a file is read when its turn comes.
 
-    Raises InputError where there is no checkpoint.
+    Raises InputError where there is no checkpoint; `setting` is the name under which they were given.
     """
 
-    def __init__(self, box: Box, checkpoints: Sequence[Checkpoint]) -> None:
-        if isinstance(checkpoints, (str, os.PathLike, Mapping)) or not len(checkpoints):
-            raise InputError("checkpoints must be a list of state dicts or of paths, at least one")
-        self._wanted, self._checkpoints = box.model.state_dict(), checkpoints
+    def __init__(self, box: Box, checkpoints: Iterable[Checkpoint], setting: str = "checkpoints") -> None:
+        is_one = isinstance(checkpoints, (str, os.PathLike, Mapping, Box, nn.Module))
+        listed = [] if is_one or not isinstance(checkpoints, Iterable) else checkpoints
+        listed = listed if isinstance(listed, Sequence) else list(listed)
+        if not listed:
+            raise InputError(f"{setting} must be a list of state dicts or of paths, at least one")
+        self._wanted, self._checkpoints, self._setting = box.model.state_dict(), listed, setting
 
     def __len__(self) -> int:
         return len(self._checkpoints)
 
     def __getitem__(self, k: int) -> Mapping[str, Tensor]:
-        """The state dict of checkpoint k. Raises ModelError for one of another architecture."""
+        """The state dict of checkpoint k. Raises ModelError for one of another architecture, InputError for none."""
         checkpoint = self._checkpoints[k]
+        module = checkpoint.model if isinstance(checkpoint, Box) else checkpoint
+        checkpoint = module.state_dict() if isinstance(module, nn.Module) else module
+        if not isinstance(checkpoint, (str, os.PathLike, Mapping)):
+            got = type(checkpoint).__name__
+            raise InputError(f"{self._setting} must be state dicts, or paths of files that hold them; got {got} as the "
+                             f"one of index {k}")  # fmt: skip
         name = f"checkpoint {k}" if isinstance(checkpoint, Mapping) else f"checkpoint {k} ({checkpoint})"
         state = checkpoint if isinstance(checkpoint, Mapping) else _read_state_dict(Path(checkpoint))
         if problem := _architecture_difference_text(self._wanted, state):

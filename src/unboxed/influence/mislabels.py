@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -146,9 +146,13 @@ def suspected_mislabels(
 
 def _checkpoint_mean_log_probs(box: Box, x: Tensor, checkpoints: Sequence[Box] | None, batch_size: BatchSize) -> Tensor:
     """Log-probabilities (N, K) of the classes in float64: the model's, or their mean over checkpoints."""
-    boxes = [box] if checkpoints is None else list(checkpoints)
-    if not boxes or any(b.n_outputs != box.n_outputs for b in boxes):
-        raise InputError(f"checkpoints must be boxes of the model, with its {box.n_outputs} classes, at least one")
+    given = [box] if checkpoints is None else checkpoints
+    boxes = list(given) if isinstance(given, Iterable) else []
+    if not boxes or any(not isinstance(b, Box) or b.n_outputs != box.n_outputs for b in boxes):
+        raise InputError(
+            f"checkpoints must be boxes of the model, with its {box.n_outputs} classes, in a list of at least one; "
+            "box.with_model(model) opens a model with the weights of a state dict"
+        )
     logits = [check_no_nan(b(x, batch_size=batch_size)).double() for b in boxes]
     return torch.stack([z.log_softmax(1) for z in logits]).mean(0)
 

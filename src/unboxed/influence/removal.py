@@ -13,7 +13,14 @@ from .. import rng
 from ..box import Box
 from ..cards import card
 from ..engine.results import ResultMixin
-from ..engine.unroll.training import MAX_RETRAINING_BYTES, QueryLossFn, Training, TrainingState, map_states
+from ..engine.unroll.training import (
+    MAX_RETRAINING_BYTES,
+    QueryLossFn,
+    Training,
+    TrainingState,
+    check_is_training,
+    map_states,
+)
 from ..errors import InputError
 from ..model.state import outside_inference_mode
 from ..parameters import InputBatch, Labels, Seed
@@ -150,6 +157,7 @@ def removal(
         one example less of it did not flip the answer; another set may be smaller.
     """
     check_settings(removal, locals())
+    check_is_training(training)
     box.require_class_scores("removal", exclusive=True)
     x, seed = box.validate_inputs(x), valid_seed(seed)
     answer = _predict_and_require_same_labels(box, x, labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -77,7 +77,7 @@ class Influence(ResultMixin):
         """The k most harmful training examples of each query, (Q, k), the most harmful first."""
         return self._ranked_train_indices(k, descending=False)
 
-    def groups(self, ids: Tensor | None = None) -> Tensor:
+    def groups(self, ids: Tensor | Sequence[int] | None = None) -> Tensor:
         """Sums (Q, G) of the scores over groups of training examples, to first order what leaving all of it out does.
 
         Args:
@@ -86,11 +86,17 @@ class Influence(ResultMixin):
         Raises:
             InputError: for ids that are not one whole number per training example.
         """
-        ids = self.train_labels if ids is None else ids
-        if ids is None or ids.shape != (self.n_train,) or ids.is_floating_point() or bool((ids < 0).any()):
-            got = "no labels" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
+        given = self.train_labels if ids is None else ids
+        try:
+            index = torch.as_tensor(given, device=self.scores.device)
+        except (TypeError, ValueError, RuntimeError):
+            index = None
+        is_integer = index is not None and not index.is_floating_point() and index.dtype != torch.bool
+        if index is None or not is_integer or index.shape != (self.n_train,) or bool((index < 0).any()):
+            got = "no labels" if given is None else f"{given!r}"[:100]
+            if index is not None:
+                got = f"{index.dtype} of shape {tuple(index.shape)}"
             raise InputError(f"groups need one whole number per training example, ({self.n_train},); got {got}")
-        index = ids.to(self.scores.device)
         return self.scores.new_zeros(self.n_queries, int(index.max()) + 1).index_add_(1, index, self.scores)
 
     def _ranked_train_indices(self, k: int, *, descending: bool) -> Tensor:

@@ -188,7 +188,10 @@ def _make_training_segments(
         wanted = f"at least one for each of the {segments} segments; give more, or segments={n_states}"
         raise InputError(f"there are {n_states} checkpoints; wanted {wanted}")
     rates = [check_float("lr", rate, above=0) for rate in _expand_to_one_value_per_segment("lr", lr, segments)]
-    shares = n_steps if isinstance(n_steps, Sequence) else _split_evenly(check_int("n_steps", n_steps), segments)
+    if not isinstance(n_steps, Sequence) and check_int("n_steps", n_steps, minimum=1) < segments:
+        wanted = f"{segments} or more, at least one for each of the {segments} segments"
+        raise InputError(f"n_steps must be {wanted}; got {n_steps}. Give more, or segments={n_steps}")
+    shares = n_steps if isinstance(n_steps, Sequence) else _split_evenly(n_steps, segments)
     steps = [check_int("n_steps", k, minimum=1) for k in _expand_to_one_value_per_segment("n_steps", shares, segments)]
     ends = list(accumulate(_split_evenly(n_states, segments)))
     parts = [states.of_checkpoint_range(start, end) for start, end in pairwise([0, *ends])]

@@ -106,7 +106,7 @@ def trak(
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)
     train_x, train_y = read_training_examples(box, train)
-    states = CheckpointStates(box, [box.model.state_dict()] if models is None else models)
+    states = CheckpointStates(box, [box.model.state_dict()] if models is None else models, "models")
     parts = [
         _kernel_and_slopes_of_model(
             gradients, (x, y), (train_x, train_y), dim, derive_seed("trak", seed, index), reweighted

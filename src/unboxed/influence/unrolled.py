@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from ..engine.unroll.fingerprint import training_fingerprint
 from ..engine.unroll.model_training import ModelTraining
 from ..engine.unroll.reverse import Trajectory, UnrollPlan, example_weight_gradients, plan_unroll
 from ..engine.unroll.smoothness import measure_smoothness, warn_if_not_smooth
-from ..engine.unroll.training import Training, TrainingState
+from ..engine.unroll.training import Training, TrainingState, check_is_training
 from ..errors import ModelError
 from ..model.state import outside_inference_mode
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
@@ -60,7 +61,11 @@ def unrolled(
         Training, ValueRole("object"), "The training that made the model: a `ModelTraining`, or a `Training`."
     ],
     *,
-    weights: Annotated[Tensor | None, "Weights (N,) of the training examples at which the derivative is taken."] = None,
+    weights: Annotated[
+        Tensor | Sequence[float] | None,
+        ValueRole("tensor"),
+        "Weights (N,) of the training examples at which the derivative is taken.",
+    ] = None,
     max_bytes: Annotated[
         int, AtLeast(1), Unit("bytes"), "Memory that states and adjoints may take."
     ] = DEFAULT_MAX_UNROLL_STATE_BYTES,
@@ -125,6 +130,7 @@ def unrolled(
         or recomputed in segments, in place of their tree of checkpoints.
     """
     check_settings(unrolled, locals())
+    check_is_training(training)
     seed = valid_seed(seed)
     x = box.validate_inputs(x)
     y = resolve_query_labels(box, x, labels)

@@ -16,7 +16,7 @@ from ... import rng
 from ...engine.rank_correlation import spearman
 from ...engine.unroll.model_training import ModelTraining
 from ...engine.unroll.smoothness import losses_from_perturbed_starts, noise_to_signal, warn_if_not_smooth
-from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training
+from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training, check_is_training
 from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels, Seed
 from ...settings import AtLeast, Unit, ValueRole, check_settings
@@ -33,12 +33,12 @@ from .retraining import (
     resolve_queries,
     retrained_losses,
 )
-from .subsets import left_out_subset_masks
+from .subsets import left_out_subset_masks, to_fraction_tuple
 
 DEFAULT_LEFT_OUT_FRACTIONS = (0.01, 0.1, 0.5)
 TruthToCompare = Annotated[ScoreTruth | None, "What the scores are compared with; None: what they estimate."]
 LeftOutFractions = Annotated[
-    Sequence[float], ValueRole("floats"), "Fractions of the training examples that are left out."
+    float | Sequence[float], ValueRole("floats"), "Fractions of the training examples that are left out."
 ]
 InfluenceResults = Annotated[
     Influence | Sequence[Influence], ValueRole("object"), "Scores of the queries, or several to compare."
@@ -129,18 +129,20 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
         arXiv:2503.13751, for the truth "one run".
     """
     check_settings(linear_datamodeling_score, locals())
+    check_is_training(training)
     several, seed = not isinstance(results, Influence), valid_seed(seed)
     listed = [results] if isinstance(results, Influence) else list(results)
     truth = _require_common_truth(listed) if truth is None else truth
     for result in listed:
         check_estimates_same_truth(result, truth, allow_other_truth=allow_other_truth)
+    fractions = to_fraction_tuple(fractions)
     final = training.run()
     x, y = resolve_queries(training, final, x, labels)
     for result in listed:
         check_scores_match_queries(result, len(x), training.n_examples, y, getattr(training, "y", None))
-    left_out = left_out_subset_masks(training.n_examples, tuple(fractions), n_subsets, seed)  # (F, S, N)
+    left_out = left_out_subset_masks(training.n_examples, fractions, n_subsets, seed)  # (F, S, N)
     seeds = n_seeds if truth == "mean over seeds" else 1
-    settings = {"truth": truth, "fractions": list(map(float, fractions)), "n_subsets": n_subsets, "n_seeds": seeds,
+    settings = {"truth": truth, "fractions": list(fractions), "n_subsets": n_subsets, "n_seeds": seeds,
                 "seed": seed}  # fmt: skip
     file = open_retraining_checkpoint(checkpoint, training, final, x, y, settings)
     weights = 1 - torch.cat([torch.zeros(1, training.n_examples), left_out.flatten(0, 1).float()])
@@ -151,10 +153,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     check_finite_losses_of_queries(training, losses.flatten(0, 1))
     retrained = _RetrainingResults(left_out, losses, training.n_examples)
     noise = _noise_to_signal_by_fraction(training, x, y, retrained, seed) if truth == "one run" else None
-    scores = [
-        _make_linear_datamodeling_score(r, retrained, noise, tuple(map(float, fractions)), truth, seeds, seed)
-        for r in listed
-    ]
+    scores = [_make_linear_datamodeling_score(r, retrained, noise, fractions, truth, seeds, seed) for r in listed]
     return scores if several else scores[0]
 
 

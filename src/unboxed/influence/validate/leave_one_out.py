@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine.results import ResultMixin
-from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training, TrainingState
+from ...engine.unroll.training import MAX_RETRAINING_BYTES, Training, TrainingState, check_is_training
 from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels
 from ...settings import AtLeast, Unit, ValueRole, check_settings
@@ -122,6 +122,7 @@ def leave_one_out(
         Koh & Liang 2017, arXiv:1703.04730, section 4.1, where retraining goes on from the final state.
     """
     check_settings(leave_one_out, locals())
+    check_is_training(training)
     chosen = _check_left_out_indices(indices, training.n_examples)
     if start == "scratch" and n_steps is not None:
         raise InputError('n_steps is for start="warm"; from scratch the whole training is repeated')

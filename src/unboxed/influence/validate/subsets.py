@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,14 @@ from torch import Tensor
 from ... import rng
 from ...errors import InputError
 from ...validation import check_float
+
+
+def to_fraction_tuple(fractions: float | Sequence[float]) -> tuple[float, ...]:
+    """Fractions between 0 and 1, one or several. Raises InputError where there is none."""
+    given = list(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else [fractions]
+    if not given:
+        raise InputError("fractions must be one number or several, between 0 and 1; got none")
+    return tuple(check_float("a fraction", fraction, above=0, below=1) for fraction in given)
 
 
 def left_out_subset_size(fraction: float, n: int) -> int:
