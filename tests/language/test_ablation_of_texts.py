@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import unboxed as ub
 from language.attending import LETTERS, TextTransformer, encoded_letters, open_texts
@@ -65,3 +65,26 @@ def test_all_units_of_the_default_layer() -> None:
     found = ub.activations.ablation(open_texts(TextTransformer()), LETTERS[:2])
     assert found.score_change.shape == (2, len(found.units))
     assert set(ub.plots.figures(found))
+
+
+class PooledTexts(nn.Module):
+    """A layer `act` with one vector of 8 values per text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.h, self.act, self.out = nn.Embedding(20, 6), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        weights = attention_mask[..., None].to(self.h.weight)
+        return self.out(self.act(self.h((self.embed(input_ids) * weights).sum(1) / weights.sum(1))))
+
+
+def test_the_mean_of_one_vector_per_text_where_texts_have_as_many_tokens_as_it_has_values() -> None:
+    model = PooledTexts().double()
+    box = ub.Box(model, ub.Tokens(lambda text: [int(w) for w in text.split()]), outputs="logits")
+    data = ["1 2 3 4 5", "3 1 4 1 5 9 2 6", "8 8"]
+    found = ub.activations.ablation(box, ["1 2"], "act", [0], target=1, replacement="mean", data=data)
+    h, own = box.read(data, ["act"])["act"], box.read(["1 2"], ["act"])["act"].clone()
+    own[:, 0] = h[:, 0].mean()
+    assert torch.allclose(found.ablated_logits[:, 0], model.out(own), atol=1e-10)

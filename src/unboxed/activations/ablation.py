@@ -177,7 +177,8 @@ def _mean_activation_per_unit(box: Box, layer: str, data: Any, axis: int, batch_
         h = box.read(x, [layer], batch_size=batch_size)[layer]
         mask = box.inputs.mask(x) if isinstance(box.inputs, Tokens) else None
         rows = h.movedim(axis, -1)
-        rows = rows[mask] if mask is not None and h.shape[:2] == mask.shape else rows.flatten(0, -2)  # (positions, C)
+        is_per_token = mask is not None and rows.ndim > 2 and rows.shape[:2] == mask.shape  # no (N, C) with C == T
+        rows = (rows[mask] if is_per_token else rows).flatten(0, -2)  # (positions, C)
         total = total.to(h.device) + rows.double().sum(0)
         count += len(rows)
     return (total / count).to(box.dtype)
