@@ -144,3 +144,25 @@ def test_no_allowed_token_is_an_error_that_says_so() -> None:
     box = open_model(MAKERS["bert"])
     with pytest.raises(InputError, match="`allowed` has no token; give those that may be put in"):
         hotflip(box, TEXTS, 0, allowed=[])
+
+
+class BagOfIds(nn.Module):
+    """Knows padding by its id, 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(39)
+        self.embed, self.head = nn.Embedding(10, 4), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weights = (ids != 0).to(self.head.weight)[..., None]
+        return self.head((self.embed(ids) * weights).sum(1) / weights.sum(1).clamp_min(1))
+
+
+@pytest.mark.parametrize("pad_id", [0, None])
+def test_padding_is_no_word_that_is_put_in(pad_id: int | None) -> None:
+    box = ub.Box(BagOfIds().double(), ub.Tokens(lambda t: [int(w) for w in t.split()], pad_id=pad_id), outputs="logits")
+    texts = ["1 2 3", "4 5", "6 7 8 9"]
+    made = hotflip(box, texts, box.predict(texts), max_swaps=2)
+    assert any(made.swaps)
+    assert not any(new == "0" for swaps in made.swaps for _, _, new in swaps)

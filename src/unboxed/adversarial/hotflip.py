@@ -158,8 +158,7 @@ class _SwapVocabulary:
         if allowed is not None and not len(allowed):
             raise InputError("`allowed` has no token; give those that may be put in, or None for all but special ones")
         if allowed is None:
-            special = [int(k) for k in getattr(inputs.tokenizer, "all_special_ids", ())]
-            ids = ids[~torch.isin(ids, ids.new_tensor(special))] if special else ids
+            ids = ids[~torch.isin(ids, ids.new_tensor(sorted(inputs.special_ids())))]
         else:
             names = {name: k for k, name in enumerate(inputs.words(ids.tolist()))}
             if unknown := [word for word in allowed if word not in names]:

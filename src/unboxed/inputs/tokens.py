@@ -72,6 +72,7 @@ class Tokens:
     pad_id: int | None = None
     _layer: nn.Module | None = None  # the embedding layer of the model that these inputs were bound to
     _arguments: tuple[str | None, ...] = ()  # names of the model's arguments: ids, mask, types
+    _has_pad_id: bool = False  # that pad_id was given, or is the tokenizer's: no token of a text
 
     is_text: ClassVar[bool] = True
 
@@ -92,9 +93,11 @@ class Tokens:
                 f"{n_known:,}"
             )
         limit = n_positions(model, self.tokenizer) if self.max_length is None else self.max_length
+        own_pad_id = getattr(self.tokenizer, "pad_token_id", None) if self.pad_id is None else self.pad_id
+        has_pad_id = self._has_pad_id if self._layer is not None else own_pad_id is not None
         return replace(
             self, max_length=limit, embedding=path, pad_id=pad_id_of(self.tokenizer, self.pad_id), _layer=layer,
-            _arguments=id_mask_and_type_argument_names(model),
+            _arguments=id_mask_and_type_argument_names(model), _has_pad_id=has_pad_id,
         )  # fmt: skip
 
     @property
@@ -323,6 +326,15 @@ class Tokens:
         special = set(getattr(self.tokenizer, "all_special_ids", ())) - self._ids_of_unknown_words()
         ids = self.ids(x)
         return torch.isin(ids, ids.new_tensor(list(special))) | ~self.mask(x) if special else ~self.mask(x)
+
+    def special_ids(self) -> set[int]:
+        """Ids that are no word of a text: the tokenizer's special ones, and padding.
+
+        An id that fills shorter texts for want of another is a word, unless the model can know padding by it alone.
+        """
+        is_padding = self._has_pad_id or self._arguments[1:2] == (None,)
+        special = {int(k) for k in getattr(self.tokenizer, "all_special_ids", ())}
+        return special | ({self.pad_id} if is_padding and self.pad_id is not None else set())
 
     def _ids_of_unknown_words(self) -> set[int]:
         """What stands for a word of the text, unless the tokenizer adds the same token, as that of GPT-2 does."""
