@@ -17,9 +17,11 @@ from real_data import SENTENCES, needs_sentences
 from unboxed.cli import app
 from unboxed.engine.linear.erasure import FeatureCovariance
 from unboxed.engine.linear.probing import probe_features
-from unboxed.errors import DataError, InputError, LayerError
+from unboxed.errors import DataError, InputError, LayerError, NaNError
 from unboxed.language._bag_of_words import BagOfWords
 from unboxed.language._sentence_features import PooledTokensView, TokenReader
+from unboxed.language.probing_tasks import ProbingTask
+from unboxed.language.sentence_probing import probe_sentences
 
 N, D = 240, 12
 QUICK: dict[str, Any] = {"n_controls": 1, "n_random": 0}
@@ -327,3 +329,36 @@ def test_the_command(tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, ["probe", *words, "-o", str(out)])
         assert refused.exit_code == 2, refused.output
         assert said in refused.output
+
+
+def vector_of(text: str) -> Tensor:
+    return torch.tensor([float(len(text)), float(text[-1] == "d")])
+
+
+def tense_task() -> ProbingTask:
+    texts = [f"the {w} {verb}" for w in "abcdefgh" for verb in ("rests", "rested")]
+    return ProbingTask("tense", texts, ["now", "past"] * 8, ["tr"] * 8 + ["va"] * 4 + ["te"] * 4)
+
+
+def test_an_encoder_may_return_a_list_or_a_tuple_of_vectors() -> None:
+    want = probe_sentences(lambda texts: torch.stack([vector_of(t) for t in texts]), tense_task())
+    for encoder in (
+        lambda texts: [vector_of(t) for t in texts], lambda texts: tuple(vector_of(t).numpy() for t in texts),
+        lambda texts: [vector_of(t).tolist() for t in texts],
+    ):  # fmt: skip
+        assert probe_sentences(encoder, tense_task()).best.probe.accuracy.mean == want.best.probe.accuracy.mean
+    for wrong in (lambda texts: None, lambda texts: texts, lambda texts: [torch.ones(len(t)) for t in texts]):
+        with pytest.raises(InputError, match="wanted vectors \\(N, D\\) of N texts from the function"):
+            probe_sentences(wrong, tense_task())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_sentences_whose_vector_is_not_finite_are_named(value: float) -> None:
+    task = tense_task()
+
+    def encoder(texts: list[str]) -> Tensor:
+        return torch.stack([vector_of(t) * (value if t == task.sentences[5] else 1) for t in texts])
+
+    with pytest.raises(NaNError, match="row 5") as caught:
+        probe_sentences(encoder, task, batch_size=3)
+    assert caught.value.rows == [5]

@@ -81,13 +81,24 @@ def vectors_of_texts(source: WordVectorsOrTextEncoder, texts: list[str]) -> Tens
     if isinstance(source, WordVectors):
         rows: Tensor = source.vectors[[source.index(t) for t in texts]]
         return rows
-    vectors = torch.as_tensor(source(texts)).detach()
+    vectors = _stacked_vectors(source(texts))
     if vectors.ndim != 2 or len(vectors) != len(texts) or vectors.is_complex():
         raise InputError(
             f"wanted the vectors ({len(texts)}, D) of {len(texts)} texts from {getattr(source, '__name__', source)!r}; "
             f"got shape {tuple(vectors.shape)}"
         )
     return vectors
+
+
+def _stacked_vectors(found: Any) -> Tensor:
+    """What a function of texts returned as one tensor; also a list of vectors. Raises InputError."""
+    try:
+        rows = [torch.as_tensor(v) for v in found] if isinstance(found, (list, tuple)) else []
+        return (torch.stack(rows) if rows else torch.as_tensor(found)).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"wanted vectors (N, D) of N texts from the function; got {type(found).__name__}: {error}"
+        ) from error
 
 
 def _checked_unit_vectors(vectors: Tensor, words: list[str], name: str) -> Tensor:

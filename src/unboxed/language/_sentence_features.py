@@ -14,10 +14,10 @@ from ..engine.linear.erasure import Eraser
 from ..engine.read.attention_maps import attending_blocks
 from ..engine.read.features import hidden_layer_input_addresses
 from ..engine.rows import evenly_spaced_indices
-from ..errors import InputError, LayerError
+from ..errors import InputError, LayerError, NaNError
 from ..inputs.tokens import Tokens
 from ..model.batching import BatchSize, map_in_batches
-from ..model.nan_checks import check_no_nan
+from ..model.nan_checks import check_no_nan, row_numbers_text
 from ..objectives import mean_over_positions
 from ._lookup import vectors_of_texts
 from .vectors import WordVectors
@@ -46,7 +46,10 @@ class SentenceFeatures:
 
 
 def features_by_function(encoder: Any, sentences: Sequence[str], batch_size: BatchSize) -> SentenceFeatures:
-    """Vectors (N, D) by a function from texts to vectors. Raises InputError where it returns something else."""
+    """Vectors (N, D) by a function from texts to vectors.
+
+    Raises InputError where it returns something else, and NaNError that names the sentences whose vectors are NaN.
+    """
     limit = MAX_SENTENCES_PER_BATCH
     parts = map_in_batches(
         lambda rows: vectors_of_texts(encoder, list(sentences[rows])), len(sentences), batch_size, limit
@@ -55,7 +58,18 @@ def features_by_function(encoder: Any, sentences: Sequence[str], batch_size: Bat
         raise InputError(
             f"the encoder gives vectors of {' and '.join(map(str, sorted(sizes)))} values; wanted one size"
         )
-    return SentenceFeatures({"encoder": torch.cat(parts)})
+    return SentenceFeatures({"encoder": _check_finite_vectors(torch.cat(parts))})
+
+
+def _check_finite_vectors(h: Tensor) -> Tensor:
+    """The vectors (N, D) themselves. Raises NaNError that names the rows that hold NaN or infinite values."""
+    if rows := (~h.isfinite().all(1)).nonzero()[:, 0].tolist():
+        raise NaNError(
+            f"the encoder gives NaN or infinite values for {row_numbers_text(rows)}: nothing can be read from them; "
+            "repair it, or leave these sentences out",
+            rows, "the encoder",
+        )  # fmt: skip
+    return h
 
 
 def features_by_word_vectors(vectors: WordVectors, sentences: Sequence[str]) -> SentenceFeatures:
