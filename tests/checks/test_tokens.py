@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import unboxed as ub
-from checks.outlier_vit import PLANTED, images_with_white_patches, outlier_box
+from checks.outlier_vit import PLANTED, SIDE, OutlierViT, images_with_white_patches, outlier_box
 from unboxed.checks import outlier_tokens
 from unboxed.checks.tokens import ATTENTION_OF_LAST_BLOCK
 from unboxed.errors import DataError, InputError, LayerError
@@ -46,6 +47,72 @@ def test_the_maps_that_they_spoil_are_named(found: ub.checks.TokenCheck) -> None
     assert 0.3 < attention.after < 3
     assert found.maps["rollout"].after < found.maps["rollout"].before
     assert ATTENTION_OF_LAST_BLOCK in str(found)
+
+
+class WithoutClassToken(OutlierViT):
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.patches(x).flatten(2).mT + self.positions[:, 1:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h).mean(1))
+
+
+def attention_by_hand(block: Any, h: Tensor) -> Tensor:
+    """(n, T, T) of a block, the mean over heads."""
+    n, t, d = h.shape
+    q, k, _ = (z.view(n, t, 2, -1).transpose(1, 2) for z in block.attend.qkv(block.norm1(h)).chunk(3, -1))
+    return (q @ k.mT / (d // 2) ** 0.5).softmax(-1).mean(1)
+
+
+def test_attention_without_a_class_token_is_the_mean_of_the_patches() -> None:
+    """As it is, and with the register, which is no patch."""
+    model: Any = WithoutClassToken(3.0).eval()
+    x, white = images_with_white_patches()
+    found = ub.checks.tokens(ub.Box(model, ub.Pixels((1, SIDE, SIDE)), outputs="logits"), x)
+    assert bool((found.outliers == white).all())
+    assert [(n.layer, n.unit) for n in found.neurons] == [PLANTED]
+    x, white = x[:8], white[:8]
+    with torch.no_grad():
+        plain = model.tokens(x)
+        with_register = torch.cat([torch.zeros_like(plain[:, :1]), plain], 1)
+        for i, block in enumerate(model.blocks[:2]):
+            plain = block(plain)
+            h = with_register + block.attend(block.norm1(with_register))
+            a = block.act(block.fc1(block.norm2(h)))
+            if i == 1:
+                largest = a[:, 1:, PLANTED[1]].amax(1)
+                a[:, :, PLANTED[1]] = 0
+                a[:, 0, PLANTED[1]] = largest
+            with_register = h + block.fc2(a)
+        before = attention_by_hand(model.blocks[2], plain).mean(1)
+        after = attention_by_hand(model.blocks[2], with_register)[:, 1:, 1:].mean(1)
+    attention = found.maps[ATTENTION_OF_LAST_BLOCK]
+    assert attention.before == pytest.approx(float(before[white].mean() / before[~white].mean()), rel=1e-4)
+    assert attention.after == pytest.approx(float(after[white].mean() / after[~white].mean()), rel=1e-4)
+
+
+def test_outliers_of_one_image_alone_are_not_tested_on_it() -> None:
+    x = images_with_white_patches()[0]
+    x[1:].clamp_(max=0.4)
+    found = ub.checks.tokens(outlier_box(), x)
+    assert found.outliers.any(1).tolist() == [True] + [False] * (len(x) - 1)
+    assert found.neurons[0].unit == PLANTED[1]
+    assert (found.verdict, found.moved != found.moved) == ("not tested", True)
+    assert "in one image alone" in found.reason
+    assert "other images" not in found.reason
+    assert set(ub.plots.figures(found, data=x)) == {"lengths", "places", "maps"}
+
+
+def test_the_longest_patch_is_measured_as_outliers_are() -> None:
+    """By the median of all images: an image of short patches and a long one has no outlier by it."""
+    norms = torch.ones(4, 1, 16)
+    norms[3] = 0.5
+    norms[3, 0, 0] = 2.0  # four times its own image's median, twice that of all
+    found = ub.checks.TokenCheck(("b",), norms, torch.zeros(4, 16, dtype=torch.bool), (4, 4), 3.0)
+    assert found.reason == "No patch is 3 times as long as the median one; the longest is 2.0 times."
 
 
 def test_nothing_is_claimed_of_a_model_without_outliers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -65,7 +66,8 @@ class TokenCheck(ResultMixin):
         first_block: The block after which the first outliers are; empty without any.
         worst_block: The block after which most are.
         neurons: Those that make them, the strongest first, found on half of the images.
-        moved: The share of the other half's outliers that are gone with the register; NaN without outliers.
+        moved: The share of the other half's outliers that are gone with the register; NaN without outliers there, as
+            where one image alone has some.
         moved_at_random: The same with as many random neurons of the same layers.
         norms_with_register: (N, L, P), or None.
         kept: Share of the images whose predicted class stays; NaN without a register.
@@ -90,15 +92,17 @@ class TokenCheck(ResultMixin):
 
     @property
     def verdict(self) -> str:
-        """One of "no outliers", "moved" (a register takes them) and "not moved"."""
+        """One of "no outliers", "moved" (a register takes them), "not moved" and "not tested" (one image has some)."""
         if not bool(self.outliers.any()):
             return "no outliers"
+        if self.neurons and math.isnan(self.moved):
+            return "not tested"
         return "moved" if self.moved >= MIN_MOVED_SHARE and self.moved > self.moved_at_random else "not moved"
 
     @property
     def reason(self) -> str:
         """The verdict's reason in one sentence."""
-        largest = float((self.norms / self.norms.flatten(2).median(2, keepdim=True).values).max())
+        largest = float((self.norms / _median_norms(self.norms)).max())
         if self.verdict == "no outliers":
             return (
                 f"No patch is {self.min_ratio:g} times as long as the median one; the longest is {largest:.1f} times."
@@ -108,6 +112,10 @@ class TokenCheck(ResultMixin):
         made = f"{len(self.neurons)} neuron{'s' * (len(self.neurons) != 1)}"
         if not self.neurons:
             return f"{found}; no neuron writes more there than elsewhere."
+        if self.verdict == "not tested":
+            return (
+                f"{found}, in one image alone; moving {made} to a register was not tested, for want of another image."
+            )
         gone = f"of those in other images {self.moved:.0%} are gone ({self.moved_at_random:.0%} with random neurons)"
         return f"{found}; with {made} moved to a register, {gone}."
 
@@ -190,8 +198,12 @@ def tokens(
 
 def _outliers(norms: Tensor, min_ratio: float) -> Tensor:
     """(N, L, P) bool: longer than this many medians over all images' patches after the block."""
-    median = norms.transpose(0, 1).flatten(1).median(1).values  # (L,)
-    return norms > min_ratio * median[:, None]
+    return norms > min_ratio * _median_norms(norms)
+
+
+def _median_norms(norms: Tensor) -> Tensor:
+    """(L, 1): the median over all images' patches after each block, of (N, L, P)."""
+    return norms.transpose(0, 1).flatten(1).median(1, keepdim=True).values
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,9 +247,9 @@ class _ConceptSearch:
         return float((self.box.predict(self.x) == box.predict(self.x)).double().mean())
 
     def _halves(self) -> tuple[Tensor, Tensor]:
-        """Every second image with outliers, and the others with some; one image alone is both."""
+        """Every second image with outliers, and the others with some: none where one image alone has them."""
         rows = self.outliers.any(1).nonzero().flatten()
-        return (rows, rows) if len(rows) < 2 else (rows[::2], rows[1::2])
+        return rows[::2], rows[1::2]
 
     def _fewest_that_move(self, ranked: Sequence[RegisterNeuron], rows: Tensor) -> int:
         sizes = sorted({min(n, len(ranked)) for n in N_NEURONS_TRIED} | {len(ranked)})
@@ -260,7 +272,12 @@ class _ConceptSearch:
         return inner.norms(box, x, {}, self.batch_size)
 
     def _moved(self, box: Box, rows: Tensor) -> float:
-        """The share of these images' outliers that the register leaves none of: fewer, wherever they are."""
+        """The share of these images' outliers that the register leaves none of: fewer, wherever they are.
+
+        NaN of no images.
+        """
+        if not len(rows):
+            return float("nan")
         before = float(self.outliers[rows].sum())
         norms = self._norms(box, self.x[rows])[:, self.worst]
         left = float((norms > self.min_ratio * norms.median()).sum())
@@ -299,9 +316,12 @@ def _map_ratio(
 ) -> float | None:
     """The mean magnitude of a map at outliers (n, P), divided by that elsewhere; None where there is no such map."""
     if name == ATTENTION_OF_LAST_BLOCK:
-        patches = torch.cat(map_in_batches(lambda rows: _last_attention(box, x[rows]), len(x), "auto", 16))[
-            :, -outliers.shape[1] :
-        ]
+        has_class_token = blocks.grid.n_extra_tokens > 0
+        patches = torch.cat(
+            map_in_batches(
+                lambda rows: _last_attention(box, x[rows], outliers.shape[1], has_class_token), len(x), "auto", 16
+            )
+        )
     else:
         method = _map_cards()[name].method
         takes_target = "target" in inspect.signature(method).parameters
@@ -315,9 +335,9 @@ def _map_ratio(
 
 
 @rerun_after_finding_head_order
-def _last_attention(box: Box, x: Tensor) -> Tensor:
-    """(n, T) of the class token to the others, or the mean of all tokens, over heads."""
+def _last_attention(box: Box, x: Tensor, n_patches: int, has_class_token: bool) -> Tensor:
+    """(n, P) of the class token to the patches, or the mean of that of all patches, over heads."""
     with box.isolated(grad=False), recording_attention(box, x) as maps:
         box.forward(x, {"output"})
-    weights = require_attention_maps(maps)[-1].weights.mean(1)
-    return weights[: len(x), 0]
+    weights = require_attention_maps(maps)[-1].weights[: len(x)].mean(1)[..., -n_patches:]  # (n, T, P)
+    return weights[:, 0] if has_class_token else weights[:, -n_patches:].mean(1)  # a register is no patch
