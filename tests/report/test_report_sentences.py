@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from unboxed.report import concepts, map, score_intervals
+import unboxed as ub
+from unboxed.report import SECTIONS, concepts, map, score_intervals
 from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word_length, n_phone_columns
 from unboxed.report.finding import Example
 from unboxed.report.pictures import PageImage, PageImageStore
@@ -58,3 +60,30 @@ def test_pairs_stay_together_and_words_whole() -> None:
     assert longest_caption_word_length(figures) == len("predicted")
     assert n_phone_columns(7, 112, longest_caption_word_length(figures)) == 3
     assert n_phone_columns(4, 112, longest_caption_word_length(figures)) == 2
+
+
+class BiasOfItsOwn(nn.Module):
+    """As position biases of transformers: its module runs on no tensor, and not once per example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(1, 3))
+
+    def forward(self) -> Tensor:
+        return self.table
+
+
+class WithBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.fc, self.bias = nn.Flatten(), nn.Linear(64, 3), BiasOfItsOwn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.flat(x)) + self.bias()
+
+
+def test_modules_that_run_on_no_tensor_have_no_activations_to_show(tmp_path: Path) -> None:
+    box = ub.Box(WithBias(), ub.Pixels((1, 8, 8)))
+    sections = [section for section in SECTIONS if section.slug == "activations"]
+    made = ub.report(box, (torch.rand(6, 1, 8, 8), torch.arange(6) % 3), tmp_path, sections=sections, quiet=True)
+    assert made.failures == {}
