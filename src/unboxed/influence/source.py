@@ -81,7 +81,8 @@ def source(
         labels: Correct classes (N,), or one for all. Their loss is explained; None is the predicted class.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         checkpoints: Checkpoints of the training: state dicts, or paths of files that hold them. In the order of the
-            training; they are spread over the segments, at least one for each.
+            training; they are spread over the segments, at least one for each. Boxes and modules count
+            by their weights.
         lr: Learning rate, or one per segment: the mean in it. With momentum m it is that of SGD, divided by 1 - m.
         n_steps: Number of steps of the training, or one per segment.
         segments: Number of stretches of constant curvature.

@@ -52,7 +52,7 @@ def tracin(
         labels: Correct classes (N,), or one for all. Their loss is explained; None is the predicted class.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         checkpoints: Checkpoints of the training: state dicts, or paths of files that hold them. A file is read when its
-            turn comes; nothing in it is executed.
+            turn comes; nothing in it is executed. Boxes and modules count by their weights.
         lr: Learning rate at the checkpoints: one for all, or one for each.
         steps_per_checkpoint: Optimizer steps that a checkpoint stands for: one for all, or for each. In an epoch they
             are the number of examples divided by the batch size. With them, scores are nats; None is the paper's sum,

@@ -67,7 +67,7 @@ def trak(
         labels: Correct classes (N,), or one for all. Their loss is explained; None is the predicted class.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         models: Models trained from other seeds: state dicts, or paths of files that hold them. The box's own state
-            counts where it is among them. None is the box alone.
+            counts where it is among them; boxes and modules count by their weights. None is the box alone.
         dim: Number of dimensions to which gradients are projected. Below the number of training examples; too small a
             number is noise, too large a one fits it.
         reweighted: Weight training examples by p (1 - p) in the kernel, as a Newton step does. The paper leaves these
