@@ -6,6 +6,7 @@
   const tools = root.querySelector(".map-tools");
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const N = data.n, K = data.k, CELLS = 64, THUMB = 30, LABELS = 80, TRIED = 2000, FOUND = 8;
+  const LEAST = N > 30000 ? 1 : 1.6;  // radius of a dot, in pixels: many are drawn smaller, which is quicker, too
 
   function typed(kind, text) {
     const raw = atob(text), bytes = new Uint8Array(raw.length);
@@ -60,7 +61,7 @@
   const atlas = new Image();
   if (data.atlas) { atlas.onload = () => { ready = true; show(); draw(); }; atlas.src = data.atlas.src; }
 
-  function radius() { return Math.min(7, Math.max(1.6, Math.min(5, 0.12 * side / Math.sqrt(N))) * Math.sqrt(Math.sqrt(zoom))); }
+  function radius() { return Math.min(7, Math.max(LEAST, Math.min(5, 0.12 * side / Math.sqrt(N))) * Math.sqrt(Math.sqrt(zoom))); }
   function themed() {
     const style = getComputedStyle(document.documentElement), get = (name) => style.getPropertyValue(name).trim();
     colors = { ground: get("--paper"), ink: get("--ink"), soft: get("--soft"), accent: get("--accent") };
@@ -75,7 +76,7 @@
   // Dots are written as pixels: ten thousand canvas calls per frame would be too slow. A dot is the list of its
   // pixels and their colors; its soft edge is mixed with the ground, so that a thin rim separates it from dots below.
   function dot(group, mistaken, faded) {
-    const r = Math.max(1.5, Math.round(2 * radius() * ratio) / 2), key = 4 * group + 2 * mistaken + faded;
+    const r = Math.max(Math.min(1.5, LEAST), Math.round(2 * radius() * ratio) / 2), key = 4 * group + 2 * mistaken + faded;
     if (dots.r !== r || dots.wide !== canvas.width) { dots = []; dots.r = r; dots.wide = canvas.width; }
     if (dots[key]) return dots[key];
     const fill = rgb(data.colors[group]), ground = rgb(colors.ground), ink = rgb(colors.ink), line = mistaken ? 1.4 * ratio : 0;
@@ -112,11 +113,12 @@
   }
   function points(faded) {
     const s = side * zoom * ratio, x0 = left * ratio, y0 = top * ratio, w = canvas.width, h = canvas.height;
+    const kinds = [];  // of dots, by group and mark: found once a frame
     for (let j = 0; j < N; j++) {
-      const i = order[j];
+      const i = order[j], kind = 2 * groups[i] + wrong[i];
       if (only >= 0 && (groups[i] !== only) !== faded) continue;
       const x = Math.round(x0 + at[2 * i] * s), y = Math.round(y0 + at[2 * i + 1] * s);
-      const d = dot(groups[i], wrong[i], faded ? 1 : 0), e = d.reach;
+      const d = kinds[kind] || (kinds[kind] = dot(groups[i], wrong[i], faded ? 1 : 0)), e = d.reach;
       if (x < e || y < e || x >= w - e || y >= h - e) continue;  // whole dots only: no pixel of a row runs into the next
       const base = y * w + x, shift = d.shift, color = d.color;
       for (let k = 0; k < shift.length; k++) pixels[base + shift[k]] = color[k];
