@@ -30,6 +30,7 @@ from .model.isolation import IsolatedModel, Mode
 from .model.language_models import is_next_token_output, output_names_of_model, scores_at_answer_position
 from .model.layers import Layers
 from .model.locks import holding_locks
+from .model.maskless_texts import check_padding_changes_nothing
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem_text
 from .model.outputs import OutputKind, OutputReader, class_names_in_config, with_batch_axis
@@ -425,7 +426,8 @@ class Box:
             that cannot be read, with a warning.
 
         Raises:
-            InputError: when shape, dtype or range are wrong, values are NaN or infinite, or nothing can be read.
+            InputError: when shape, dtype or range are wrong, values are NaN or infinite, or nothing can be read; for
+                texts of several lengths where the model takes no mask and its answers change with padding.
 
         Example:
             >>> import torch, unboxed as ub
@@ -438,10 +440,10 @@ class Box:
         self.refresh(hooks=False)
         x = self.inputs.check(to_batch(x, self.inputs))
         with state.leaving_inference_mode():
-            packed = self.inputs.pack(x)
-            if packed.dtype == self.dtype and packed.device == self.device:
-                return packed.detach().clone()
-            return packed.detach().to(self.device, self.dtype, copy=True)
+            packed = state.copy_to(self.inputs.pack(x), self.device, self.dtype)
+        if not self.stochastic:  # else the same text has other answers by chance
+            check_padding_changes_nothing(self.inputs, x, packed, lambda h: self.read(h, "logits")["logits"])
+        return packed
 
     def restore_structure(self, h: Tensor) -> Any:
         """Give a packed result the structure that the inputs came in. The last line of most methods.

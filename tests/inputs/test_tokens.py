@@ -337,3 +337,41 @@ def test_words_are_drawn(box: ub.Box) -> None:
     assert [len(words) for words in a.tokens] == [6, 13, 3]
     figure = ub.plots.figures(a, box)["attribution"]
     assert figure.size[0] > 700
+
+
+class WithoutMask(nn.Module):
+    """Takes no mask: the mean over all tokens, over those that are not 0, or what the last one reads of those before"""
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reads, self.embed, self.head = reads, nn.Embedding(10, 4), nn.Linear(4, 10)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = torch.tanh(self.embed(ids))
+        if self.reads == "before":  # a causal language model
+            return self.head(h.cumsum(1))
+        weights = (ids != 0 if self.reads == "not 0" else ids == ids).to(h)[..., None]
+        return self.head((h * weights).sum(1) / weights.sum(1))
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split()]
+
+
+def test_texts_whose_padding_changes_the_answers_are_refused() -> None:
+    box = ub.Box(WithoutMask("all"), ub.Tokens(numbers), outputs="logits")
+    for texts in (
+        ["1 2", "3 4 5 6"],
+        {"input_ids": torch.tensor([[1, 2, 0], [3, 4, 5]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])},
+    ):
+        with pytest.raises(InputError, match="padding changes the model's answers: its forward has no argument"):
+            box(texts)
+    assert torch.allclose(box(["1 2", "3 4"])[:1], box(["1 2"]))
+    assert torch.equal(box(torch.tensor([[1, 0]])), box.model(torch.tensor([[1, 0]])).detach())  # a token, no padding
+
+
+@pytest.mark.parametrize("reads", ["not 0", "before"])
+def test_a_text_has_one_answer_where_padding_changes_nothing(reads: str) -> None:
+    box = ub.Box(WithoutMask(reads), ub.Tokens(numbers), outputs="logits")
+    assert torch.allclose(box(["1 2", "3 4 5 6"])[:1], box(["1 2"]), atol=1e-6)

@@ -38,7 +38,8 @@ class Tokens:
     x is then a list of texts, of pairs of texts, or a tokenizer's dict of tensors. Inside, a batch is one tensor
     (N, T, D + 3): each token's embedding, as the model's own embedding layer gives it, then its id, whether it is a
     token or padding, and its type. The model gets ids and mask as it always does; what its embedding layer returns is
-    replaced by the embeddings, so that gradients and masks act on them, whatever the model does with ids besides.
+    replaced by the embeddings, so that gradients and masks act on them, whatever the model does with ids besides. A
+    model without an argument for the mask, and whose answers padding changes, takes texts of one length at a time.
 
     Args:
         tokenizer: A Hugging Face tokenizer, or a function of a text that returns its ids (a list of ints).
@@ -121,6 +122,11 @@ class Tokens:
     def shape(self) -> tuple[int, ...]:
         """(T, D + 3) of a short text: T is that of the longest text of a batch."""
         return min(N_RANDOM_TEXT_TOKENS, self.max_length or N_RANDOM_TEXT_TOKENS), self.width + N_TOKEN_META_COLUMNS
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the model has an argument for the mask, and so can know padding."""
+        return any(self._arguments[1:2])
 
     # -- texts to tensors ----------------------------------------------------------------------------------------------
 
@@ -332,7 +338,7 @@ class Tokens:
 
         An id that fills shorter texts for want of another is a word, unless the model can know padding by it alone.
         """
-        is_padding = self._has_pad_id or self._arguments[1:2] == (None,)
+        is_padding = self._has_pad_id or not self.takes_mask
         special = {int(k) for k in getattr(self.tokenizer, "all_special_ids", ())}
         return special | ({self.pad_id} if is_padding and self.pad_id is not None else set())
 

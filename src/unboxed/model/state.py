@@ -257,6 +257,13 @@ def leaving_inference_mode() -> AbstractContextManager[None]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else NULL_CONTEXT
 
 
+def copy_to(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy without its graph."""
+    if x.dtype == dtype and x.device == device:
+        return x.detach().clone()
+    return x.detach().to(device, dtype, copy=True)
+
+
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run outside the caller's inference_mode: what is made there can have no gradient."""
 
