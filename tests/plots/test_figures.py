@@ -111,7 +111,7 @@ def test_several_inputs_have_a_figure_each(kind: str) -> None:
     from contracts.test_multi_input import case as multi_input_case
 
     c = multi_input_case(kind)
-    assert len(figures(ub.attribution.gradient(c.box, c.x, 0), c.box)) == 2
+    assert len(figures(ub.attribution.gradient(c.box, c.x, 0), c.box)) == 3  # all of them, and each
 
 
 def test_results_of_several_models_are_drawn_by_name(case: Any) -> None:
