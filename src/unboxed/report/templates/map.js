@@ -143,7 +143,7 @@
   }
   function framed(i) {  // an image with its class's color around it, cached for the next frames
     if (cache.has(i)) return cache.get(i);
-    if (cache.size >= 2000) cache.clear();
+    if (cache.size >= 2000) cache.delete(cache.keys().next().value);  // the one that was made first
     const made = document.createElement("canvas"), size = THUMB * ratio;
     made.width = made.height = Math.round(size + 3 * ratio);
     const p = made.getContext("2d");
