@@ -80,4 +80,4 @@ def maps(
 
 
 def _leaf_call_addresses(box: Box) -> list[str]:
-    return [address for row in box.layers.leaves if row.has_input and row.has_batch_axis for address in row.addresses]
+    return [address for row in box.layers.leaves if row.runs_per_example for address in row.addresses]

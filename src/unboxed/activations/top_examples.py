@@ -154,7 +154,7 @@ def top_examples(
 def _last_weighted_layer_input(box: Box) -> str:
     """The input of the last layer with weights."""
     embedding_types = (nn.Embedding, nn.EmbeddingBag)  # their inputs are indices, not features
-    rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.n_parameters]
+    rows = [row for row in box.layers.leaves if row.runs_per_example and row.n_parameters]
     rows = [row for row in rows if not isinstance(box.modules[row.path], embedding_types)]
     if not rows:
         return "logits"

@@ -36,7 +36,7 @@ def resolve_unit_layers(box: Box, layers: Sequence[str] | str | None, axis: int 
 
 def _default_unit_layers(box: Box, axis: int) -> list[str]:
     rows = channels_first_layers(box) if axis == 1 else box.layers.leaves
-    leaves = [row for row in rows if row.has_input and row.has_batch_axis and row.shape]
+    leaves = [row for row in rows if row.runs_per_example and row.shape]
     with_weights = [row for row in leaves if row.n_parameters] or leaves
     return [address for row in with_weights for address in row.addresses]
 

@@ -164,7 +164,7 @@ def default_addresses(source: ImageSource, max_layers: int = MAX_DEFAULT_LAYERS)
     Not a generator's last: it is the image itself.
     """
     box = source.box
-    leaves = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis]
+    leaves = [row for row in box.layers.leaves if row.runs_per_example]
     with_maps = (
         {row.path: _is_map_shape(row.shape) and is_channels_first_type(row.type) is not False for row in leaves}
         if source.is_generator

@@ -36,6 +36,11 @@ class Layer:
     has_batch_axis: bool = True  # the first axis of its output is the batch
 
     @property
+    def runs_per_example(self) -> bool:
+        """Whether it turns a tensor into one row per example: a module of position biases does not."""
+        return self.has_input and self.has_batch_axis
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """One per call: the path alone where it is called once."""
         return (self.path,) if self.n_calls == 1 else tuple(f"{self.path}#{k}" for k in range(self.n_calls))

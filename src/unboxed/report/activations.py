@@ -73,8 +73,7 @@ def find(context: ReportContext) -> ActivationsFinding:
 
 def _evenly_sampled_leaf_addresses(context: ReportContext) -> list[str]:
     """The leaves in the order in which they run, evenly sampled."""
-    leaves = context.box.layers.leaves  # some run on no tensor, or not once per example: position biases
-    names = [r.addresses[0] for r in leaves if r.shape and r.has_input and r.has_batch_axis]
+    names = [r.addresses[0] for r in context.box.layers.leaves if r.shape and r.runs_per_example]
     return [names[i] for i in draw.evenly_spaced_indices(len(names), MAX_SHOWN_LAYERS)]
 
 

@@ -159,7 +159,7 @@ def _max_cka_difference_between_halves(box: Box, other: Box, x: Tensor) -> float
 
 def _evenly_sampled_weighted_layers(box: Box) -> list[str]:
     """Layers with weights, evenly sampled; where there are fewer than two, all."""
-    rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.shape]
+    rows = [row for row in box.layers.leaves if row.runs_per_example and row.shape]
     with_weights = [row for row in rows if row.n_parameters]
     with_weights = with_weights if len(with_weights) > 1 else rows
     names = [row.addresses[0] for row in with_weights]

@@ -105,7 +105,7 @@ def _make_layer_units(context: ReportContext, top: TopExamples, indices: Sequenc
 
 def _no_units_layer_reason(context: ReportContext) -> str:
     """Why no layer is shown."""
-    if any(r.n_parameters and r.has_input and r.has_batch_axis and r.shape for r in context.box.layers.leaves):
+    if any(r.n_parameters and r.runs_per_example and r.shape for r in context.box.layers.leaves):
         return "No layer of this model is known to have its units on axis 1; those of tokens are on the last axis."
     return "No layer of this model has units: no module with weights outputs one row per example."
 
@@ -119,7 +119,7 @@ def _last_and_middle_layers(context: ReportContext) -> list[str]:
 
     Each after its activation function, if that is a module.
     """
-    rows = [r for r in context.box.layers.leaves if r.has_input and r.has_batch_axis and r.shape]
+    rows = [r for r in context.box.layers.leaves if r.runs_per_example and r.shape]
     channel_layers = {r.path for r in channels_first_layers(context.box)}
     with_weights = [i for i, r in enumerate(rows) if r.n_parameters and not _is_activation_or_norm(r)]
     with_channels = [i for i in with_weights if rows[i].path in channel_layers]

@@ -139,7 +139,7 @@ def blocks_around_attention(box: Box, maps: Sequence[AttentionMap]) -> list[str]
     shape_by_path = {
         row.path: row.shape
         for row in sorted(box.layers, key=lambda row: row.path.count("."))
-        if row.path and row.n_calls == 1 and len(row.shape) == 2 and row.has_input and row.has_batch_axis
+        if row.path and row.n_calls == 1 and len(row.shape) == 2 and row.runs_per_example
     }
     holding = {a: [m for m in maps if f"{m.path}.".startswith(f"{a}.")] for a in shape_by_path}
     inside = [[a for a, held in holding.items() if held == [m]] for m in maps]

@@ -199,7 +199,7 @@ def unit_layer_addresses(box: Box) -> tuple[str, ...]:
 
     Not a final softmax, which comes after the logits. Raises LayerError where there is none.
     """
-    rows = [row for row in box.layers.leaves if row.has_input and row.has_batch_axis and row.shape]
+    rows = [row for row in box.layers.leaves if row.runs_per_example and row.shape]
     if rows and rows[-1].type in FINAL_ACTIVATION_TYPES:
         rows = rows[:-1]
     leaf_addresses = tuple(address for row in rows for address in row.addresses)

@@ -32,7 +32,7 @@ def hidden_layer_input_addresses(box: Box, max_layers: int | None = None) -> lis
 
     An input address is valid for any spelling of the nonlinearity before the layer.
     """
-    rows = [row for row in box.layers.leaves if row.n_parameters and row.has_input and row.has_batch_axis]
+    rows = [row for row in box.layers.leaves if row.n_parameters and row.runs_per_example]
     addresses = [input_address(a) for row in rows for a in row.addresses][1:]
     if max_layers is None or len(addresses) <= max_layers:
         return addresses
