@@ -124,14 +124,14 @@ class _VectorFileHeader:
     dimensions: int = 0
 
 
-def _open_maybe_gzipped(file: Path) -> IO[bytes]:
+def open_maybe_gzipped(file: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb"))
 
 
 def _read_header(file: Path) -> _VectorFileHeader:
     """The format of a file, from its first bytes. Raises DataError."""
     try:
-        with _open_maybe_gzipped(file) as stream:
+        with open_maybe_gzipped(file) as stream:
             line, sample = stream.readline(MAX_FIRST_LINE_BYTES), stream.read(FORMAT_SAMPLE_BYTES)
     except ERRORS_OF_UNREADABLE_FILES as error:
         raise DataError(f"{file} cannot be read: {error}") from error
@@ -191,7 +191,7 @@ def _check_vector_lines(file: Path, header: _VectorFileHeader, limit: int | None
     """Every line has a word and as many numbers as there are dimensions. Raises DataError, which names the line."""
     number = n_lines = 0
     try:
-        with _open_maybe_gzipped(file) as stream:
+        with open_maybe_gzipped(file) as stream:
             for number, line in _numbered_lines(stream, header, limit):
                 n_lines += 1
                 n_numbers = line.rstrip().count(b" ")
@@ -219,7 +219,7 @@ def _unreadable_line_text(file: Path, header: _VectorFileHeader, limit: int | No
     if header.layout != "text":
         promised = f": its header promises {header.words:,} vectors of {header.dimensions}" if header.words else ""
         return f"{file} is broken or ends early{promised} ({error or type(error).__name__})"
-    with _open_maybe_gzipped(file) as stream:
+    with open_maybe_gzipped(file) as stream:
         for number, line in _numbered_lines(stream, header, limit):
             if reason := _unreadable_line_reason(line):
                 return f"line {number} of {file}: {reason}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import zlib
 from collections import Counter
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError, InputError
 from ..validation import missing_path_text
+from .files import open_maybe_gzipped
 
 FLAGS = ("tr", "va", "te")
 WANTED_LINE = 'wanted "tr", "va" or "te", a tab, a label, a tab and a sentence'
@@ -126,7 +126,7 @@ def _numbered_lines(file: Path) -> list[tuple[int, str]]:
     """(line number from 1, line) of those that are not blank. Raises DataError."""
     number, lines = 0, list[tuple[int, str]]()
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with open_maybe_gzipped(file) as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     lines.append((number, line.decode("utf-8").rstrip("\r\n")))

@@ -356,6 +356,7 @@
   function matches(text) {  // the word itself, words that begin with it, words that hold it: the most frequent first
     const wanted = text.trim().toLowerCase(), kinds = [[], [], []];
     if (!wanted) return [];
+    lowered = lowered || examples.map((word) => word.toLowerCase());
     for (let i = 0; i < N && kinds[0].length + kinds[1].length < FOUND; i++) {
       const where = lowered[i].indexOf(wanted);
       if (where < 0) continue;
@@ -369,11 +370,9 @@
     if (zoom > 1) { left = width / 2 - at[2 * i] * side * zoom; top = height / 2 - at[2 * i + 1] * side * zoom; bounded(); }
     choose(i);
   }
-  let lowered = [];
+  let lowered = null;  // the words in lower case, once one is searched for
   if (search) {
-    search.addEventListener("focus", () => { if (!lowered.length) lowered = examples.map((word) => word.toLowerCase()); });
     search.addEventListener("input", () => {
-      if (!lowered.length) lowered = examples.map((word) => word.toLowerCase());
       const list = matches(search.value);
       found.replaceChildren(...list.map((i) => {
         const made = line("button", examples[i]);
