@@ -50,6 +50,11 @@ def test_opening_a_model_imports_no_compiler() -> None:
     assert python(f"import sys, unboxed as ub; {opened}; print('torch._dynamo' in sys.modules)") == "False"
 
 
+def test_the_explain_command_imports_no_distributions() -> None:
+    """They take half a second, and only some of what it imports draws on them."""
+    assert python("import sys, unboxed.cli.explain; print('scipy.stats' in sys.modules)") == "False"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_of_the_stub_resolves(name: str) -> None:
     assert getattr(unboxed, name) is not None

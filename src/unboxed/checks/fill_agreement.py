@@ -10,8 +10,7 @@ import math
 from collections.abc import Mapping
 from itertools import combinations
 
-from scipy.stats import kendalltau
-
+from ..engine.rank_correlation import kendall_tau
 from .verdict import Verdict
 
 MIN_AGREEMENT_KENDALL_TAU = 0.8  # Kendall's tau, from which on the fills give nearly the same order
@@ -28,7 +27,7 @@ def fill_agreement(verdicts: Mapping[str, Verdict]) -> tuple[float, tuple[str, s
     """Kendall's tau between the orders of the two fills that agree the least, and these fills; NaN for fewer than two
     methods or fills."""
     columns = {fill: [*gains.values()] for fill, gains in _relevance_gains_by_fill(verdicts).items() if len(gains) > 1}
-    pairs = [(float(kendalltau(columns[a], columns[b]).statistic), (a, b)) for a, b in combinations(columns, 2)]
+    pairs = [(kendall_tau(columns[a], columns[b]), (a, b)) for a, b in combinations(columns, 2)]
     return min(pairs, default=(math.nan, ("", "")))
 
 

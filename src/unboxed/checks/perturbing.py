@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import rng
 from ..box import Box
+from ..engine.memory_format import faster_memory_format
 from ..engine.perturb.masking import class_probability_objective
 from ..engine.results import attribution_map
 from ..errors import InputError, OutputError
@@ -195,10 +196,13 @@ def perturbed_scores(
     batch-dependent model or objective, a batch is all examples under one perturbation.
     """
 
+    addresses = objective.layers | ({"logits"} if predict else set())
+    layout = faster_memory_format(box, addresses)
+
     def score_rows(examples: Tensor, samples: Tensor) -> list[Tensor]:
         with box.isolated(grad=False):
             x, *extras = perturb(examples, samples)
-            acts = box.forward(x, objective.layers | ({"logits"} if predict else set()))
+            acts = box.forward(x.to(memory_format=layout), addresses)
             columns = [objective.rows(examples)(acts).to(torch.float64), *extras]
             return [*columns, mean_over_positions(acts["logits"]).argmax(1)] if predict else columns
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from ..box import Box
@@ -65,7 +65,7 @@ class ConceptVectors(ResultMixin):
         std, mean = torch.std_mean(self.random_accuracy.double(), dim=2)
         n = self.random_accuracy.shape[2]
         t = (self.accuracy.double() - mean) / (std * (1 + 1 / n) ** 0.5).clamp_min(MIN_RANDOM_ACCURACY_STD)
-        adjusted = holm_adjusted(stats.t.sf(t.numpy(), n - 1).flatten().tolist())
+        adjusted = holm_adjusted(scipy.stats.t.sf(t.numpy(), n - 1).flatten().tolist())
         return torch.tensor(adjusted, dtype=self.accuracy.dtype).view_as(self.accuracy)
 
     @property

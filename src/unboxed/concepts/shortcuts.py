@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
+import scipy
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from .. import rng
@@ -377,7 +377,7 @@ def _paste_and_test(
     after, after_random = map(answered.answers, (pasted, paste_donor_patches(images, random_from, elsewhere)))
     follows, follows_random = after == cluster.target, after_random == cluster.target
     only_patch, only_random = int((follows & ~follows_random).sum()), int((follows_random & ~follows).sum())
-    p_value = float(binom.sf(only_patch - 1, only_patch + only_random, 0.5)) if only_patch else 1.0
+    p_value = float(scipy.stats.binom.sf(only_patch - 1, only_patch + only_random, 0.5)) if only_patch else 1.0
     test = PatchPasteTest(Proportion(int(follows.sum()), n), Proportion(int(follows_random.sum()), n), p_value)
     shown = follows.long().argsort(descending=True, stable=True)[:N_RETAINED_EXAMPLES_PER_CLUSTER]
     answers = torch.stack([answered.predicted[others[shown]], after[shown]], 1)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+import scipy
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from .. import rng
@@ -263,7 +263,7 @@ def _make_slice_with_held_out_errors(
     order = (points[rows] - points[rows].mean(0)).norm(dim=1).argsort(stable=True)
     wrong = is_error[held_out]
     inside, n, n_wrong = int((wrong & tested).sum()), int(tested.sum()), int(wrong.sum())
-    p_value = float(hypergeom.sf(inside - 1, len(wrong), n_wrong, n)) if inside else 1.0
+    p_value = float(scipy.stats.hypergeom.sf(inside - 1, len(wrong), n_wrong, n)) if inside else 1.0
     counts = answers[rows, 0].bincount()
     return ErrorSlice(
         address, rows[order], Proportion(inside, n), Proportion(n_wrong - inside, len(wrong) - n), p_value, False,

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from ..box import Box
@@ -334,7 +334,7 @@ def _test_layer(fitted: LayerConceptVectors, gradient: Tensor, sizes: Sequence[i
     return _LayerTest(
         scores, torch.stack([random_scores[n] for n in sizes]),
         torch.special.ndtr(concept / _one_where_zero(spread)).mean(0),
-        alignment, random_alignment, torch.from_numpy(2 * stats.t.sf(ratio.abs().numpy(), len(scores[0]) - 1)),
+        alignment, random_alignment, torch.from_numpy(2 * scipy.stats.t.sf(ratio.abs().numpy(), len(scores[0]) - 1)),
         torch.stack([v.accuracy.mean() for v in fitted.each]),
     )  # fmt: skip
 

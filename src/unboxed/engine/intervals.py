@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import scipy
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from .. import rng
@@ -34,7 +35,7 @@ class Interval:
         """At least as wide as examples with this standard deviation make it: few examples may be alike by chance."""
         if not self.n_examples:
             return self
-        half_width = float(stats.norm.ppf((1 + CONFIDENCE_LEVEL) / 2)) * spread / math.sqrt(self.n_examples)
+        half_width = float(special.ndtri((1 + CONFIDENCE_LEVEL) / 2)) * spread / math.sqrt(self.n_examples)
         low, high = (x if math.isfinite(x) else self.mean for x in (self.low, self.high))
         return replace(self, low=min(low, self.mean - half_width), high=max(high, self.mean + half_width))
 
@@ -78,7 +79,7 @@ def proportion_interval(is_true: Tensor) -> Interval:
     n, count = len(is_true), int(is_true.sum())
     if n == 0:
         return Interval(math.nan, -math.inf, math.inf, 0, 1)
-    bounds = stats.binomtest(count, n).proportion_ci(CONFIDENCE_LEVEL, "wilson")
+    bounds = scipy.stats.binomtest(count, n).proportion_ci(CONFIDENCE_LEVEL, "wilson")
     return Interval(count / n, float(bounds.low), float(bounds.high), n, 1)
 
 
@@ -92,4 +93,4 @@ def bootstrap_counts(size: int, seed: int, name: str) -> Tensor:
 
 def _tail_probability(n: int) -> float:
     """The probability of each tail, smaller for few examples, so that the interval is as wide as Student's t says."""
-    return float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - CONFIDENCE_LEVEL) / 2, n - 1)))
+    return float(special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - CONFIDENCE_LEVEL) / 2)))

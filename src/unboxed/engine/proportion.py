@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
+import scipy
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Proportion:
     def wilson_interval(self) -> tuple[float, float]:
         if not self.n:
             return 0.0, 1.0
-        bounds = binomtest(self.count, self.n).proportion_ci(0.95, "wilson")
+        bounds = scipy.stats.binomtest(self.count, self.n).proportion_ci(0.95, "wilson")
         return float(bounds.low), float(bounds.high)
 
     @property
@@ -30,7 +30,7 @@ class Proportion:
         """The interval of Clopper and Pearson (1934) at 95 %, which covers the truth at least that often."""
         if not self.n:
             return 0.0, 1.0
-        bounds = binomtest(self.count, self.n).proportion_ci(0.95, "exact")
+        bounds = scipy.stats.binomtest(self.count, self.n).proportion_ci(0.95, "exact")
         return float(bounds.low), float(bounds.high)
 
     def to_dict(self) -> dict[str, float | int]:

@@ -1,6 +1,8 @@
-"""Correlations of rows: of values (Pearson), and of their ranks (Spearman)."""
+"""Correlations: of the values of rows (Pearson) and of their ranks (Spearman); of two orders (Kendall)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,3 +35,10 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     a, b = (h - h.mean(1, keepdim=True) for h in (a, b))
     r = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     return torch.where(constant, torch.nan, r.clamp(-1, 1))
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """Kendall's tau-b of two sequences of as many values; NaN where either is constant."""
+    x, y = (torch.tensor(h, dtype=torch.float64) for h in (a, b))
+    x, y = (torch.sign(h[:, None] - h) for h in (x, y))  # of each pair, which is larger
+    return float((x * y).sum() / torch.sqrt(x.abs().sum() * y.abs().sum()))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, ClassVar
 
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.stats import beta, binomtest, norm
 from torch import Tensor
 
 from ..box import Box
@@ -137,7 +137,7 @@ def smoothed(
         ]
     )
     is_certified = (p_lower > 0.5).to(top_class.device)
-    radius = torch.as_tensor(sigma * norm.ppf(p_lower.double().clamp_min(0.5).numpy()))
+    radius = torch.as_tensor(sigma * scipy.stats.norm.ppf(p_lower.double().clamp_min(0.5).numpy()))
     class_fractions = counts.sum(1) / max(n0 + n, 1)
     return Smoothed(
         torch.where(is_certified, top_class[:, 0], ABSTAIN),
@@ -198,14 +198,17 @@ def smoothed_predict(
     if interrupted:
         raise KeyboardInterrupt
     top_counts, top_classes = counts[:, 0].topk(2, dim=1)
-    p_values = [binomtest(int(count_a), int(count_a + count_b), 0.5).pvalue for count_a, count_b in top_counts.tolist()]
+    p_values = [
+        scipy.stats.binomtest(int(count_a), int(count_a + count_b), 0.5).pvalue
+        for count_a, count_b in top_counts.tolist()
+    ]
     is_significant = torch.tensor(p_values, dtype=torch.float64, device=box.device) <= alpha
     return torch.where(is_significant, top_classes[:, 0], ABSTAIN)
 
 
 def _clopper_pearson_lower(n_hits: int, n_samples: int, alpha: float) -> float:
     """Clopper & Pearson's one-sided lower bound of a probability, after `hits` in n draws."""
-    return 0.0 if n_hits == 0 else float(beta.ppf(alpha, n_hits, n_samples - n_hits + 1))
+    return 0.0 if n_hits == 0 else float(scipy.stats.beta.ppf(alpha, n_hits, n_samples - n_hits + 1))
 
 
 class _NoisyClassifier:

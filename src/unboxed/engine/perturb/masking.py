@@ -19,6 +19,7 @@ from ...objectives import Objective, mean_over_positions
 from ...objectives.algebra import layer_objective as of_layer
 from ..attribution_result import restore_map
 from ..cpu_cache import forward_batch_size_and_max_rows
+from ..memory_format import faster_memory_format
 from ..read.edits import resolve_target
 from .baselines import baseline
 from .segments import DefaultSegments, FeatureGroups, feature_groups
@@ -165,8 +166,9 @@ class _MaskedRunner:
 def score_perturbed_inputs(box: Box, points: Tensor, objectives: Sequence[Objective], rows: Tensor) -> Tensor:
     """Scores (R, T) of points (R, ...) made from the examples `rows` (R,), in the box's dtype."""
     layers = frozenset[str]().union(*(o.layers for o in objectives))
+    layout = faster_memory_format(box, layers)
     with box.isolated(grad=False):
-        acts = box.forward(points, layers)
+        acts = box.forward(points.to(memory_format=layout), layers)
         point_scores = [o.rows(rows)(acts) for o in objectives]
         return torch.stack([s.to(box.dtype) for s in point_scores], 1)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import scipy
 import torch
 from PIL import Image
-from scipy import stats
 from torch import Tensor
 
 from ...concepts import ConceptScores, ConceptVectors, Diagnostics
@@ -49,7 +49,7 @@ def _most_significant_concepts(result: ConceptScores) -> list[int]:
 def gradient_alignment_chart(result: ConceptScores, shown: Sequence[int]) -> Image.Image:
     """The mean cosine of gradient and vector in each layer, on the band of random examples."""
     n = result.random_alignment.shape[2]
-    reach = float(stats.t.ppf(1 - result.alpha / 2, n - 1))
+    reach = float(scipy.stats.t.ppf(1 - result.alpha / 2, n - 1))
     spread = reach * result.random_alignment.double().square().mean(2).sqrt()
     rows = {
         f"{result.concepts[c]}, {result.layers[k]}{_mark(result, c, k)}": (

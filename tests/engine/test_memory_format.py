@@ -1,0 +1,91 @@
+"""The memory format of forward passes: channels last where the model's answers stay the same, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unboxed as ub
+from unboxed.checks.perturbing import perturbed_scores
+from unboxed.engine.memory_format import faster_memory_format
+from unboxed.objectives import Objective, channel, logit
+
+
+class Conv(nn.Module):
+    """A convolution whose activation is flattened in one of several ways; `strides` are those of its last input."""
+
+    def __init__(self, flatten: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc, self.flatten = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 36, 5), flatten
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.strides = x.stride()
+        return self.fc(self.flatten(self.conv(x)))  # type: ignore[no-any-return]
+
+
+def views(h: Tensor) -> Tensor:
+    return h.view(len(h), -1)  # raises where it is not contiguous
+
+
+def in_memory_order(h: Tensor) -> Tensor:
+    return h.as_strided((len(h), 4 * 36), (4 * 36, 1))  # another order of values where channels are last
+
+
+def boxed(flatten: Callable[[Tensor], Tensor]) -> ub.Box:
+    return ub.Box(Conv(flatten), ub.Pixels((3, 6, 6)))
+
+
+@pytest.mark.parametrize(
+    ("flatten", "wanted"),
+    [
+        (lambda h: h.flatten(1), torch.channels_last),
+        (views, torch.preserve_format),
+        (in_memory_order, torch.preserve_format),
+    ],
+)
+def test_channels_come_last_where_the_model_answers_the_same(
+    flatten: Callable[[Tensor], Tensor], wanted: torch.memory_format
+) -> None:
+    box = boxed(flatten)
+    assert faster_memory_format(box, ["logits"]) == wanted
+
+
+@pytest.mark.parametrize("flatten", [lambda h: h.flatten(1), views, in_memory_order])
+def test_scores_of_perturbed_inputs_are_those_of_a_loop(flatten: Callable[[Tensor], Tensor]) -> None:
+    box, x = boxed(flatten), torch.rand(2, 3, 6, 6)
+    (found,) = perturbed_scores(box, logit(1), 2, 3, lambda rows, k: [x[rows] * (k[:, None, None, None] + 1) / 3], 4)
+    wanted = torch.stack([box(x * (k + 1) / 3)[:, 1] for k in range(3)], 1)
+    assert torch.allclose(found.float(), wanted, atol=1e-6)
+
+
+def test_the_model_is_given_that_format() -> None:
+    box, x = boxed(lambda h: h.flatten(1)), torch.rand(2, 3, 6, 6)
+    perturbed_scores(box, logit(1), 2, 2, lambda rows, k: [x[rows]], "auto")
+    assert box.model.strides[1] == 1  # type: ignore[index,operator]
+    box(x)
+    assert box.model.strides[1] == 36  # type: ignore[index,operator]
+
+
+@pytest.mark.parametrize("objective", [channel("conv", 1), channel("conv", 1) + logit(0)])
+def test_layers_are_read_in_the_usual_format(objective: Objective) -> None:
+    box = boxed(lambda h: h.flatten(1))
+    assert faster_memory_format(box, objective.layers) == torch.preserve_format
+
+
+def test_a_model_that_was_changed_is_tried_again() -> None:
+    box = boxed(lambda h: h.flatten(1))
+    assert faster_memory_format(box, ["logits"]) == torch.channels_last
+    box.model.flatten = views  # type: ignore[assignment]
+    box.model.conv = nn.Conv2d(3, 4, 3, padding=1)
+    box.refresh()
+    assert faster_memory_format(box, ["logits"]) == torch.preserve_format
+
+
+def test_tables_and_maps_of_outputs_keep_theirs() -> None:
+    table = ub.Box(nn.Linear(4, 2), ub.Features(("a", "b", "c", "d")))
+    maps = ub.Box(nn.Conv2d(3, 2, 3, padding=1), ub.Pixels((3, 6, 6)))
+    assert {faster_memory_format(box, ["logits"]) for box in (table, maps)} == {torch.preserve_format}
