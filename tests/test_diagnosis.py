@@ -16,6 +16,7 @@ import unboxed as ub
 from contracts.common import CARDS, REFUSED, make_case
 from unboxed.cards import card
 from unboxed.diagnosis import REPORT_BUG_TEXT, Diagnosis, doctor
+from unboxed.engine.read.output_values import predicted_output_values
 from unboxed.errors import InputError, UnboxedError
 from unboxed.testing import models
 
@@ -91,22 +92,24 @@ def without_exclusive_classes(kind: str, **options: Any) -> ub.Box:
 def test_where_outputs_are_no_classes_the_remedies_work(kind: str) -> None:
     """They are executed as they are written: the objective with the method, or with those that are named instead."""
     box = without_exclusive_classes(kind)
-    x, y = box.noise(3), torch.zeros(3, dtype=torch.long)
+    x, classes = box.noise(3), torch.zeros(3, dtype=torch.long)
+    values = predicted_output_values(box, box(x))  # y in the form of the outputs
     attacks = [c for c in doctor(box, max_flops=1e7).methods if c.family == "adversarial" and not c.works]
-    assert {"pgd", "deepfool", "square", "universal", "hop_skip_jump"} <= {c.method for c in attacks if c.objective}
+    assert {"deepfool", "square", "universal", "hop_skip_jump"} <= {c.method for c in attacks if c.objective}
+    assert {"pgd", "apgd", "fgsm"} <= {*doctor(box, max_flops=1e7).working}
     for check in attacks:
         names, _, objective_code = check.remedy.removesuffix(", it works").partition(" with objective=")
         objective = {"objective": eval(objective_code, {"ub": ub})} if objective_code else {}
         for name in [check.method] if names == "tried" else names.removeprefix("or use ").split(", "):
-            CARDS[name].example(partial(CARDS[name].method, **objective), box, x, y)
+            CARDS[name].example(partial(CARDS[name].method, **objective), box, x, classes if objective else values)
 
 
 @pytest.mark.parametrize(("kind", "end"), [("map", "), the mean over positions"), ("multilabel", "), or give")])
 def test_the_output_that_a_refusal_names_opens_a_box_that_works(kind: str, end: str) -> None:
-    reason = doctor(without_exclusive_classes(kind), max_flops=1e7).refused["pgd"]
+    reason = doctor(without_exclusive_classes(kind), max_flops=1e7).refused["deepfool"]
     code = reason.partition("Box(..., ")[2].partition(end)[0].replace("[:, k]", "[:, 2]")
     reopened = without_exclusive_classes(kind, **eval(f"dict({code})"))
-    assert "pgd" in doctor(reopened, max_flops=1e7).working
+    assert "deepfool" in doctor(reopened, max_flops=1e7).working
 
 
 def net(n_out: int = 4) -> nn.Module:

@@ -20,7 +20,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
     "regression": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(432, 1)), "regression"),
 }
 EXCLUSIVE: dict[str, Callable[[ub.Box, Tensor, Tensor], Any]] = {
-    "pgd": lambda box, x, y: ub.adversarial.pgd(box, x, y, eps=0.1),
+    "auto_attack": lambda box, x, y: ub.adversarial.auto_attack(box, x, y, eps=0.1),
+    "deepfool": lambda box, x, y: ub.adversarial.deepfool(box, x, y),
     "square": lambda box, x, y: ub.adversarial.square(box, x, y, eps=0.1),
     "patch": lambda box, x, y: ub.adversarial.patch(box, x, y, target=0, area=0.2),
     "universal": lambda box, x, y: ub.adversarial.universal(box, x, eps=0.1),

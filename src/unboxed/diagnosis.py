@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
 
 from .box import Box
 from .cards import Card, cards
+from .engine.read.class_labels import has_class_labels
+from .engine.read.output_values import predicted_output_values
 from .errors import UnboxedError, UnboxedWarning
 from .inputs.labels import are_default_class_names
 from .objectives import Objective, logit, mean_over_positions
@@ -105,7 +107,8 @@ def doctor(
     """
     check_settings(doctor, locals())
     inputs = box.noise(N_TRIAL_EXAMPLES) if x is None else box.validate_inputs(x)[:N_TRIAL_EXAMPLES]
-    labels = mean_over_positions(box(box.restore_structure(inputs))).argmax(1)
+    logits = box(box.restore_structure(inputs))
+    labels = _TrialLabels(mean_over_positions(logits).argmax(1), predicted_output_values(box, logits))
     row_budget = max(MIN_FORWARD_ROW_BUDGET, max_flops / max(1.0, box.flops_per_example))
     limited = _make_run_budget_box(box)
     tried = tqdm(cards(), disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
@@ -140,16 +143,28 @@ def _make_run_budget_box(box: Box) -> _RunBudgetBox:
     return reopen(_RunBudgetBox, *arguments)  # type: ignore[no-any-return]
 
 
+class _TrialLabels(NamedTuple):
+    """What the model says of the inputs."""
+
+    classes: Tensor  # (N,)
+    output_values: Tensor  # in the form of its outputs (see `check_output_values`)
+
+
 def _check_method_or_with_objective(
-    card: Card, box: _RunBudgetBox, x: Tensor, y: Tensor, row_budget: float
+    card: Card, box: _RunBudgetBox, x: Tensor, labels: _TrialLabels, row_budget: float
 ) -> MethodCheck:
     """Run the card's example; where the outputs are no classes, once more with an objective in place of one."""
+    y = labels.output_values if card.returns == "adversarial" and not has_class_labels(box) else labels.classes
     check = _check_method(card, box, x, y, row_budget)
     text, objective = _fallback_objective_text_and_value(box)
     if check.works or check.remedy or objective is None or "objective" not in card.settings:
         return check
     with_objective = replace(card, method=partial(card.method, objective=objective))
-    return replace(check, objective=text) if _check_method(with_objective, box, x, y, row_budget).works else check
+    return (
+        replace(check, objective=text)
+        if _check_method(with_objective, box, x, labels.classes, row_budget).works
+        else check
+    )
 
 
 def _fallback_objective_text_and_value(box: Box) -> tuple[str, Objective | None]:

@@ -65,12 +65,21 @@ def test_attack_names_a_command_that_works(kind: str, file: Path) -> None:
 
 @every_kind
 def test_an_attack_without_an_objective_names_its_option(kind: str, file: Path) -> None:
-    for name in ("pgd", "universal", "deepfool"):
+    for name in ("square", "universal", "deepfool"):
         code, text = run(f"run {name}", file, kind, "--eps", 0.1)
         assert code == 2
         assert 'give --objective "' in text
         assert "ub." not in text
         assert "Box(" not in text
+
+
+@every_kind
+def test_an_attack_raises_the_loss_from_the_labels_of_the_data(kind: str, file: Path) -> None:
+    code, text = run("run pgd", file, kind, "--eps", 0.5, "--n", 4)
+    assert code == 0, text
+    assert "4 of 4 with a larger loss" in text
+    before, after = map(float, re.search(r"mean loss (\S+) -> ([^\s,]+)", text).groups())
+    assert 0 < before < after
 
 
 @pytest.mark.usefixtures("quick_reports")

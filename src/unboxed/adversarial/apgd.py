@@ -85,7 +85,8 @@ def apgd(
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         y: Correct classes (N,), or one for all. None takes those that come with x, as in a Dataset; without any, give
-            `target` or `objective`.
+            `target` or `objective`. Of other outputs, what they should be: numbers of a regression (None: what the
+            model gives), a 0 or 1 for each of several labels (N, K), a class for each position of a label map.
         eps: Largest distance from x. In pixel range, 8/255 is eight gray levels; of a table, in standard deviations of
             its columns (see `Features`). Give this or `ball`.
         norm: Norm in which the distance from x is measured.
@@ -107,10 +108,13 @@ def apgd(
     Returns:
         An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
         (N,). Where the attack fails, `images` has its best try.
+        Outputs that are not one class per example have no threshold: the loss is raised as far as it goes, by all
+        steps, and there are `output_before`, `output_after`, `output_change` (N, K, ...), `loss_before` and
+        `loss_after` (N,): of a regression the root mean square error, in the output's unit, else the cross-entropy.
 
     Raises:
         InputError: for settings out of their range, or without y, target and objective.
-        OutputError: for a model without classes or without a gradient.
+        OutputError: for a model without a gradient, or a `target` of one without classes.
 
     Example:
         >>> import unboxed as ub
@@ -126,9 +130,17 @@ def apgd(
     check_settings(apgd, locals())
     ball = resolve_attack_ball(box, eps, norm, ball, takes_l1=False)
     seed = valid_seed(seed)
-    loss_name = loss or "ce" if n_targets is None else "ce"
+    loss_name = (loss or "ce") if n_targets is None else "ce"
     state = AttackState(
-        box, x, y, norm=ball, target=target, objective=objective, loss_name=loss_name, batch_size=batch_size
+        box,
+        x,
+        y,
+        norm=ball,
+        target=target,
+        objective=objective,
+        loss_name=loss_name,
+        batch_size=batch_size,
+        raises_output_loss=True,
     )
     if n_targets is not None:
         _require_labels_and_no_target(state)
@@ -266,7 +278,7 @@ class _APGD:
         return self._record_and_drop_successes(iterates, success_score)
 
     def _record_and_drop_successes(self, iterates: _APGDIterates, success_score: Tensor) -> _APGDIterates:
-        is_adversarial = success_score > 0
+        is_adversarial = (success_score > 0) & self.state.goal.has_threshold
         if not is_adversarial.any():
             return iterates
         self.state.update_nearest(iterates.x, iterates.rows, is_adversarial)

@@ -17,7 +17,9 @@ from ..engine.column_units import categorical_mask, inputs_to_original_units, to
 from ..engine.cpu_cache import gradient_batch_size_and_max_rows
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import NormBall, eps_with_rounding_tolerance
+from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import inputs_and_labels
+from ..engine.read.output_values import inputs_and_output_values
 from ..engine.rows import broadcast_rows
 from ..errors import NaNError, OutputError
 from ..inputs.labels import ClassLabels
@@ -26,6 +28,7 @@ from ..model.hooks import Acts
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
 from .goal import make_goal, require_attackable_classes
+from .output_loss import make_output_loss_goal, measured_losses
 from .result import Adversarial
 
 CANDIDATE_DESCRIPTION_IN_ERRORS = "an image that was tried instead"
@@ -62,17 +65,23 @@ class AttackState:
         loss_name: str = "ce",
         eot: int = 1,
         batch_size: BatchSize = "auto",
+        raises_output_loss: bool = False,  # it can go on without a threshold, where outputs are not one class
     ) -> None:
         is_untargeted = target is None and objective is None
-        if is_untargeted:  # before labels are read: those of other models have other forms
+        has_output_loss = is_untargeted and raises_output_loss and not has_class_labels(box)
+        if is_untargeted and not has_output_loss:  # before labels are read: those of other models have other forms
             require_attackable_classes(box)
-        own_x, y = inputs_and_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
+        read_labels = inputs_and_output_values if has_output_loss else inputs_and_labels
+        own_x, y = read_labels(box, x, y) if is_untargeted else (box.validate_inputs(x), y)
         self.own_box, self.own_x, self.norm = box, own_x, norm  # in the inputs' own units
         self.box, self.x = to_scaled_box_and_inputs(box, self.own_x)  # in which distances are measured
         self.fixed_values = categorical_mask(box.inputs)  # (D,) categories, which are not changed
         self.n_samples, self.batch_size = eot if box.stochastic else 1, batch_size
         n, device = len(self.x), self.x.device
-        self.goal = make_goal(box, n, y, target, objective, loss_name)
+        if has_output_loss:
+            self.goal = make_output_loss_goal(box, self.own_x, y, loss_name, batch_size)
+        else:
+            self.goal = make_goal(box, n, y, target, objective, loss_name)
         self.images = self.x.clone()  # (N, ...) the best found
         self.distance = torch.full((n,), math.inf, device=device, dtype=self.x.dtype)
         self.queries = torch.zeros(n, dtype=torch.long, device=device)
@@ -80,7 +89,8 @@ class AttackState:
         self.initial_score = torch.full_like(self.distance, math.nan)  # (N,) above zero where the original is a success
         self.fallback_images = self.x  # (N, ...) what is returned where nothing was found
         self.interrupted = False
-        self._best_failure_score = torch.full_like(self.distance, -math.inf)  # (N,) of failures in `images`
+        start_score = -math.inf if self.goal.has_threshold else 0.0  # a loss that is not raised leaves the original
+        self._best_failure_score = torch.full_like(self.distance, start_score)  # (N,) of failures in `images`
         self._full_batch = self.x.clone() if box.batch_dependent else None  # (N, ...) then evaluated all together
 
     def __enter__(self) -> AttackState:
@@ -99,7 +109,7 @@ class AttackState:
         """Evaluate the originals, and return the rows (M,) of those that are not successes already."""
         rows = torch.arange(len(self.x), device=self.x.device)
         self.initial_score = self.success_score(self.x, rows)
-        self.initially_misclassified = self.initial_score > 0
+        self.initially_misclassified = (self.initial_score > 0) & self.goal.has_threshold
         self.update_nearest(self.x, rows, self.initially_misclassified)
         return rows[~self.initially_misclassified]
 
@@ -137,7 +147,7 @@ class AttackState:
         if self.box is not self.own_box:
             images = inputs_to_original_units(self.box, images, self.own_x)
             success &= self._are_rounded_inputs_successes(images)
-        return Adversarial(
+        result = Adversarial(
             self.own_box.restore_structure(images),
             success,
             self.queries,
@@ -149,6 +159,7 @@ class AttackState:
             self.box.classes,
             self.goal.kind,
         )
+        return result if self.goal.has_threshold else measured_losses(result, self.goal, self.own_box, self.batch_size)
 
     def _are_rounded_inputs_successes(self, images: Tensor) -> Tensor:
         """(N,) whether inputs in their own units are successes, rounded as they are."""

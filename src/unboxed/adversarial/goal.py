@@ -26,11 +26,18 @@ class AttackGoal:
     labels: Tensor | None = None  # (N,) classes to leave
     target_labels: Tensor | None = None  # (N,) the target classes
     kind: GoalKind = "untargeted"
+    output_before: Tensor | None = None  # (N, K, ...) of the originals, and
+    loss_before: Tensor | None = None  # (N,) where the loss is raised as far as it goes
 
     @property
     def is_class_goal(self) -> bool:
         """False for an objective of the caller."""
         return self.kind != "objective"
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether an example is done once it is a success; False where the largest score counts."""
+        return self.kind != "loss"
 
     def rows(self, index: RowIndex) -> AttackGoal:
         """The same goal for some of the examples."""

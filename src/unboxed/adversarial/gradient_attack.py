@@ -108,7 +108,7 @@ class _GradientAttackState:
         self.batch_dependent = (
             state.box.batch_dependent or goal.ascent_objective.batch_dependent or goal.criterion.batch_dependent
         )
-        self.best_score = state.x.new_full((len(state.x),), -torch.inf)
+        self.best_score = state.x.new_full((len(state.x),), -torch.inf if goal.has_threshold else 0.0)
 
     def rows_still_to_attack(self) -> Tensor:
         """The rows (M,) to attack: all in a batch-dependent model, where those that are done stay fixed."""
@@ -130,7 +130,8 @@ class _GradientAttackState:
             steps=self.config.steps,
             optimizer=make_optimizer,
             constraint=constraint,
-            stop_when=goal.criterion.rows(rows),
+            stop_when=goal.criterion.rows(rows) if goal.has_threshold else None,
+            keep_best=not goal.has_threshold,
             continue_finished=not self.config.early_stop,
             relu_bypass="no",
             n_samples=self.state.n_samples,

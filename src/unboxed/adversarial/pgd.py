@@ -75,7 +75,8 @@ def pgd(
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         y: Correct classes (N,), or one for all. None takes those that come with x, as in a Dataset; without any, give
-            `target` or `objective`.
+            `target` or `objective`. Of other outputs, what they should be: numbers of a regression (None: what the
+            model gives), a 0 or 1 for each of several labels (N, K), a class for each position of a label map.
         eps: Largest distance from x. In pixel range, 8/255 is eight gray levels; of a table, in standard deviations of
             its columns (see `Features`). Give this or `ball`.
         norm: Norm in which the distance from x is measured.
@@ -101,10 +102,13 @@ def pgd(
     Returns:
         An `Adversarial`: `images` like x, and `success`, `distance`, `queries` and `initially_misclassified`, each
         (N,). Where the attack fails, `images` has its best try.
+        Outputs that are not one class per example have no threshold: the loss is raised as far as it goes, by all
+        steps, and there are `output_before`, `output_after`, `output_change` (N, K, ...), `loss_before` and
+        `loss_after` (N,): of a regression the root mean square error, in the output's unit, else the cross-entropy.
 
     Raises:
         InputError: for settings out of their range, or without y, target and objective.
-        OutputError: for a model without classes or without a gradient.
+        OutputError: for a model without a gradient, or a `target` of one without classes.
 
     Example:
         >>> import unboxed as ub
@@ -124,6 +128,15 @@ def pgd(
     step = resolve_step_size(step, 2.5 * norm_ball.eps, steps)
     config = GradientAttackConfig(norm_ball, steps, step, random_start, restarts, early_stop, seed=seed)
     state = AttackState(
-        box, x, y, norm=norm_ball, target=target, objective=objective, loss_name=loss, eot=eot, batch_size=batch_size
+        box,
+        x,
+        y,
+        norm=norm_ball,
+        target=target,
+        objective=objective,
+        loss_name=loss,
+        eot=eot,
+        batch_size=batch_size,
+        raises_output_loss=True,
     )
     return run_gradient_attack(state, config, bits)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import DataError
+from ..errors import DataError, InputError
 from ..settings import Setting, check_takes_texts
 from .options import (
     DATA_HELP,
@@ -213,21 +213,28 @@ def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> d
         if values["y"] is None and "y" in wanted and wanted["y"].is_required:
             raise DataError(f"{card.key} needs labels, and {images.name} has texts without them")
     elif "y" in wanted:
-        x, values["y"] = _inputs_and_classes(box, images, n_examples, is_required=wanted["y"].is_required)
+        x, values["y"] = _inputs_and_labels(box, images, n_examples, is_required=wanted["y"].is_required)
         values["x"] = box.restore_structure(x)
     elif "x" in wanted:
         values["x"] = box.restore_structure(first_inputs(box, images, n_examples))
     return {name: values[name] for name in wanted}
 
 
-def _inputs_and_classes(box: Box, images: Any, n_examples: int, *, is_required: bool) -> tuple[Any, Any]:
-    """The first inputs (N, ...) and their classes (N,); None where labels may be absent, or are no classes."""
+def _inputs_and_labels(box: Box, images: Any, n_examples: int, *, is_required: bool) -> tuple[Any, Any]:
+    """The first inputs (N, ...) and their classes (N,), or what their outputs should be.
+
+    None where labels may be absent, or do not have the form of the outputs.
+    """
     from ..engine.read.class_labels import has_class_labels
     from ..engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
+    from ..engine.read.output_values import examples_with_output_values
 
-    if not has_class_labels(box):
+    if has_class_labels(box):
+        return (labeled_examples if is_required else examples_with_optional_labels)(box, images, n_examples)
+    try:
+        return examples_with_output_values(box, images, n_examples)
+    except InputError:  # of labels, or of the inputs themselves, which raise again
         return first_inputs(box, images, n_examples), None
-    return (labeled_examples if is_required else examples_with_optional_labels)(box, images, n_examples)
 
 
 def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None, as_json: bool = False) -> None:

@@ -64,6 +64,7 @@ class OptimizationConfig:
     transform: Transform | None = None
     stop_when: Objective | None = None  # an example is finished when this is above zero
     continue_finished: bool = False  # finished examples are optimized further
+    keep_best: bool = False  # without stop_when: the result is the evaluation of the highest score, not the last
     anneal_lr: bool = False  # the learning rate falls to zero along a cosine
     relu_bypass: ReluBypass = "last"
     frame_every: int | None = None  # steps between frames; None keeps none

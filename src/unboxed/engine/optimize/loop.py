@@ -196,6 +196,10 @@ class _BatchOptimizer:
         state, active = self.state, self.active
         x, score = x.detach().to(state.input.dtype), score.detach().to(state.score.dtype)
         if finished is None:
+            if self.config.keep_best:
+                is_worse = score <= state.score  # at first it is NaN
+                x = torch.where(broadcast_rows(is_worse, x), state.input, x)
+                score = torch.where(is_worse, state.score, score)
             state.input, state.score = x, score.clone()  # it may be a view of an activation
             return
         all_active = len(active) == len(state.input)

@@ -127,6 +127,18 @@ def inputs_and_labels(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Any]:
         raise InputError(str(error)) from error
 
 
+def examples_with_unread_labels(
+    box: Box, data: Any, max_examples: int | None = None
+) -> tuple[Tensor, Tensor | list[Any] | None]:
+    """The first inputs (N, ...) of data, with their labels as they came, which may be numbers or maps; None: none.
+
+    Raises DataError and InputError.
+    """
+    first = _read_first_examples(box, data, max_examples)
+    is_missing = not isinstance(first.labels, Tensor) and any(label is None for label in first.labels)
+    return first.x, None if is_missing else first.labels
+
+
 @dataclass(frozen=True, eq=False)
 class _ExamplesWithOptionalLabels:
     x: Tensor  # (N, ...)

@@ -80,7 +80,7 @@ def _sheet_without_predictions(result: Adversarial) -> Image.Image:
     rows = _rows_fooled_first(result)
     captions = {
         "original": [""] * len(rows),
-        "adversarial": ["adversarial" if result.success[i] else "attack failed" for i in rows],
+        "adversarial": [result.outcome_text(i) for i in rows],
         "change": [f"{norm} {float(result.distance[i]):.3g}" for i in rows],
     }
     x, z = (colors.to_float64_array(first_image_part(images))[rows] for images in (result.input, result.images))
@@ -91,7 +91,7 @@ def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
     """Of tables: which columns were changed, and how far."""
     parts = zip(input_part_by_name(result.input).items(), input_part_by_name(result.images).values(), strict=True)
     rows = _rows_fooled_first(result)[:MAX_TABLE_ROW_PANELS]
-    titles = [f"example {i}{'' if result.success[i] else ', attack failed'}" for i in rows]
+    titles = [_row_title(result, i) for i in rows]
     return {
         f"change {name}".rstrip(): stack_panels(
             [
@@ -101,6 +101,11 @@ def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
         )
         for (name, x), z in parts
     }
+
+
+def _row_title(result: Adversarial, row: int) -> str:
+    has_news = result.loss_after is not None or not result.success[row]
+    return f"example {row}" + (f", {result.outcome_text(row)}" if has_news else "")
 
 
 def _rows_fooled_first(result: Adversarial) -> list[int]:

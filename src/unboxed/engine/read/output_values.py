@@ -1,0 +1,88 @@
+"""Labels of outputs that are not one class per example: numbers, zeros and ones of several labels, maps of classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...box import Box
+from ...errors import InputError
+from .examples import examples_with_unread_labels
+
+IGNORED_POSITION_LABEL = -1  # of a position of a label map that has no class
+
+
+def inputs_and_output_values(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Tensor | None]:
+    """Checked inputs (N, ...) and the values of their outputs: y, or else those that come with x, if any.
+
+    Raises InputError.
+    """
+    if y is not None or isinstance(x, Tensor):
+        x = box.validate_inputs(x)
+        return x, None if y is None else check_output_values(box, y, len(x))
+    return examples_with_output_values(box, x)
+
+
+def examples_with_output_values(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """The first inputs (N, ...) of data, with the values that their outputs should have; None where there are none.
+
+    Raises DataError and InputError.
+    """
+    x, labels = examples_with_unread_labels(box, data, max_examples)
+    return x, None if labels is None else check_output_values(box, labels, len(x))
+
+
+def predicted_output_values(box: Box, logits: Tensor) -> Tensor:
+    """What the model says, in the form of `check_output_values`, given its logits or outputs (N, K, ...)."""
+    if box.outputs == "regression":
+        return logits
+    return (logits > 0).to(logits) if box.outputs == "multilabel" else logits.argmax(1)
+
+
+def check_output_values(box: Box, y: Any, n: int) -> Tensor:
+    """The values that the outputs of n examples should have, on the model's device.
+
+    Numbers (n, K, ...) of a regression; zeros and ones (n, K, ...) of several labels; classes (n, ...) of a label map,
+    where those below 0 or above the last class, as 255 often is, become `IGNORED_POSITION_LABEL`. Raises InputError.
+    """
+    is_class_map = box.outputs not in ("regression", "multilabel")
+    wanted = (n, *box.output_map_shape) if is_class_map else (n, box.n_outputs, *box.output_map_shape)
+    values = _to_tensor(y)
+    if values.ndim == 0 or (tuple(values.shape) == (n,) and wanted == (n, 1)):
+        values = values.reshape(-1, *[1] * (len(wanted) - 1)).expand(wanted)
+    if tuple(values.shape) != wanted:
+        raise InputError(f"wanted {wanted_values_text(box)} of shape {wanted}; got shape {tuple(values.shape)}")
+    if is_class_map:
+        return _class_map(values, box)
+    values = values.to(box.device, box.dtype)
+    if box.outputs == "multilabel" and not bool(((values == 0) | (values == 1)).all()):
+        raise InputError(f"wanted {wanted_values_text(box)}; got values from {values.min():g} to {values.max():g}")
+    if bad := (~values.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist():
+        raise InputError(f"the value of example {bad[0]} is NaN or infinite")
+    return values
+
+
+def wanted_values_text(box: Box) -> str:
+    texts = {"regression": "the correct numbers", "multilabel": "a 0 or a 1 for each label"}
+    return texts.get(box.outputs, "one class for each position")
+
+
+def _to_tensor(y: Any) -> Tensor:
+    try:
+        if isinstance(y, (list, tuple)):
+            return torch.stack([torch.as_tensor(value).squeeze() for value in y])
+        return y if isinstance(y, Tensor) else torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"wanted labels as numbers, of one shape for all examples; {error}") from error
+
+
+def _class_map(values: Tensor, box: Box) -> Tensor:
+    if values.is_floating_point() or values.is_complex():
+        raise InputError(f"wanted {wanted_values_text(box)}, whole numbers; got {values.dtype}")
+    labels = values.to(box.device, torch.long)
+    labels = torch.where((labels >= 0) & (labels < box.n_outputs), labels, IGNORED_POSITION_LABEL)
+    if bad := (labels == IGNORED_POSITION_LABEL).flatten(1).all(1).nonzero()[:, 0].tolist():
+        raise InputError(f"example {bad[0]} has no position with a class from 0 to {box.n_outputs - 1}")
+    return labels
