@@ -225,17 +225,20 @@ def long_texts() -> dict[str, Any]:
     return {"tokens": LONG_TOKENS, "at most": MAX_LONG_BYTES, **figures}
 
 
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"captum": captum, "long texts": long_texts}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["captum"]:  # this part alone, into the figures that are there
+    if sys.argv[1:] and sys.argv[1] in PARTS:  # this part alone, into the figures that are there
         known = json.loads((RESULTS / "text_attribution.json").read_text())
-        write("text_attribution", {**known, "captum": captum()}, packages=("transformers", "captum"))
-        return
-    if len(sys.argv) > 1:
+        figures = {**known, **{part: PARTS[part]() for part in sys.argv[1:]}}
+    elif sys.argv[1:]:
         long_text(sys.argv[1])
         return
-    figures = {"planted": planted(), **deletion_and_swaps(), "conservation": conservation(), "captum": captum(),
-               "long texts": long_texts()}  # fmt: skip
+    else:
+        figures = {"planted": planted(), **deletion_and_swaps(), "conservation": conservation(),
+                   **{part: make() for part, make in PARTS.items()}}  # fmt: skip
     write("text_attribution", figures, packages=("transformers", "captum"))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.attribution import attn_lrp, lrp
+from unboxed.model.lrp import attention_rows
 
 N_IDS, D, HEADS = 20, 12, 3
 TEXTS = ["the cat", "a longer text", "go"]
@@ -240,7 +241,9 @@ def by_propositions(model: Model, text: str, k: int) -> tuple[Tensor, list[Tenso
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fused", [True, False])
-def test_it_is_the_propositions(kind: str, fused: bool) -> None:
+@pytest.mark.parametrize("max_weights", [attention_rows.MAX_WEIGHTS_AT_ONCE, 1])
+def test_it_is_the_propositions(kind: str, fused: bool, max_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_rows, "MAX_WEIGHTS_AT_ONCE", max_weights)  # all queries at once, or one by one
     box = open_model(kind, fused)
     a = attn_lrp(box, TEXTS, 1, epsilon=0)
     for row, text in enumerate(TEXTS):

@@ -24,6 +24,8 @@ class RelevanceAudit(RelevanceLedger):
     It keeps every activation, so it is made only where a loss is to be explained.
     """
 
+    follows_each_op = True
+
     def __init__(self, n: int, n_before: int = 0) -> None:
         super().__init__(n, n_before)
         self._values: dict[tuple[Any, int], Tensor] = {}  # of each edge of the graph
@@ -64,11 +66,11 @@ class RelevanceAudit(RelevanceLedger):
 
         `layer_orders` are the sequence numbers of the ends of layers, from the first on.
         """
-        held_back = defaultdict[int, list[Tensor]](list)
-        for entry in self.entries:
-            held_back[entry.order].append(entry.relevance.sum())
+        held_back = defaultdict[int, float](float)
+        for (order, _), relevance in self.held_back.items():
+            held_back[order] += float(relevance.sum())
         losses = {
-            place: abs(float(torch.stack([p.double() for p in parts]).sum() - sum(map(float, held_back[place[1]]))))
+            place: abs(float(torch.stack([p.double() for p in parts]).sum() - held_back[place[1]]))
             for place, parts in self._losses.items()
         }
         largest = sorted(losses, key=lambda place: -losses[place])

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention_rows import AttentionCall
+
 
 def _normalize_by_constant_std(x: Tensor, axes: tuple[int, ...], eps: float, center: bool = True) -> Tensor:
     """(x - mean) / std over these axes, the std (or the root of the mean square) held constant."""
@@ -85,17 +87,14 @@ def std_or_var_mean(op_name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple
     return reduce_fn(x, *args, **kwargs), mean
 
 
-def attention_weights_and_values(
-    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, causal: bool = False, **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    """The weights (..., tokens, tokens) and values of `F.scaled_dot_product_attention`, in elementary ops."""
-    mask, dropout = kwargs.get("attn_mask", mask), kwargs.get("dropout_p", dropout)
-    causal, scale = kwargs.get("is_causal", causal), kwargs.get("scale")
-    if kwargs.get("enable_gqa"):
+def attention_weights_and_values(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """The weights (..., L, S) of an attention in elementary ops, and its values, one for each head."""
+    q, k, v, mask = call.query, call.key, call.value, call.attn_mask
+    if call.enable_gqa:
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    scores = (q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)) @ k.mT
-    if causal:
+    scores = (q * (1 / math.sqrt(q.shape[-1]) if call.scale is None else call.scale)) @ k.transpose(-1, -2)
+    if call.is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return torch.dropout(scores.softmax(-1), dropout, dropout > 0), v
+    return torch.dropout(scores.softmax(-1), call.dropout_p, call.dropout_p > 0), v

@@ -30,20 +30,9 @@ def relevance_of(h: Tensor, c: Tensor) -> Tensor:
 
 
 @dataclass
-class _Entry:
-    """One part that one op holds back."""
-
-    op: str
-    kind: Kind
-    order: int  # of the op in the forward pass
-    relevance: Tensor  # (n,)
-
-
-@dataclass
 class _Site:
     """One op that ran, and when."""
 
-    op: str
     order: int | None = None
 
 
@@ -56,16 +45,18 @@ class RelevanceLedger:
             the account, as an input's relevance is that of its distance from their zero.
     """
 
+    follows_each_op = False  # whether ops that compute in elementary ones should do so in the forward pass
+
     def __init__(self, n: int, n_before: int = 0) -> None:
         self.n, self.n_before = n, n_before
         self.n_reports = 0
-        self.entries: list[_Entry] = []
+        self.held_back: dict[tuple[int, Kind], Tensor] = {}  # (n,) by when the op ran in the forward pass
         self.is_mixed = False  # whether the first axis of some op was not the batch
         self._new_sites: list[_Site] = []
 
-    def make_report_fn(self, op: str) -> Report:
+    def make_report_fn(self) -> Report:
         """A function by which an op that runs now reports, in the backward pass, what it holds back."""
-        site = _Site(op)
+        site = _Site()
         self.n_reports += 1
         if self.n_reports > self.n_before:
             self._new_sites.append(site)
@@ -85,17 +76,29 @@ class RelevanceLedger:
 
     def _record(self, site: _Site, kind: Kind, relevance: Tensor) -> None:
         if site.order is not None:
-            self.entries.append(_Entry(site.op, kind, site.order, self.sum_per_example(relevance)))
+            total, earlier = self.sum_per_example(relevance), self.held_back.get((site.order, kind))
+            self.held_back[site.order, kind] = total if earlier is None else earlier.add_(total)
 
     def sum_per_example(self, relevance: Tensor) -> Tensor:
         """The sum (n,) of each example, of relevance (n, ...) or (n * heads, ...)."""
-        relevance = relevance.detach().double()
+        relevance = relevance.detach()
         if self.n == 1 or (relevance.ndim and len(relevance) % self.n == 0):
-            return relevance.reshape(self.n, -1).sum(1)
+            return relevance.reshape(self.n, -1).sum(1, dtype=torch.float64)
         self.is_mixed = True
-        return relevance.sum().expand(self.n) / self.n
+        return relevance.sum(dtype=torch.float64).expand(self.n) / self.n
 
     def between(self, lower: float, upper: float, kind: Kind) -> Tensor | float:
         """What ops after `lower`, up to and with `upper`, hold back: (n,), or 0 where there is none."""
-        parts = [e.relevance for e in self.entries if e.kind == kind and lower < e.order <= upper]
+        parts = [r for (order, k), r in self.held_back.items() if k == kind and lower < order <= upper]
         return torch.stack(parts).sum(0) if parts else 0.0
+
+
+class OpLedger(RelevanceLedger):
+    """What the elementary ops of one op hold back, reported as that op's."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(1)
+        self.report = report
+
+    def make_report_fn(self) -> Report:
+        return self.report

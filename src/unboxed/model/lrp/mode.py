@@ -30,6 +30,7 @@ from .arguments import (
     run_on_clone,
     without_torch_function_checks,
 )
+from .attention_rows import AttentionCall, attend_by_rows
 from .autograd_functions import (
     BOUNDED_FACTOR_RANK,
     GATE_FACTOR_RANK,
@@ -41,7 +42,7 @@ from .autograd_functions import (
     with_backward_rule,
 )
 from .constants import report_relevance_of_constants
-from .ledger import RelevanceLedger, Report
+from .ledger import OpLedger, RelevanceLedger, Report
 from .linear_rules import FirstLayerRuleFn, LinearOp, LinearRuleFn, dense_input_gradient
 from .recurrent import CELL_FN_BY_KIND, run_recurrent
 from .weighted_ops import broadcast_bias, call_without_bias, conv_op_input_gradient_fn, first_tensor_in
@@ -107,9 +108,9 @@ class LRPMode(OpReplacementMode):
             return GATE_FACTOR_RANK
         return BOUNDED_FACTOR_RANK if op_name in op_rules.BOUNDED_FACTOR_OPS else SIGNAL_FACTOR_RANK
 
-    def _make_report_fn_or_none(self, op_name: str) -> Report | None:
+    def _make_report_fn_or_none(self) -> Report | None:
         """Where an op reports what it holds back, if that is counted."""
-        return None if self.ledger is None else self.ledger.make_report_fn(op_name)
+        return None if self.ledger is None else self.ledger.make_report_fn()
 
     def _apply_rule(self, op_name: str, func: Func, args: Args, kwargs: Kwargs, variables: list[Tensor]) -> Any:
         if op_name in op_rules.DECOMPOSED_FUNCTIONS and isinstance(func, FunctionType):
@@ -124,7 +125,7 @@ class LRPMode(OpReplacementMode):
             return self._elementwise_rule(op_name, func, args, kwargs, variables)
         if op_name in op_rules.GRADIENT_SCALE_BY_OP:
             run = partial(call_with_replaced_tensors, func, args, kwargs, variables[:1])
-            scale, report = op_rules.GRADIENT_SCALE_BY_OP[op_name], self._make_report_fn_or_none(op_name)
+            scale, report = op_rules.GRADIENT_SCALE_BY_OP[op_name], self._make_report_fn_or_none()
             return annotate_activation(
                 run_op_with_scaled_gradient(run, variables[:1], scale, report), gate_rank=self._factor_rank(op_name)
             )
@@ -146,9 +147,7 @@ class LRPMode(OpReplacementMode):
         out = func(*args, **kwargs)
         if op_name in op_rules.PLAIN_GRADIENT_OPS:
             if self.ledger is not None:
-                report_relevance_of_constants(
-                    self.ledger.make_report_fn(op_name), op_name, func, args, kwargs, variables, out
-                )
+                report_relevance_of_constants(self.ledger.make_report_fn(), op_name, func, args, kwargs, variables, out)
             self._propagate_annotations(op_name, func, args, kwargs, variables, out)
             return out
         if not any(t.requires_grad for t in tensors_in(out)):
@@ -193,7 +192,7 @@ class LRPMode(OpReplacementMode):
             return func(*detach_tensors(args), **detach_tensors(kwargs))
         f = partial(call_with_replaced_tensors, func, args, kwargs, variables)
         return annotate_activation(
-            run_op_with_secant_gradient(f, variables[0], self._make_report_fn_or_none(op_name)),
+            run_op_with_secant_gradient(f, variables[0], self._make_report_fn_or_none()),
             gate_rank=SIGNAL_FACTOR_RANK if is_one_sided_clamp(op_name, args, kwargs) else self._factor_rank(op_name),
         )
 
@@ -231,7 +230,7 @@ class LRPMode(OpReplacementMode):
     def _attach_rule(self, out: Tensor, op: LinearOp, source: Tensor, *bounds: Tensor) -> Tensor:
         """The op's output, whose relevance goes to the source (and, for pixels, to their bounds) by its rule."""
 
-        report = self._make_report_fn_or_none("conv" if op.is_conv else "linear")
+        report = self._make_report_fn_or_none()
 
         def backward_rule(c: Tensor) -> Sequence[Tensor | None]:
             c = c.to(op.w.dtype)
@@ -272,17 +271,25 @@ class LRPMode(OpReplacementMode):
 
     def _attention_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """softmax(q k) v: the weights are a gate, or signals as the values are."""
-        arguments = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
-        q, k, v = (arguments.pop(n) for n in ("query", "key", "value"))
-        if not (v.requires_grad and self.rules.softmax_is_gate):
+        call = AttentionCall(*args, **kwargs)
+        if self.rules.softmax_is_gate and call.value.requires_grad:
+            call = call.with_constant_weights()
+        if call.dropout_p > 0 or (self.ledger is not None and self.ledger.follows_each_op):
+            return self._attend_in_plain_ops(call)
+        report = self._make_report_fn_or_none()
+        mode = LRPMode(self.rules, None if report is None else OpLedger(report))
+        return attend_by_rows(call, func(*args, **kwargs), mode._attend_in_plain_ops)
+
+    def _attend_in_plain_ops(self, call: AttentionCall) -> Tensor:
+        if not (self.rules.softmax_is_gate and call.value.requires_grad):
             with self:
-                weights, v = composite_ops.attention_weights_and_values(q, k, v, *args[3:], **arguments)
+                weights, v = composite_ops.attention_weights_and_values(call)
                 return weights @ v
         with torch.no_grad():
-            weights, _ = composite_ops.attention_weights_and_values(q, k, v, *args[3:], **arguments)
-        n_repeats = weights.shape[-3] // v.shape[-3] if arguments.get("enable_gqa") else 1
+            weights, _ = composite_ops.attention_weights_and_values(call)
+        n_repeats = weights.shape[-3] // call.value.shape[-3] if call.enable_gqa else 1
         return run_op_with_scaled_gradient(
-            lambda v: weights @ (v.repeat_interleave(n_repeats, -3) if n_repeats > 1 else v), [v]
+            lambda v: weights @ (v.repeat_interleave(n_repeats, -3) if n_repeats > 1 else v), [call.value]
         )
 
     def _batch_norm_rule(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
