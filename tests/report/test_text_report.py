@@ -98,7 +98,8 @@ def test_what_warns_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_methods_beyond_the_budget_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "MAX_TOTAL_VERDICT_FLOPS", 1.0)
+    for budget in ("MAX_TOTAL_VERDICT_FLOPS", "MAX_WELL_KNOWN_VERDICT_FLOPS"):
+        monkeypatch.setattr(checks, budget, 1.0)
     written = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words", "ranking"], quiet=True)
     assert "Not run, to keep the report short: " in written.path.read_text()
     assert len(facts(tmp_path)["findings"]["words"]["verdicts"]) == 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import rng
 from ..box import Box
+from ..engine.cpu_cache import forward_batch_size_and_max_rows
 from ..engine.memory_format import faster_memory_format
 from ..engine.perturb.masking import class_probability_objective
 from ..engine.results import attribution_map
@@ -208,7 +209,7 @@ def perturbed_scores(
 
     together, plan = (
         box.batch_dependent or objective.batch_dependent,
-        box.batch_size_and_max_rows(n_examples * n_perturbations, batch_size),
+        forward_batch_size_and_max_rows(box, n_examples * n_perturbations, batch_size),
     )
     return run_all_example_variants(score_rows, n_examples, n_perturbations, plan, together, box.device)
 

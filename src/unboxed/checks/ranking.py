@@ -114,9 +114,12 @@ def max_draws_of(method: AttributionMethodFn) -> int:
     return MAX_DRAWS_PER_TEST if is_cheap else EXPENSIVE_METHOD_MAX_DRAWS
 
 
-def estimated_verdict_flops(box: Box, method: AttributionMethodFn, n_examples: int) -> float:
+def estimated_verdict_flops(
+    box: Box, method: AttributionMethodFn, n_examples: int, max_draws: int = MAX_DRAWS_PER_TEST
+) -> float:
     """About how many FLOPs the verdict on a method takes with `n_examples` inputs."""
-    n_maps_per_example, n_removals_per_example = 10, 200  # of the tests of a verdict, with their first draws
+    n_maps_per_example = 10  # of the tests of a verdict, with their first draws
+    n_removals_per_example = 120 + 20 * min(max_draws, 4)  # of the map's own curves; of each other example's map
     return (
         n_examples
         * forward_flops(box)

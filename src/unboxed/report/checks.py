@@ -36,7 +36,8 @@ from .words import count_noun, join_names_with_limit
 N_EXPLAINED_EXAMPLES_PER_METHOD = 3  # that every method explains
 FIGURE_SIDE_PIXELS = 112
 N_PREVIEW_MAPS = 6  # of one example, before the section is opened
-MAX_TOTAL_VERDICT_FLOPS = 1e12  # of all verdicts: methods that would take more than remains are not run
+MAX_TOTAL_VERDICT_FLOPS = 3.2e12  # of all verdicts: methods that would take more than remains are not run
+MAX_WELL_KNOWN_VERDICT_FLOPS = 1.15e13  # where the next method is one that people look at first
 NOTHING_LEARNED_VERDICT_REASON = next(
     test.failed for test in VERDICT_TESTS if test.name == "learned"
 )  # a reason that is the model's
@@ -102,11 +103,13 @@ def _grade_counts_text(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> s
 
 
 def verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str, Verdict], list[str]]:
-    """The verdicts on all candidates, and those that would take too long; a cached verdict takes nothing."""
-    verdicts, not_run = dict[str, Verdict](), list[str]()
-    for name in context.candidates:
+    """The verdicts on candidates, the well-known ones first, and those that would take too long; a cached verdict takes
+    nothing."""
+    verdicts, not_run, cards = dict[str, Verdict](), list[str](), attribution_cards()
+    for name in sorted(context.candidates, key=lambda name: not cards[name].first_choice):
         flops = context.verdict_flops(name)
-        if flops and verdicts and context.verdict_flops_spent + flops > MAX_TOTAL_VERDICT_FLOPS:
+        budget = MAX_WELL_KNOWN_VERDICT_FLOPS if cards[name].first_choice else MAX_TOTAL_VERDICT_FLOPS
+        if flops and verdicts and context.verdict_flops_spent + flops > budget:
             not_run.append(name)
         else:
             verdicts[name] = context.verdict(name)
@@ -139,7 +142,8 @@ def show(finding: RankingFinding) -> list[Block]:
         blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))
     if finding.not_run:
         names = join_names_with_limit([attribution_cards()[n].name for n in finding.not_run])
-        how = "unboxed explain --all runs them on one image" if finding.has_images else "ub.checks.verdict judges them"
+        command = f"unboxed explain --methods {','.join(finding.not_run)} judges them on one image"
+        how = command if finding.has_images else "ub.checks.verdict judges them"
         blocks.append(Caution(f"Not run, to keep the report short: {names}. {how}."))
     return [*blocks, *_side_by_side_map_blocks(finding)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..box import Box
 from ..checks.methods import AttributionMethodFn
 from ..checks.ranking import candidates, estimated_verdict_flops, forward_flops
-from ..checks.verdict import Verdict
+from ..checks.verdict import MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
@@ -31,12 +31,19 @@ from .words import format_named_prob, format_prob
 
 TRAINING_DATA_NEED, TEXTS_NEED = "training data", "texts"  # what a section may need
 N_VERDICT_EXAMPLES, N_VERDICT_EXAMPLES_OF_LARGE_MODEL = 8, 4  # examples on which methods are judged
+MAX_DRAWS_OF_LARGE_MODEL = 2  # per test of a verdict
 N_VERDICT_TEXTS = 12  # a text has few words, so that more of them decide
 N_FOLLOWED_EXAMPLES, N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL, MAX_FOLLOWED_ERRORS = 6, 3, 3  # that a reader can follow
 MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES = 5e11  # of one verdict, above which the model counts as large
+FLOPS_PER_ACTIVATION_BYTE = 20  # that one CPU core does while it reads and writes a byte of an activation
 MODULE_CALL_OVERHEAD_FLOPS = 2e6  # FLOPs that one CPU core does while a module is called
 MAX_CAPTION_VALUES = 3  # outputs or labels of an example that are named in its caption
 MAX_FLOPS_PER_REPORT_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
+
+
+class _VerdictSettings(TypedDict):
+    seed: int
+    max_draws: int
 
 
 @dataclass
@@ -134,19 +141,30 @@ class ReportContext:
         return self.inputs(self.verdict_indices)
 
     def verdict_flops(self, name: str) -> float:
-        """About how many FLOPs the verdict on a method takes; none where it is known."""
+        """About what the verdict on a method takes, in FLOPs; none where it is known. Layers of few FLOPs on large
+        activations, such as depthwise convolutions, take as long as their memory does."""
         if self.is_verdict_cached(name):
             return 0.0
-        return estimated_verdict_flops(self.box, self.candidates[name], len(self.verdict_inputs))
+        n, max_draws = len(self.verdict_inputs), self._verdict_settings["max_draws"]
+        memory_flops = FLOPS_PER_ACTIVATION_BYTE * self.box.profile.bytes_per_example
+        flops = estimated_verdict_flops(self.box, self.candidates[name], n, max_draws)
+        return flops * (1 + memory_flops / forward_flops(self.box))
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on an attribution method, read from the cache where an earlier report has it."""
-        self.verdict_flops_spent += self.verdict_flops(name)
-        return self.verdict_cache.verdict(self.box, self.verdict_inputs, self.candidates[name], seed=self.seed)
+        flops, method = self.verdict_flops(name), self.candidates[name]
+        found = self.verdict_cache.verdict(self.box, self.verdict_inputs, method, **self._verdict_settings)
+        self.verdict_flops_spent += flops if found.grade != NOT_APPLICABLE else 0.0
+        return found
 
     def is_verdict_cached(self, name: str) -> bool:
         """Whether the verdict on a method is in the cache."""
-        return self.verdict_cache.contains(self.box, self.verdict_inputs, self.candidates[name], seed=self.seed)
+        method = self.candidates[name]
+        return self.verdict_cache.contains(self.box, self.verdict_inputs, method, **self._verdict_settings)
+
+    @cached_property
+    def _verdict_settings(self) -> _VerdictSettings:
+        return {"seed": self.seed, "max_draws": MAX_DRAWS_OF_LARGE_MODEL if self.is_large else MAX_DRAWS_PER_TEST}
 
     def forward_flops(self, n_examples: int) -> float:
         """FLOPs of one forward pass of n examples; a module's call counts as many as fit in its overhead.
