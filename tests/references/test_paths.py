@@ -281,6 +281,18 @@ def test_scores_along_a_path(size: Any) -> None:
     assert torch.allclose(path_scores(box, ub.logit(K), path, 3, batch_size=size), want, rtol=1e-9)
 
 
+@pytest.mark.parametrize("n_rows", [3, 20, 47, 60])  # a few points of one example, or many of several
+def test_points_of_a_line_are_the_same_however_many_are_made(n_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, start = torch.rand(2, 4, 3, 5, generator=generator)
+    t = torch.rand(20, generator=generator, dtype=torch.float64)
+    index = torch.arange(11, 11 + n_rows)
+    points, factors = LinePath(x, start, t, t)(index // 20, index % 20)
+    want = [start[i] + t[k].float() * (x[i] - start[i]) for i, k in zip(index // 20, index % 20, strict=True)]
+    assert torch.equal(points, torch.stack(want))
+    assert factors is None
+
+
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_gauss_legendre_is_exact_on_polynomials(k: int) -> None:
     t, weights = gauss_legendre(k)

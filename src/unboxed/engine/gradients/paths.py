@@ -32,6 +32,7 @@ from ..rows import broadcast_rows
 from .score import ReluBypass, gradients_of_batch
 
 GradientMoment = Literal["mean", "squared", "variance"]
+MIN_POINTS_PER_LINE = 8  # of an example in a batch, for which its points are made by themselves
 
 
 class GradientPath(Protocol):
@@ -58,8 +59,16 @@ class LinePath:
     weights: Tensor  # (K,)
 
     def __call__(self, example_ids: Tensor, point_ids: Tensor) -> tuple[Tensor, None]:
-        example_ids = example_ids.to(self.x.device)
-        return interpolate(self.start[example_ids], self.x[example_ids], self.t[point_ids].to(self.x)), None
+        examples, counts = torch.unique_consecutive(example_ids, return_counts=True)
+        t = self.t[point_ids].to(self.x)
+        if len(examples) * MIN_POINTS_PER_LINE > len(example_ids):
+            example_ids = example_ids.to(self.x.device)
+            return interpolate(self.start[example_ids], self.x[example_ids], t), None
+        points = self.x.new_empty(len(t), *self.x.shape[1:])  # without a copy of both ends for each point
+        fractions_and_points = (torch.split(h, counts.tolist()) for h in (t, points))
+        for i, fractions, out in zip(examples.tolist(), *fractions_and_points, strict=True):
+            torch.mul(broadcast_rows(fractions, out), self.x[i] - self.start[i], out=out).add_(self.start[i])
+        return points, None
 
 
 def interpolate(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
@@ -229,9 +238,8 @@ class _RunningMoment:
     def add(self, weights: Tensor, gradients: Tensor) -> _RunningMoment:
         """With gradients g (R, ...) of weights w (R,)."""
         gradients = gradients - self.offset if self.moment == "variance" else gradients
-        weights = broadcast_rows(weights, gradients)
-        squares = None if self.squares is None else self.squares + (weights * gradients**2).sum(0)
-        return _RunningMoment(self.moment, self.offset, self.total + (weights * gradients).sum(0), squares)
+        squares = None if self.squares is None else self.squares + torch.tensordot(weights, gradients**2, 1)
+        return _RunningMoment(self.moment, self.offset, self.total + torch.tensordot(weights, gradients, 1), squares)
 
     @property
     def value(self) -> Tensor:
