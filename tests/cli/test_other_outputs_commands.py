@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -51,13 +51,26 @@ def run(command: str, file: Path, kind: str, *words: object) -> tuple[int, str]:
 
 
 @every_kind
-def test_attack_names_a_command_that_works(kind: str, file: Path) -> None:
-    code, text = run("attack", file, kind, "--eps", 0.1, "-q")
-    assert code == 2
-    assert "the label of" not in text
-    command = re.search(r"use unboxed (run pgd .+?\")(?: \(|$)", text)[1].replace("(k)", "(1)").replace("(c)", "(0)")
-    words = shlex.split(command)
-    code, text = run("run pgd", file, kind, *words[2:], "--n", 2)
+def test_attack_prints_the_metrics_of_such_outputs(kind: str, file: Path) -> None:
+    code, text = run("attack", file, kind, "--eps", "0.1,0.3", "-q")
+    assert code == 0, text
+    names = {"regression": ["MAE", "RMSE"], "multilabel": ["label accuracy", "exact match"], "map": ["pixel accuracy"]}
+    numbers = json.loads((file.parent / "out" / "attack.json").read_text())
+    for name in names[kind]:
+        assert f"{name}, all attacks" in text
+        clean, (near, far) = numbers["clean"][name][0], [v[0] for v in numbers["attacked"]["all attacks"][name]]
+        assert clean <= near <= far if kind == "regression" else clean >= near >= far
+        assert (file.parent / "out" / f"{name.replace(' ', '-')}.png").is_file()
+    assert numbers["n"] == 6
+    code, text = run("attack", file, kind, "--eps", 0.1, "--attack", "fgsm", "--json")
+    assert code == 0, text
+    assert [*json.loads(text)["attacked"]] == ["all attacks", "fgsm"]
+
+
+@every_kind
+def test_an_attack_by_an_objective(kind: str, file: Path) -> None:
+    objective = {"regression": "logit(0) - 3.5", "multilabel": "-logit(1)", "map": "logit(1) - logit(0)"}[kind]
+    code, text = run("run pgd", file, kind, "--eps", 0.1, "--objective", objective, "--n", 2)
     assert code == 0, text
     assert "meet the objective" in text
     assert (file.parent / "out" / "attack.png").is_file()

@@ -50,7 +50,7 @@ def twin(z: Tensor, y: Tensor, bins: int) -> dict[str, Any]:
         "count": [len(r) for r in rows], "confidence": confidence, "accuracy": accuracy,
         "ece": sum(len(r) / len(y) * g for r, g in zip(rows, gaps, strict=True)), "mce": max(gaps),
         "brier": float(np.mean(wrong_by)),
-        "nll": log_loss(y.numpy(), p, labels=list(range(K))),
+        "nll": log_loss(y.numpy(), p, labels=list(range(p.shape[1]))),
     }  # fmt: skip
 
 
@@ -149,8 +149,85 @@ def test_data_of_any_kind() -> None:
             ub.robustness.calibration(box, (x, y), **bad)
 
 
-def test_models_without_one_class() -> None:
+def test_models_of_numbers_are_refused() -> None:
     c = make_case("plain")
-    for outputs in ("regression", "multilabel"):
-        with pytest.raises(OutputError):
-            ub.robustness.calibration(ub.Box(c.box.model, c.box.inputs, outputs=outputs), (c.x, c.y))
+    with pytest.raises(OutputError, match="regression"):
+        ub.robustness.calibration(ub.Box(c.box.model, c.box.inputs, outputs="regression"), (c.x, c.y))
+
+
+# ---- several answers per example -------------------------------------------------------------------------------------
+
+
+def says_labels(z: Tensor) -> ub.Box:
+    names = tuple(map(str, range(z.shape[1])))
+    low, high = (-99.0,) * len(names), (99.0,) * len(names)
+    return ub.Box(nn.Identity(), ub.Features(names, low=low, high=high), outputs="multilabel")
+
+
+def says_map(z: Tensor) -> ub.Box:
+    """A box whose logits (N, K, H, W) are its channels, moved into the range of pixels."""
+
+    class FromPixels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 20 * x - 10
+
+    return ub.Box(FromPixels(), ub.Pixels(tuple(z.shape[1:])))
+
+
+def test_labels_are_pooled_yes_and_no_answers() -> None:
+    """As one model of two classes that gives all answers, one after the other."""
+    g = torch.Generator().manual_seed(0)
+    z = 2 * torch.randn(50, 3, generator=g)
+    y = (torch.rand(50, 3, generator=g) < z.sigmoid()).long()
+    made = ub.robustness.calibration(says_labels(z), (z, y), n_bins=7)
+    want = twin(torch.stack([torch.zeros(150), z.flatten()], 1), y.flatten(), 7)
+    assert made.uncalibrated.bin_counts.tolist() == want["count"]
+    for name in ("ece", "mce", "brier", "nll"):
+        assert getattr(made.uncalibrated, name) == pytest.approx(want[name], abs=1e-6), name
+    assert made.accuracy == pytest.approx(((z > 0) == y.bool()).double().mean())
+    assert made.error_position is not None
+    for i, k, p, wrong, right in zip(
+        made.error_index, made.error_position, made.error_confidence, made.error_prediction, made.error_label,
+        strict=True,
+    ):  # fmt: skip
+        assert wrong == int(z[i, k] > 0) != int(right)
+        assert right == y[i, k]
+        assert float(p) == pytest.approx(float(z[i, k].abs().sigmoid()), abs=1e-6)
+    assert bool((made.error_confidence.diff() <= 0).all())
+
+
+def test_positions_of_a_map_are_pooled_without_those_that_have_no_class() -> None:
+    g = torch.Generator().manual_seed(1)
+    z = (3 * torch.randn(6, K, 5, 5, generator=g)).clamp(-9.9, 9.9)
+    y = torch.randint(0, K, (6, 5, 5), generator=g)
+    y[:, :, 0] = 255
+    box, x = says_map(z), (z + 10) / 20
+    made = ub.robustness.calibration(box, (x, y), n_bins=5)
+    known = (y != 255).flatten()
+    flat = box(x).movedim(1, -1).reshape(-1, K)[known]
+    want = twin(flat, y.flatten()[known], 5)
+    assert made.uncalibrated.bin_counts.tolist() == want["count"]
+    assert made.uncalibrated.bin_counts.sum() == 6 * 20
+    for name in ("ece", "mce", "brier", "nll"):
+        assert getattr(made.uncalibrated, name) == pytest.approx(want[name], abs=1e-5), name
+    assert made.error_position is not None
+    assert (made.error_position % 5 != 0).all()
+
+
+def test_the_interval_of_pooled_answers_resamples_examples() -> None:
+    """Answers that are copies of one another leave it as wide as one answer per example; more examples narrow it."""
+    g = torch.Generator().manual_seed(2)
+    z = 2 * torch.randn(400, 2, generator=g)[:, :1].expand(400, 2)
+    y = (torch.rand(400, 1, generator=g) < (z[:, :1] / 3).sigmoid()).long().expand(400, 2)
+
+    def width(n: int, n_labels: int) -> float:
+        labels = torch.cat([z[:n]] * n_labels, 1), torch.cat([y[:n]] * n_labels, 1)
+        r = ub.robustness.calibration(says_labels(labels[0]), labels, n_bins=5).uncalibrated
+        assert r.ece_interval is not None
+        assert r.ece_interval.low <= r.ece <= r.ece_interval.high
+        return r.ece_interval.high - r.ece_interval.low
+
+    assert width(400, 1) == pytest.approx(width(400, 4), rel=1e-3)
+    assert width(100, 1) > 1.4 * width(400, 1)
+    box, z_classes = says(drawn(30)[0])
+    assert ub.robustness.calibration(box, (z_classes, drawn(30)[1])).uncalibrated.ece_interval is None

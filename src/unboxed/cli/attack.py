@@ -19,6 +19,7 @@ from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checkpointing import tensor_digest
 from ..engine.optimize.constraints import format_eps, unbounded_ball
+from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import indexed_labeled_examples
 from ..errors import DataError
 from ..inputs.features import Features
@@ -30,9 +31,11 @@ from ..plots.files import save
 from ..plots.png_files import to_png_levels
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import compatible_attacks, first_common_norm
-from ..robustness.evaluate import AttackFn, default_attacks, evaluate, require_evaluable, supported_kwargs
+from ..robustness.evaluate import AttackFn, default_attacks, evaluate, supported_kwargs
+from ..robustness.evaluate_outputs import OutputRobustness
 from ..robustness.result import Robustness
 from ..validation import check_int
+from .attack_outputs import run_output_attack
 from .parsing import skipped_files
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
@@ -69,16 +72,20 @@ def run_attack(
     seed: int = 0,
     quiet: bool = False,
     as_json: bool = False,
-) -> Robustness:
-    """Attack a model on labeled examples: print a table, write a figure and numbers to `out`.
+) -> Robustness | OutputRobustness:
+    """Attack a model on labeled examples: print a table, write figures and numbers to `out`.
 
     `norm` is by default one that all attacks take: linf, or else l2 or l1. Stopped and called again with the same
     settings, it resumes. Raises InputError and DataError.
     """
     if max_examples is not None:
         check_int("--n", max_examples, minimum=1)
-    require_evaluable(box)
     out, (selected, norm_name) = Path(out), select_attacks(box, attacks, norm, bits)
+    if not has_class_labels(box):
+        return run_output_attack(
+            box, data, out, RESULTS_FILE, selected if attacks else None, eps=eps, norm=norm_name,
+            max_examples=max_examples, seed=seed, quiet=quiet, as_json=as_json,
+        )  # fmt: skip
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")

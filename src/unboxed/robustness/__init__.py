@@ -14,6 +14,8 @@ from .corruptions import Corruptions as Corruptions
 from .corruptions import corruptions as corruptions
 from .evaluate import default_attacks as default_attacks
 from .evaluate import evaluate as evaluate
+from .evaluate_outputs import OutputRobustness as OutputRobustness
+from .evaluate_outputs import evaluate_outputs as evaluate_outputs
 from .gradient_masking import MaskingFinding as MaskingFinding
 from .result import Robustness as Robustness
 from .smoothing import Smoothed as Smoothed

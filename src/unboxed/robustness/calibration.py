@@ -15,10 +15,14 @@ from torch import Tensor
 from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
+from ..engine.intervals import Interval
+from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import indexed_labeled_examples
+from ..engine.read.output_values import indexed_examples_with_output_values
 from ..engine.results import ResultMixin
 from ..parameters import BatchSize, Data, MaxExamples
 from ..settings import AtLeast, Unit, check_settings
+from .pooled_answers import PooledAnswers, bootstrap_interval_of_sums, pooled_answers
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # temperatures that are tried
 N_TEMPERATURE_BISECTIONS = 60
@@ -36,6 +40,7 @@ class Reliability:
     mce: float  # maximum calibration error: the largest |accuracy - confidence| of a bin
     brier: float  # mean squared error of the probabilities, summed over classes: 0 to 2
     nll: float  # mean negative log-likelihood of the labels
+    ece_interval: Interval | None = None  # at 90 % over examples, of several answers per example
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,10 +57,14 @@ class Calibration(ResultMixin):
     error_confidence: Tensor  # (M,) probabilities
     error_prediction: Tensor  # (M,) classes
     error_label: Tensor  # (M,)
+    error_position: Tensor | None = None  # (M,) of several answers per example: the label, or the flat map position
 
     def __str__(self) -> str:
         confidence_note = "overconfident" if self.temperature > 1 else "underconfident"
-        errors_text = f"expected calibration error {self.uncalibrated.ece:.2%}, {self.scaled.ece:.2%} at temperature"
+        interval = self.uncalibrated.ece_interval
+        range_text = "" if interval is None else f" ({interval.low:.2%} to {interval.high:.2%})"
+        errors_text = f"expected calibration error {self.uncalibrated.ece:.2%}{range_text}, {self.scaled.ece:.2%}"
+        errors_text += " at temperature"
         return f"accuracy {self.accuracy:.1%}; {errors_text} {self.temperature:.2f} ({confidence_note})"
 
 
@@ -79,7 +88,8 @@ def calibration(
     """Is the model right as often as it says? Reliability, and the temperature that corrects it.
 
     For a classifier whose probabilities matter. The temperature is fitted to the same data: measure on other data how
-    well it does there.
+    well it does there. Several labels and label maps give several answers per example, which are pooled: each label is
+    a yes or no, each labeled position a class; the interval of their ECE resamples examples, not answers.
 
     Args:
         box: The model.
@@ -92,12 +102,12 @@ def calibration(
 
     Returns:
         A `Calibration`: `uncalibrated` and `scaled` reliability (bins, ECE, MCE, Brier score, NLL), the `temperature`,
-        and the most confident errors.
+        and the most confident errors. Of several answers per example, `ece_interval` and `error_position`, too.
 
     Raises:
         InputError: for settings out of their range.
         DataError: for data without labels or without examples.
-        OutputError: for a model without classes, or with several labels per example.
+        OutputError: for a regression model.
 
     Example:
         >>> import unboxed as ub
@@ -111,20 +121,42 @@ def calibration(
         derivative, between 0.01 and 100. Brier 1950 for the score.
     """
     check_settings(calibration, locals())
-    box.require_class_scores("calibration", exclusive=True)
-    x, y, rows = indexed_labeled_examples(box, data, max_examples)
-    logits = nan_checked_logits(box, x, batch_size).double()  # (N, K)
+    if has_class_labels(box):
+        x, y, rows = indexed_labeled_examples(box, data, max_examples)
+        logits = nan_checked_logits(box, x, batch_size).double()  # (N, K)
+        return _make_calibration(logits, y, rows.to(y.device), n_bins, n_errors, box.dtype)
+    if box.outputs == "regression":
+        box.require_class_scores("calibration")
+    x, values, rows = indexed_examples_with_output_values(box, data, max_examples)
+    answers = pooled_answers(box, nan_checked_logits(box, x, batch_size).double(), values)
+    rows_of_answers = rows.to(answers.y.device)[answers.example]
+    return _make_calibration(answers.logits, answers.y, rows_of_answers, n_bins, n_errors, box.dtype, answers)
+
+
+def _make_calibration(
+    logits: Tensor, y: Tensor, rows: Tensor, n_bins: int, n_errors: int, dtype: torch.dtype,
+    answers: PooledAnswers | None = None,
+) -> Calibration:  # fmt: skip
+    """Of answers with logits (M, K), classes y (M,) and the indices of their examples in the data (M,)."""
     best_temperature = fit_temperature(logits, y)
+    example = None if answers is None else answers.example
     uncalibrated, scaled = (
-        _make_reliability(logits / divisor, y, n_bins, box.dtype) for divisor in (1.0, best_temperature)
+        _make_reliability(logits / divisor, y, n_bins, dtype, example) for divisor in (1.0, best_temperature)
     )
-    clean_accuracy = float((logits.argmax(1) == y).double().mean())
+    top_prob, predictions = logits.softmax(1).max(1)
+    is_wrong = predictions != y
+    index = is_wrong.nonzero()[:, 0]
+    index = index[top_prob[index].argsort(descending=True, stable=True)[:n_errors]]
     return Calibration(
         uncalibrated,
         scaled,
         best_temperature,
-        clean_accuracy,
-        *_most_confident_errors(logits, y, rows, n_errors, box.dtype),
+        float((~is_wrong).double().mean()),
+        rows[index],
+        top_prob[index].to(dtype),
+        predictions[index],
+        y[index],
+        None if answers is None else answers.position[index],
     )
 
 
@@ -147,7 +179,9 @@ def fit_temperature(logits: Tensor, y: Tensor) -> float:
     return float((lower * upper) ** -0.5)
 
 
-def _make_reliability(logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype) -> Reliability:
+def _make_reliability(
+    logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype, example: Tensor | None = None
+) -> Reliability:
     probs = logits.softmax(1)  # (N, K)
     top_prob, predictions = probs.max(1)
     is_correct = (predictions == y).double()
@@ -163,7 +197,22 @@ def _make_reliability(logits: Tensor, y: Tensor, n_bins: int, dtype: torch.dtype
         torch.stack([bin_edges[:-1], bin_edges[1:]], 1), bin_counts, confidence.to(dtype), accuracy.to(dtype),
         ece=float((gaps * bin_counts).sum() / len(y)), mce=float(gaps.max()), brier=float(squared_error.mean()),
         nll=float(F.cross_entropy(logits, y)),
+        ece_interval=None if example is None else _ece_interval(example, bin_index, top_prob, is_correct, n_bins),
     )  # fmt: skip
+
+
+def _ece_interval(example: Tensor, bin_index: Tensor, top_prob: Tensor, is_correct: Tensor, n_bins: int) -> Interval:
+    """Of the expected calibration error of all answers (M,), over their examples."""
+    n, cell = int(example.max()) + 1, example * n_bins + bin_index
+    counts, gaps = (
+        torch.bincount(cell, values, minlength=n * n_bins).view(n, n_bins)
+        for values in (torch.ones_like(top_prob), is_correct - top_prob)
+    )
+
+    def ece(sums: Tensor) -> Tensor:  # (resamples, 2 * n_bins)
+        return sums[:, n_bins:].abs().sum(1) / sums[:, :n_bins].sum(1)
+
+    return bootstrap_interval_of_sums(torch.cat([counts, gaps], 1), ece)
 
 
 def _confidence_bin_index(top_prob: Tensor, n_bins: int) -> Tensor:
@@ -173,17 +222,3 @@ def _confidence_bin_index(top_prob: Tensor, n_bins: int) -> Tensor:
 
 def _sum_values_per_bin(bin_index: Tensor, values: Tensor, n_bins: int) -> Tensor:
     return torch.bincount(bin_index, values, minlength=n_bins)
-
-
-def _most_confident_errors(
-    logits: Tensor, y: Tensor, rows: Tensor, max_errors: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    top_prob, predictions = logits.softmax(1).max(1)
-    wrong_index = (predictions != y).nonzero()[:, 0]
-    sorted_index = wrong_index[top_prob[wrong_index].argsort(descending=True, stable=True)[:max_errors]]
-    return (
-        rows.to(sorted_index.device)[sorted_index],
-        top_prob[sorted_index].to(dtype),
-        predictions[sorted_index],
-        y[sorted_index],
-    )

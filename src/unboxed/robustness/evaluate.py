@@ -45,7 +45,10 @@ from .result import Robustness
 AttackFn = Callable[..., Adversarial]  # attack(box, x, y, eps=..., norm=...), and seed, batch_size if it has them
 MAX_EXAMPLES_PER_ATTACK_TASK = 500  # examples per task; a checkpoint is written after each
 MINIMAL_ATTACK_TASK_NAME = "minimal attack"
-OBJECTIVE_ATTACK_CALL_TEMPLATE = "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
+OBJECTIVE_ATTACK_CALL_TEMPLATE = (
+    "evaluate it by ub.robustness.evaluate_outputs(box, data, eps=[0.03]), or "
+    "attack it by ub.adversarial.pgd(box, x, eps=0.03, objective={objective})"
+)
 CHECKPOINTED_EVALUATION_FIELDS = ("is_robust", "min_distance", "mean_queries")
 
 
@@ -148,7 +151,7 @@ def evaluate(
         sorted(
             {
                 check_eps_within_data_range(box, resolve_ball(eps_value, norm, None)).eps
-                for eps_value in _check_eps_values(eps)
+                for eps_value in check_eps_values(eps)
             }
         )
     )
@@ -179,7 +182,7 @@ def require_evaluable(box: Box) -> None:
     box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL_TEMPLATE)
 
 
-def _check_eps_values(eps: Sequence[float] | float) -> list[float]:
+def check_eps_values(eps: Sequence[float] | float) -> list[float]:
     values = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
     if not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")

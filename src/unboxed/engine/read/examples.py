@@ -48,6 +48,14 @@ class OptionallyLabeledExamples(NamedTuple):
     dataset_rows: Tensor  # (N,) indices in the data
 
 
+class ExamplesWithUnreadLabels(NamedTuple):
+    """Examples with labels of any form, without those that could not be read."""
+
+    x: Tensor  # (N, ...)
+    labels: Tensor | list[Any] | None  # one per example; None where some have none
+    dataset_rows: Tensor  # (N,) indices in the data
+
+
 def for_each_batch(
     box: Box,
     data: Any,
@@ -127,16 +135,15 @@ def inputs_and_labels(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Any]:
         raise InputError(str(error)) from error
 
 
-def examples_with_unread_labels(
-    box: Box, data: Any, max_examples: int | None = None
-) -> tuple[Tensor, Tensor | list[Any] | None]:
-    """The first inputs (N, ...) of data, with their labels as they came, which may be numbers or maps; None: none.
+def examples_with_unread_labels(box: Box, data: Any, max_examples: int | None = None) -> ExamplesWithUnreadLabels:
+    """The first inputs (N, ...) of data, with their labels as they came, which may be numbers or maps.
 
     Raises DataError and InputError.
     """
     first = _read_first_examples(box, data, max_examples)
     is_missing = not isinstance(first.labels, Tensor) and any(label is None for label in first.labels)
-    return first.x, None if is_missing else first.labels
+    rows = first.skipped.dataset_rows(torch.arange(len(first.x)))
+    return ExamplesWithUnreadLabels(first.x, None if is_missing else first.labels, rows)
 
 
 @dataclass(frozen=True, eq=False)

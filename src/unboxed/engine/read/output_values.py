@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...errors import InputError
+from ...errors import DataError, InputError
 from .examples import examples_with_unread_labels
 
 IGNORED_POSITION_LABEL = -1  # of a position of a label map that has no class
@@ -30,8 +30,20 @@ def examples_with_output_values(box: Box, data: Any, max_examples: int | None = 
 
     Raises DataError and InputError.
     """
-    x, labels = examples_with_unread_labels(box, data, max_examples)
+    x, labels, _ = examples_with_unread_labels(box, data, max_examples)
     return x, None if labels is None else check_output_values(box, labels, len(x))
+
+
+def indexed_examples_with_output_values(
+    box: Box, data: Any, max_examples: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `examples_with_output_values`, with the indices (N,) in the data. Raises DataError for missing labels, too."""
+    x, labels, dataset_rows = examples_with_unread_labels(box, data, max_examples)
+    if labels is None:
+        raise DataError(
+            f"these examples have no labels; wanted {wanted_values_text(box)} of each: (x, y), or a Dataset"
+        )
+    return x, check_output_values(box, labels, len(x)), dataset_rows
 
 
 def predicted_output_values(box: Box, logits: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...robustness import Calibration, Corruptions, Robustness, Smoothed
+from ...robustness import Calibration, Corruptions, OutputRobustness, Robustness, Smoothed
 from ..charts import bar_chart, line_chart, matrix_plot
 from ..figures import Figures, figures
 from .common import labels_of_data_pair
@@ -70,3 +70,22 @@ def _robustness_figures(result: Robustness, box: Box | None = None, *, data: Any
     title = f"Accuracy by class at eps {result.eps[-1]:g}"
     classes = bar_chart(bars, list(by_class), title=title, label="accuracy", value_range=(0, 1))
     return {"robust accuracy": chart, "by class": classes}
+
+
+@figures.register(OutputRobustness)
+def _output_robustness_figures(result: OutputRobustness, box: Box | None = None, *, data: Any = None) -> Figures:
+    """Each metric over eps, per attack and for the worst of all."""
+    names = list(result.attacked) if len(result.attacks) > 1 else list(result.attacks)
+    return {
+        metric: line_chart(
+            {
+                name: ([0.0, *result.eps], [clean.mean, *(i.mean for i in result.attacked[name][metric])])
+                for name in names
+            },
+            title=f"{metric} under attack",
+            x_label=f"eps ({result.norm})",
+            y_label=metric,
+            y_range=None if metric in ("MAE", "RMSE") else (0, 1),
+        )
+        for metric, clean in result.clean.items()
+    }
