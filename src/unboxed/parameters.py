@@ -7,7 +7,7 @@ what is particular to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from .inputs.labels import ClassLabels
 from .model.batching import BatchSize as BatchSize
 from .objectives import Objective
-from .settings import Above, AtLeast, Below, ReadAs, Unit, ValueRole
+from .settings import Above, AtLeast, Below, OrOnePerPart, ReadAs, Unit, ValueRole
 from .validation import norm_name
 
 # -- what is asked about -----------------------------------------------------------------------------------------------
@@ -55,6 +55,14 @@ ExplainedQuantity = Annotated[
 Norm = Annotated[Literal["linf", "l2", "l1"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
 LinfOrL2Norm = Annotated[Literal["linf", "l2"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
 L2NormOnly = Annotated[Literal["l2"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
+EpsOrOnePerPart = Annotated[
+    float | Mapping[str, float | None] | Sequence[float | None] | None,
+    ValueRole("float"),
+    OrOnePerPart(),
+    Above(0),
+    Unit("pixel range"),
+    "Largest distance from x.",
+]
 Eps = Annotated[float | None, Above(0), Unit("pixel range"), "Largest distance from x."]
 AttackTarget = Annotated[ClassLabels | None, ValueRole("labels"), "Class to become (N,), or one for all."]
 CustomAttackObjective = Annotated[

@@ -80,6 +80,11 @@ class AlsoNamed:
 
 
 @dataclass(frozen=True)
+class OrOnePerPart:
+    """A number, or one for each of several inputs: a dict by name or a tuple, None for those without one."""
+
+
+@dataclass(frozen=True)
 class ReadAs:
     """How values in other spellings are read: a function that returns the value, and what it does not know as it is."""
 
@@ -100,6 +105,7 @@ class Setting:
     optional: bool = False  # None is taken
     aliases: tuple[str, ...] = ()  # other names by which it is taken
     read: Callable[[Any], Any] | None = None  # of values that are spelled in another way
+    or_one_per_part: bool = False  # a dict or a tuple of such values is taken, too
 
     @property
     def is_required(self) -> bool:
@@ -124,6 +130,10 @@ class Setting:
     def check(self, value: Any) -> None:
         """Raise InputError for a value of another kind or out of the range, saying what came and what was wanted."""
         if (value is None and self.optional) or (self.choices and _is_allowed_choice(value, self.choices)):
+            return
+        if self.or_one_per_part and isinstance(value, (Mapping, tuple, list)):
+            for part_value in value.values() if isinstance(value, Mapping) else value:
+                self.check(part_value)
             return
         if self.kind == "choice":
             raise InputError(f"{self.name} must be {_choices_text(self.choices)}; got {value!r}")
@@ -255,6 +265,7 @@ def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
         optional=optional or parameter.default is None,
         aliases=tuple(m.alias for m in marks if isinstance(m, AlsoNamed)),
         read=next((m.read for m in marks if isinstance(m, ReadAs)), None),
+        or_one_per_part=any(isinstance(m, OrOnePerPart) for m in marks),
     )
 
 

@@ -24,7 +24,7 @@ from ..parameters import (
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
-    Eps,
+    EpsOrOnePerPart,
     InputBatch,
     Labels,
     LinfOrL2Norm,
@@ -61,7 +61,7 @@ def apgd(
     x: InputBatch,
     y: Labels = None,
     *,
-    eps: Eps = None,
+    eps: EpsOrOnePerPart = None,
     norm: LinfOrL2Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
@@ -89,6 +89,8 @@ def apgd(
             model gives), a 0 or 1 for each of several labels (N, K), a class for each position of a label map.
         eps: Largest distance from x. In pixel range, 8/255 is eight gray levels; of a table, in standard deviations of
             its columns (see `Features`). Give this or `ball`.
+            Of several inputs, {"image": 8 / 255} or a tuple in their order gives one for each part, and the others
+            are not changed; `distance` and `step` are then shares of it.
         norm: Norm in which the distance from x is measured.
         ball: Norm ball to stay in, in place of eps and norm.
         target: Class to become (N,), or one for all. None: any class but y.

@@ -16,7 +16,7 @@ from ..cards import cards
 from ..engine.column_units import categorical_mask, inputs_to_original_units, to_scaled_box_and_inputs
 from ..engine.cpu_cache import gradient_batch_size_and_max_rows
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
-from ..engine.optimize.constraints import NormBall, eps_with_rounding_tolerance
+from ..engine.optimize.constraints import NormBall, eps_with_rounding_tolerance, norm_of
 from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import inputs_and_labels
 from ..engine.read.output_values import inputs_and_output_values
@@ -153,7 +153,7 @@ class AttackState:
             self.queries,
             distance,
             self.initially_misclassified,
-            type(self.norm).__name__.lower(),
+            norm_of(self.norm),
             self.interrupted,
             self.own_box.restore_structure(self.own_x),
             self.box.classes,

@@ -15,7 +15,7 @@ from ..parameters import (
     BatchSize,
     CustomAttackObjective,
     EarlyStop,
-    Eps,
+    EpsOrOnePerPart,
     InputBatch,
     Labels,
     NModelNoiseDraws,
@@ -50,7 +50,7 @@ def pgd(
     x: InputBatch,
     y: Labels = None,
     *,
-    eps: Eps = None,
+    eps: EpsOrOnePerPart = None,
     norm: Norm = "linf",
     ball: Ball = None,
     target: AttackTarget = None,
@@ -79,6 +79,8 @@ def pgd(
             model gives), a 0 or 1 for each of several labels (N, K), a class for each position of a label map.
         eps: Largest distance from x. In pixel range, 8/255 is eight gray levels; of a table, in standard deviations of
             its columns (see `Features`). Give this or `ball`.
+            Of several inputs, {"image": 8 / 255} or a tuple in their order gives one for each part, and the others
+            are not changed; `distance` and `step` are then shares of it.
         norm: Norm in which the distance from x is measured.
         ball: Norm ball to stay in, in place of eps and norm.
         target: Class to become (N,), or one for all. None: any class but y.

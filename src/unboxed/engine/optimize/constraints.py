@@ -168,6 +168,16 @@ def resolve_ball(eps: float | None, norm: str, ball: NormBall | None) -> NormBal
     return ball
 
 
+def changes_few_values(ball: NormBall) -> bool:
+    """Whether a steepest step changes few values, as in L1."""
+    return norm_of(ball).startswith("l1")
+
+
+def norm_of(ball: NormBall) -> str:
+    """The norm in which a ball measures: "linf", "l2", "l1", or what a ball of one's own is called."""
+    return str(getattr(ball, "norm", type(ball).__name__.lower()))
+
+
 def format_eps(eps: float) -> str:
     """An eps as people write it: gray levels of 255 where that is shorter than its digits.
 
@@ -235,7 +245,7 @@ def ball_constraint(ball: NormBall, center: Tensor, clip: Callable[[Tensor], Ten
         return zero_grad_at_bounds(grad, x, clip)
 
     return Constraint(
-        ball.steepest_direction, project, center, feasible_grad if isinstance(ball, L1) else unconstrained_grad
+        ball.steepest_direction, project, center, feasible_grad if changes_few_values(ball) else unconstrained_grad
     )
 
 
