@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,15 +194,24 @@ def test_a_link_opens_its_section_and_one_button_opens_all(browser: Browser, pag
     page.close()
 
 
-def test_what_is_printed_is_all_of_it(browser: Browser, page_file: Path) -> None:
+def n_printed_pages(page: Page) -> int:
+    return len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(prefer_css_page_size=True)))
+
+
+def test_what_is_seen_is_what_is_printed(browser: Browser, page_file: Path) -> None:
+    """The answers, the contents and the best pictures; a fold only where the reader has opened it."""
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
     page.goto(page_file.as_uri())
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
+    closed = n_printed_pages(page)
+    assert 2 <= closed <= 12
+    page.locator(f"#{SECTIONS[0].slug} summary").first.click()
     page.emulate_media(media="print")
-    assert not page.locator(".bar").is_visible()
-    page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.locator("details.section[open]").count() == 0
+    assert page.locator("details.section[open]").count() == 1
+    assert page.locator(".bar nav").is_visible()
+    assert page.locator(".best").first.is_visible()
+    for button in page.locator("button").all():
+        assert not button.is_visible()
+    assert n_printed_pages(page) > closed
     page.close()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.report import SECTIONS, concepts, map, score_intervals
+from unboxed.report import SECTIONS, concepts, map, overview, score_intervals
 from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word_length, n_phone_columns
 from unboxed.report.finding import Example
 from unboxed.report.pictures import PageImage, PageImageStore
@@ -87,3 +87,24 @@ def test_modules_that_run_on_no_tensor_have_no_activations_to_show(tmp_path: Pat
     sections = [section for section in SECTIONS if section.slug == "activations"]
     made = ub.report(box, (torch.rand(6, 1, 8, 8), torch.arange(6) % 3), tmp_path, sections=sections, quiet=True)
     assert made.failures == {}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "title", "sentence"),
+    [
+        ([1, 1, 2, 0], "Predicts dog most often", "This is its prediction for 50.0% of 4 examples."),
+        (
+            [0, 1, 2, 3, 4],
+            "Predicts 5 classes",
+            "The most frequent one, cat, is its prediction for 20.0% of 4 examples.",
+        ),
+    ],
+)
+def test_a_class_is_the_title_only_where_it_stands_out(predicted: list[int], title: str, sentence: str) -> None:
+    survey = SimpleNamespace(
+        predicted=torch.tensor(predicted), classes=["cat", "dog", "ant", "bee", "fly"], rows=predicted
+    )
+    context = SimpleNamespace(survey=survey, class_name=lambda k: survey.classes[k])
+    found, (told,) = overview._most_frequent_prediction(context, "4 examples")  # type: ignore[arg-type]
+    assert found == title
+    assert told.startswith(sentence)

@@ -48,6 +48,7 @@ MAX_CONFUSED_PAIRS_IN_JSON = 50  # and in the headline
 MAX_COLLAPSED_MISCLASSIFIED = 40  # misclassified examples in the fold
 MAX_MISCLASSIFIED_IN_JSON = 100  # misclassified examples in report.json
 MAX_LISTED_SKIPPED_FILES = 200  # that are listed
+MIN_SHARE_OF_FREQUENT_CLASS = 0.25  # of the predictions, from which the most frequent class is the page's title
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -168,16 +169,25 @@ def _title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple
             *_misclassification_sentences(context),
         )
     if s.exclusive_classes:
-        counts = torch.bincount(s.predicted, minlength=len(s.classes))
-        k = int(counts.argmax())
-        percentage = format_percent(float(counts[k]) / len(s.rows))
-        sentence = f"This is its prediction for {percentage} of {examples_text}. Without labels there is no accuracy."
-        return f"Predicts {context.class_name(k)} most often", (sentence,)
+        return _most_frequent_prediction(context, examples_text)
     title = count_noun(len(s.classes), "output")
     if context.is_regression and len(s.classes) == 1:
         low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
         title = f"Outputs from {low} to {high}" if low != high else f"Its output is always {low}"
     return title, (f"Measured on {examples_text}. {_no_accuracy_reason(context)}, so there is no accuracy.",)
+
+
+def _most_frequent_prediction(context: ReportContext, examples_text: str) -> tuple[str, tuple[str, ...]]:
+    """A title and a sentence of a page without labels: the class that is predicted most often, if one stands out."""
+    s = context.survey
+    counts = torch.bincount(s.predicted, minlength=len(s.classes))
+    k, n_predicted = int(counts.argmax()), int((counts > 0).sum())
+    share, name = float(counts[k]) / len(s.rows), context.class_name(k)
+    prediction = f"its prediction for {format_percent(share)} of {examples_text}. Without labels there is no accuracy."
+    if share < MIN_SHARE_OF_FREQUENT_CLASS:
+        title = f"Predicts {count_noun(n_predicted, 'class', 'classes')}"
+        return title, (f"The most frequent one, {name}, is {prediction}",)
+    return f"Predicts {name} most often", (f"This is {prediction}",)
 
 
 def _no_accuracy_reason(context: ReportContext) -> str:

@@ -68,9 +68,6 @@
   if (all) all.addEventListener("click", () => { const open = !folds.every((d) => d.open); for (const d of folds) d.open = open; });
   for (const d of folds) d.addEventListener("toggle", label);
   addEventListener("hashchange", reveal);
-  let printed = [];
-  addEventListener("beforeprint", () => { printed = [...document.querySelectorAll("details:not([open])")]; for (const d of printed) d.open = true; });
-  addEventListener("afterprint", () => { for (const d of printed) d.open = false; printed = []; });
   label();
   reveal();
 
