@@ -14,14 +14,16 @@ N_STARTS_PER_CLASS = 3
 
 @dataclass(frozen=True)
 class ClassImagePlan:
-    """Classes with images, starts of each, and the share of the usual steps."""
+    """Classes with images, starts of each, and the share of the usual steps of the images and of their controls."""
 
     n_classes: int
     n_starts: int
     step_share: float
+    control_step_share: float
 
     def steps(self, recipe: RecipeName) -> int:
-        return max(1, round(self.step_share * CLASS_IMAGE_RECIPE_BY_NAME[recipe].steps))
+        share = self.step_share if recipe == "robust" else self.control_step_share
+        return max(1, round(share * CLASS_IMAGE_RECIPE_BY_NAME[recipe].steps))
 
     @property
     def n_image_steps(self) -> int:
@@ -35,12 +37,12 @@ class ClassImagePlan:
 
 
 PLANS = (  # the fullest first
-    ClassImagePlan(10, N_STARTS_PER_CLASS, 1.0),
-    ClassImagePlan(10, 2, 0.5),
-    ClassImagePlan(6, 2, 0.5),
-    ClassImagePlan(4, 2, 0.5),
-    ClassImagePlan(4, 2, 0.375),
-    ClassImagePlan(3, 2, 0.25),
+    ClassImagePlan(10, N_STARTS_PER_CLASS, 1.0, 1.0),
+    ClassImagePlan(10, 2, 0.5, 0.5),
+    ClassImagePlan(6, 2, 0.5, 0.5),
+    ClassImagePlan(4, 2, 0.5, 0.5),
+    ClassImagePlan(4, 2, 0.375, 0.375),
+    ClassImagePlan(2, 1, 1.0, 0.25),  # few that show something: with a quarter of the steps none does
 )
 
 
@@ -55,5 +57,7 @@ def reduced_plan_cautions(plan: ClassImagePlan) -> list[Block]:
     """What is left out on a large model, and the command that makes it."""
     if plan.is_full:
         return []
-    text = f"This model is large: {plan.step_share:.0%} of the usual steps, and fewer classes or starts. "
-    return [Caution(text + "unboxed run class_image makes images of any class in full.")]
+    share = plan.control_step_share
+    text = f"This model is large: fewer classes and starts, and {share:.0%} of the usual steps of the controls"
+    of_images = f" ({plan.step_share:.0%} of the images)" if plan.step_share != share else " and of the images"
+    return [Caution(f"{text}{of_images}. unboxed run class_image makes images of any class in full.")]

@@ -29,7 +29,7 @@ from .blocks import (
 )
 from .class_image_budget import ClassImagePlan, affordable_class_image_plan, reduced_plan_cautions
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .judge_model import (
     JUDGE_DESCRIPTION_TEXT,
     JudgePredictions,
@@ -41,7 +41,7 @@ from .judge_model import (
 from .pictures import PageFile, PageImage
 from .words import count_noun, format_named_prob, join_names_with_limit
 
-FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 84, 112
+FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS, LARGE_SIDE_PIXELS = 84, 112, 224
 MIN_MEAN_PROB_OF_CONFIDENT_MODEL = 0.9  # mean probability from which the model counts as confident
 MIN_RMS_DIFFERENCE_BETWEEN_STARTS = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_NONUNIFORM_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
@@ -68,6 +68,7 @@ class ClassImageFinding(Finding):
     differences: dict[str, float]  # {class: root mean square difference between its starts}
     plan: ClassImagePlan  # what the model affords
     followed_classes: list[int | None]  # of each followed example, its class as an index into `classes`
+    followed: list[Example] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
     def cover(self, place: int) -> Sequence[Figure]:
         if (k := self.followed_classes[place]) is None:
@@ -117,6 +118,7 @@ def find(context: ReportContext) -> ClassImageFinding:
         differences=dict(zip(names, differences.tolist(), strict=True)),
         plan=plan,
         followed_classes=_class_image_indices_of_followed_examples(context, classes),
+        followed=context.examples(context.followed_indices) if len(classes) < len(context.box.classes) else [],
     )
 
 
@@ -138,17 +140,18 @@ def _judge_headline(judged: dict[RecipeName, JudgePredictions]) -> tuple[str, ..
 
 
 def _visualized_classes(context: ReportContext, max_classes: int) -> list[int]:
-    """All classes, or of many those that are confused (or, without labels, predicted) most often."""
+    """All classes, or of many those of the followed examples, then those that are confused (or, without labels,
+    predicted) most often."""
     s = context.survey
     k = len(s.classes)
     if k <= max_classes:
         return list(range(k))
-    followed = int(s.predicted[context.followed_index])
+    followed = [*dict.fromkeys(s.predicted[context.followed_indices].tolist())][:max_classes]
     answer_counts = torch.bincount(s.predicted, minlength=k)
     off_diagonal = s.confusion.clone().fill_diagonal_(0)
     weight = (off_diagonal.sum(0) + off_diagonal.sum(1)) * len(s.rows) + answer_counts
-    others = [c for c in weight.topk(max_classes).indices.tolist() if c != followed]
-    return sorted([followed, *others[: max_classes - 1]])
+    others = [c for c in weight.topk(max_classes).indices.tolist() if c not in followed]
+    return sorted([*followed, *others][:max_classes])
 
 
 def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int], plan: ClassImagePlan) -> ClassImages:
@@ -160,10 +163,11 @@ def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int]
 
 
 def _rms_difference_between_starts(images: Tensor) -> Tensor:
-    """(S, K, ...) -> (K,): root mean square difference of the pixels, mean over the pairs of starts."""
+    """(S, K, ...) -> (K,): root mean square difference of the pixels, mean over the pairs of starts; NaN of one."""
     flat = images.flatten(2).double()
     pairs = [(a, b) for a in range(len(flat)) for b in range(a)]
-    return torch.stack([(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]).mean(0).cpu()
+    differences = [(flat[a] - flat[b]).pow(2).mean(1).sqrt() for a, b in pairs]
+    return torch.stack(differences).mean(0).cpu() if pairs else torch.full((len(flat[0]),), torch.nan)
 
 
 def _class_image_indices_of_followed_examples(context: ReportContext, classes: Sequence[int]) -> list[int | None]:
@@ -180,7 +184,10 @@ def show(finding: ClassImageFinding) -> list[Block]:
     if finding.n_omitted_classes:
         selected = count_noun(len(finding.classes), "class", "classes")
         blocks.append(
-            Caution(f"The {selected} that are confused most; {finding.n_omitted_classes:,} more are left out.")
+            Caution(
+                f"{selected}, of the followed examples and those confused most; "
+                f"{finding.n_omitted_classes:,} more are left out."
+            )
         )
     blocks += reduced_plan_cautions(finding.plan)
     for recipe, text in CLASS_IMAGE_RECIPE_BY_NAME.items():
@@ -198,8 +205,16 @@ def show(finding: ClassImageFinding) -> list[Block]:
 
 
 def best(finding: ClassImageFinding) -> list[Block]:
-    """The class images, one per class."""
-    return [FigureGrid([_class_image_figure(finding, "robust", i) for i in range(len(finding.classes))])]
+    """The class images, one per class; of many classes, those of the followed examples, large and beside them."""
+    if not any(k is not None for k in finding.followed_classes[: len(finding.followed)]):
+        return [FigureGrid([_class_image_figure(finding, "robust", i) for i in range(len(finding.classes))])]
+    pairs: dict[int, list[Figure]] = {}
+    for example, i in zip(finding.followed, finding.followed_classes, strict=True):
+        if i is not None and i not in pairs:
+            image = _class_image_figure(finding, "robust", i, side=LARGE_SIDE_PIXELS)
+            pairs[i] = [example.figure(LARGE_SIDE_PIXELS), replace(image, head=f"image of {image.head}")]
+    lead = "Beside each example: an image made from noise until the model predicts the example's class."
+    return [FigureGrid([figure for pair in pairs.values() for figure in pair], lead, n_together=2)]
 
 
 def _is_model_confident(images: ClassImages) -> bool:
@@ -281,7 +296,9 @@ def _class_image_figure(
 
 
 def _start_difference_blocks(finding: ClassImageFinding) -> list[Block]:
-    """The other starts, and how much the images of one class differ."""
+    """The other starts, where there are any, and how much the images of one class differ."""
+    if finding.plan.n_starts == 1:
+        return []
     order = sorted(finding.differences, key=lambda name: -finding.differences[name])
     largest = finding.differences[order[0]]
     lead = f"Each class from {finding.plan.n_starts} starts."
