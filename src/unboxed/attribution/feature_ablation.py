@@ -16,9 +16,11 @@ from ..engine.perturb.estimators import set_rounding_noise_to_zero
 from ..engine.perturb.masking import (
     MASKED_INPUT_NAME_IN_ERRORS,
     MaskableInputs,
+    explained_quantity,
     make_maskable_inputs,
     masked_scores,
     resolve_objective_and_classes,
+    segment_noun,
 )
 from ..engine.perturb.masks import full_and_leave_one_out_masks
 from ..engine.perturb.segments import Segments, segment_square_side
@@ -107,6 +109,7 @@ def feature_ablation(
         over_embedding="same",
         target=target if classes is None else classes,
         score=torch.stack([v[0, 0] for v in row_scores]).to(box.dtype).to(box.device),
+        unit=f"{explained_quantity(box, target)} lost when the {segment_noun(box, segments)} is removed",
     )
 
 

@@ -17,10 +17,12 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.perturb.baselines import Baseline, score_difference
 from ..engine.perturb.estimators import exact_shapley, kernel_shapley
 from ..engine.perturb.masking import (
+    explained_quantity,
     make_maskable_inputs,
     masked_scores,
     resolve_objective_and_classes,
     segment_ids_like_input,
+    segment_noun,
     warn_few_samples,
 )
 from ..engine.perturb.masks import SampledMasks, all_subset_masks, shapley_mask_pairs
@@ -140,6 +142,7 @@ def kernel_shap(
         method="KernelSHAP",
         target=target if classes is None else classes,
         score=ends[:, 0],
+        unit=f"share of the {explained_quantity(box, target)} added by the {segment_noun(box, segments)}",
         values=values,
         standard_error=error,
         segments=segment_ids_like_input(box, masking.features.ids),

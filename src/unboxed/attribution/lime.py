@@ -29,10 +29,12 @@ from ..engine.perturb.local_model import DEFAULT_ALPHA_BY_REGRESSION, LocalLinea
 from ..engine.perturb.masking import (
     MaskableInputs,
     class_probability_objective,
+    explained_quantity,
     make_maskable_inputs,
     masked_scores,
     resolve_objective_and_classes,
     segment_ids_like_input,
+    segment_noun,
     warn_few_samples,
 )
 from ..engine.perturb.masks import SampledMasks, bernoulli_masks
@@ -313,12 +315,16 @@ def _fit_local_models(
     for t, target in enumerate(targets):
         ys = [v[:, t][d.mask_index] for v, d in zip(row_scores, sampled, strict=True)]
         fits = [fit(design, y) for design, y in zip(designs, ys, strict=True)]
-        results.append(_local_models_to_attribution(masking, fits, [float(y[0]) for y in ys], target))
+        unit = (
+            f"{explained_quantity(masking.box, target, settings.get('on'))} added by the "
+            f"{segment_noun(masking.box, settings['segments'])}"
+        )
+        results.append(_local_models_to_attribution(masking, fits, [float(y[0]) for y in ys], target, unit))
     return results
 
 
 def _local_models_to_attribution(
-    masking: MaskableInputs, fits: list[LocalLinearModel], scores: list[float], target: Any
+    masking: MaskableInputs, fits: list[LocalLinearModel], scores: list[float], target: Any, unit: str
 ) -> Attribution:
     """The linear models of all rows as one result; `scores` are the model's own of x."""
     box, features = masking.box, masking.features
@@ -337,6 +343,7 @@ def _local_models_to_attribution(
         over_embedding="same",
         target=target,
         score=score,
+        unit=unit,
         weights=weights,
         standard_error=masking.scatter_to_all_segments([f.standard_error for f in fits]),
         r2=r2,

@@ -17,7 +17,7 @@ from ..inputs.tokens import EmbeddingReduction, Tokens
 from ..objectives import Constant, Objective
 from .result_views import ResultViewsMixin
 
-COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "classes")
+COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "classes", "unit")
 MAX_REPR_VALUES = 5  # targets and scores that a repr lists
 
 
@@ -36,6 +36,8 @@ class Attribution(ResultViewsMixin, Tensor):
         method: The name of the method, as its card has it.
         layer: The address of the layer that was read; None for methods without one.
         classes: The names of the model's classes.
+        unit: What one value means, such as "logit lost when the segment is removed"; "" where it has no other unit than
+            an attribution to the score.
         extras: {name: value} of what the method gives besides. Of texts `tokens`, the words of each row of the map, and
             `special` (N, T), which of them the tokenizer added.
 
@@ -58,6 +60,7 @@ class Attribution(ResultViewsMixin, Tensor):
     method: str
     layer: str | None
     classes: tuple[str, ...]
+    unit: str
     values: Any  # of Shapley values; torch's method of this name is for sparse tensors, which no map is
 
     def __new__(
@@ -72,13 +75,14 @@ class Attribution(ResultViewsMixin, Tensor):
         method: str = "",
         layer: str | None = None,
         classes: tuple[str, ...] = (),
+        unit: str = "",
         **extras: Any,
     ) -> Self:
         if isinstance(map, Tensor):  # as the inputs came: of signals and volumes, of another shape than `data`
             data = map
         plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
-        fields = (plain if map is None else map, input, target, score, method, layer, classes)
+        fields = (plain if map is None else map, input, target, score, method, layer, classes, unit)
         vars(attribution).update(zip(COMMON_FIELD_NAMES, fields, strict=True), **extras)
         return attribution
 

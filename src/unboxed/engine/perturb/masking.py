@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import InputError, warn
+from ...inputs.features import Features
+from ...inputs.tokens import Tokens
 from ...model.batching import BatchSize, map_in_batches
 from ...model.nan_checks import check_finite_scores
 from ...objectives import Objective, mean_over_positions
@@ -212,6 +214,23 @@ def class_probability_objective(box: Box, classes: Tensor) -> Objective:
     return select(classes)
 
 
+def explained_quantity(box: Box, target: Any, on: str | None = "score") -> str:
+    """What is explained, in words for an axis; as `resolve_objective_and_classes` reads `target` and `on`."""
+    if isinstance(target, Objective):
+        return target.name if len(target.name) <= MAX_QUANTITY_CHARS else "score"
+    if box.outputs == "regression":
+        return "output"
+    return "logit" if on == "score" else "probability"
+
+
+def segment_noun(box: Box, segments: Any) -> str:
+    """What is masked together, in one word."""
+    if isinstance(box.inputs, Tokens):
+        return "word"
+    return "column" if segments is None and isinstance(box.inputs, Features) else "segment"
+
+
+MAX_QUANTITY_CHARS = 20  # of an objective's name on an axis
 WARN_BELOW_SAMPLES_PER_FEATURE = 4  # with fewer, values are mostly noise
 
 

@@ -45,7 +45,7 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
             names = column_names(box, name, m.shape[1])
             title, label = (
                 f"{attribution.method or 'Attribution'} of {len(m)} rows",
-                f"{ATTRIBUTION_AXIS_LABEL}; red: high values",
+                f"{_value_label(attribution)}; red: high values",
             )
             drawn[f"summary {name}".rstrip()] = contribution_swarm(m, inputs[name], names, title=title, label=label)
     parts = [image for name, image in drawn.items() if name.startswith("attribution")]
@@ -84,7 +84,7 @@ def _token_attribution_figure(attribution: Attribution, box: Box | None) -> Imag
         score = "" if attribution.score is None else f"score {float(attribution.score[i]):.3g}"
         values, special = (h[i, : len(words)].tolist() for h in (attribution.map, attribution.special))
         texts.append(TextWithValues(words, values, special, ", ".join(filter(None, (name, score)))))
-    return text_sheet(texts, title=attribution.method, unit=ATTRIBUTION_AXIS_LABEL)
+    return text_sheet(texts, title=attribution.method, unit=_value_label(attribution))
 
 
 def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Box | None) -> Image.Image:
@@ -95,30 +95,40 @@ def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Bo
     if maps is None:
         heads = [f"{title}, example {i}{f': {name}' if name else ''}" for i, name in enumerate(names)]
         return _table_row_bar_panels(
-            m, x, heads[:MAX_TABLE_ROW_PANELS], column_names(box, part, m[0].numel() if len(m) else 0)
+            m,
+            x,
+            heads[:MAX_TABLE_ROW_PANELS],
+            column_names(box, part, m[0].numel() if len(m) else 0),
+            _value_label(attribution),
         )
     scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
     images = as_images_or_none(x)
-    return attribution_sheet(None if images is None else images[:n], maps[:n], captions=captions, title=title)
+    return attribution_sheet(
+        None if images is None else images[:n], maps[:n], captions=captions, title=title, unit=attribution.unit
+    )
 
 
-def _table_row_bar_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str]) -> Image.Image:
+def _value_label(attribution: Attribution) -> str:
+    """What one value means, for an axis."""
+    return attribution.unit or ATTRIBUTION_AXIS_LABEL
+
+
+def _table_row_bar_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str], label: str) -> Image.Image:
     """Bars of the first rows, below one another."""
     rows = [None] * len(m) if x is None else x.flatten(1)
     flat = m.flatten(1)
     return stack_panels(
-        [
-            contribution_bars(flat[i], rows[i], names, title=title, label=ATTRIBUTION_AXIS_LABEL)
-            for i, title in enumerate(titles)
-        ]
+        [contribution_bars(flat[i], rows[i], names, title=title, label=label) for i, title in enumerate(titles)]
     )
 
 
-def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str] = (), title: str = "") -> Image.Image:
+def attribution_sheet(
+    x: Tensor | None, maps: Tensor, *, captions: Sequence[str] = (), title: str = "", unit: str = ""
+) -> Image.Image:
     """Inputs (N, C, H, W) above their maps (N, C or 1, H, W), on one scale; photos get the map laid over them, too."""
     summed = colors.sum_channels(maps)  # (N, H, W)
-    rgb, bar = _maps_rgb_and_color_bar(summed)
+    rgb, bar = _maps_rgb_and_color_bar(summed, unit)
     ranges = [f"{m.min():.2g} to {m.max():.2g}" for m in summed]
     rows = [[*map(Tile, rgb, ranges)]]
     names = ["map"]
@@ -135,8 +145,8 @@ def attribution_sheet(x: Tensor | None, maps: Tensor, *, captions: Sequence[str]
     return contact_sheet(rows, title=title, names=names, bars=[bar], side=side)
 
 
-def _maps_rgb_and_color_bar(maps: colors.Array) -> tuple[colors.Uint8Array, ColorBar]:
+def _maps_rgb_and_color_bar(maps: colors.Array, unit: str = "") -> tuple[colors.Uint8Array, ColorBar]:
     """Maps around zero, also those that are positive everywhere: what is pale does not count."""
     vmax = colors.max_magnitude(maps, quantile=VMAX_QUANTILE)
-    words = "red raises the score" + ", blue lowers it" * bool((maps < 0).any())
+    words = unit or "red raises the score" + ", blue lowers it" * bool((maps < 0).any())
     return colors.signal_map_to_band(colors.signed_to_rgb(maps, vmax)), ColorBar("signed", vmax, words)
