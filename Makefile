@@ -27,7 +27,7 @@ test: .venv/dev.stamp
 contracts: .venv/dev.stamp
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/contracts/test_contract_values.py \
 	  tests/loading/test_huggingface.py \
-	  tests/test_diagnosis.py --all-pairs $(ARGS)
+	  tests/test_diagnosis.py tests/plots/test_figures.py --all-pairs $(ARGS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

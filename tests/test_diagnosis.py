@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import CARDS, REFUSED, make_case
+from unboxed import diagnosis as diagnosis_module
 from unboxed.cards import card
-from unboxed.diagnosis import REPORT_BUG_TEXT, Diagnosis, doctor
+from unboxed.diagnosis import REPORT_BUG_TEXT, Diagnosis, MethodCheck, doctor
 from unboxed.engine.read.output_values import predicted_output_values
 from unboxed.errors import InputError, UnboxedError
 from unboxed.testing import models
@@ -27,6 +30,12 @@ NIGHTLY = (*OFTEN, "plain", "exported_flat", "scripted_part", "batch_gate", "mlp
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "awkward" in metafunc.fixturenames:
         metafunc.parametrize("awkward", NIGHTLY if metafunc.config.getoption("--all-pairs") else OFTEN)
+
+
+@cache
+def diagnosis_of(model: str) -> Diagnosis:
+    """What the doctor says of an awkward model, asked once."""
+    return doctor(make_case(model).box)
 
 
 def of_ours(diagnosis: Diagnosis) -> dict[str, bool]:
@@ -47,15 +56,19 @@ def runs(name: str, model: str) -> bool:
     return True
 
 
-def test_what_is_said_to_work_works_and_what_is_said_not_to_does_not(awkward: str) -> None:
-    found = of_ours(doctor(make_case(awkward).box))
+def test_what_is_said_to_work_works_and_what_is_said_not_to_does_not(
+    awkward: str, request: pytest.FixtureRequest
+) -> None:
+    """`REFUSED` is what methods do, by the contract tests; with `--all-pairs` they are run here once more."""
+    found = of_ours(diagnosis_of(awkward))
     assert found.keys() == CARDS.keys()
     assert {name for name, works in found.items() if not works} == {name for name, on in REFUSED if on == awkward}
-    assert {name: runs(name, awkward) for name in found} == found
+    if request.config.getoption("--all-pairs"):
+        assert {name: runs(name, awkward) for name in found} == found
 
 
 def test_each_refusal_has_a_reason_and_a_remedy_that_works() -> None:
-    diagnosis = doctor(make_case("lstm").box)
+    diagnosis = diagnosis_of("lstm")
     for check in diagnosis.methods:
         assert check.works == (check.reason == "") == (check.remedy == "")
         if check.remedy.startswith("or use "):
@@ -68,6 +81,9 @@ def test_each_refusal_has_a_reason_and_a_remedy_that_works() -> None:
     assert "methods work, not " in repr(diagnosis)
 
 
+# -- models of every kind ----------------------------------------------------------------------------------------------
+
+
 class PerPosition(nn.Module):
     """A map of four classes, as segmentation gives it."""
 
@@ -78,38 +94,6 @@ class PerPosition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
-
-
-def without_exclusive_classes(kind: str, **options: Any) -> ub.Box:
-    """A box of outputs that are not one class per example."""
-    model = PerPosition() if kind == "map" else net(4)
-    kinds = {"outputs": "logits" if kind == "map" else kind}
-    return ub.Box(model, ub.Pixels((1, 8, 8)), **(kinds | options))
-
-
-@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
-@pytest.mark.parametrize("kind", ["map", "regression", "multilabel"])
-def test_where_outputs_are_no_classes_the_remedies_work(kind: str) -> None:
-    """They are executed as they are written: the objective with the method, or with those that are named instead."""
-    box = without_exclusive_classes(kind)
-    x, classes = box.noise(3), torch.zeros(3, dtype=torch.long)
-    values = predicted_output_values(box, box(x))  # y in the form of the outputs
-    attacks = [c for c in doctor(box, max_flops=1e7).methods if c.family == "adversarial" and not c.works]
-    assert {"deepfool", "square", "universal", "hop_skip_jump"} <= {c.method for c in attacks if c.objective}
-    assert {"pgd", "apgd", "fgsm"} <= {*doctor(box, max_flops=1e7).working}
-    for check in attacks:
-        names, _, objective_code = check.remedy.removesuffix(", it works").partition(" with objective=")
-        objective = {"objective": eval(objective_code, {"ub": ub})} if objective_code else {}
-        for name in [check.method] if names == "tried" else names.removeprefix("or use ").split(", "):
-            CARDS[name].example(partial(CARDS[name].method, **objective), box, x, classes if objective else values)
-
-
-@pytest.mark.parametrize(("kind", "end"), [("map", "), the mean over positions"), ("multilabel", "), or give")])
-def test_the_output_that_a_refusal_names_opens_a_box_that_works(kind: str, end: str) -> None:
-    reason = doctor(without_exclusive_classes(kind), max_flops=1e7).refused["deepfool"]
-    code = reason.partition("Box(..., ")[2].partition(end)[0].replace("[:, k]", "[:, 2]")
-    reopened = without_exclusive_classes(kind, **eval(f"dict({code})"))
-    assert "deepfool" in doctor(reopened, max_flops=1e7).working
 
 
 def net(n_out: int = 4) -> nn.Module:
@@ -126,30 +110,32 @@ class TwoInputs(nn.Module):
         return (self.image(image.flatten(1)) + self.row(row)).relu()
 
 
-class MapOfClasses(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
+IMAGES, TABLE = ub.Pixels((1, 8, 8)), ub.Features(list("abcde"), 0.0, 1.0)
 KINDS: dict[str, tuple[nn.Module, Any, dict[str, Any]]] = {
-    "regression": (net(2), ub.Pixels((1, 8, 8)), {"outputs": "regression"}),
-    "multilabel": (net(), ub.Pixels((1, 8, 8)), {"outputs": "multilabel"}),
-    "table": (nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), ub.Features(list("abcde"), 0.0, 1.0), {}),
+    "map": (PerPosition(), IMAGES, {"outputs": "logits"}),
+    "regression": (net(), IMAGES, {"outputs": "regression"}),
+    "multilabel": (net(), IMAGES, {"outputs": "multilabel"}),
+    "table": (nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), TABLE, {}),
     "two inputs": (
-        TwoInputs(), ub.MultiInput({"image": ub.Pixels((1, 8, 8)), "row": ub.Features(list("abc"), 0.0, 1.0)}), {}
+        TwoInputs(), ub.MultiInput({"image": IMAGES, "row": ub.Features(list("abc"), 0.0, 1.0)}), {}
     ),
-    "segmentation": (MapOfClasses(), ub.Pixels((1, 8, 8)), {}),
 }  # fmt: skip
+WITHOUT_EXCLUSIVE_CLASSES = ("map", "regression", "multilabel")
+
+
+def open_kind(kind: str, **options: Any) -> ub.Box:
+    model, inputs, settings = KINDS[kind]
+    return ub.Box(model.eval(), inputs, **(settings | options))
+
+
+@cache
+def diagnosis_of_kind(kind: str) -> Diagnosis:
+    return doctor(open_kind(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_is_diagnosed_without_a_foreign_error(kind: str) -> None:
-    model, inputs, settings = KINDS[kind]
-    diagnosis = doctor(ub.Box(model.eval(), inputs, **settings))
+    diagnosis = diagnosis_of_kind(kind)
     foreign = {
         check.method: check.reason
         for check in diagnosis.methods
@@ -159,7 +145,48 @@ def test_every_kind_of_model_is_diagnosed_without_a_foreign_error(kind: str) -> 
     assert "gradient" in diagnosis.working
 
 
-def test_a_large_model_is_tried_within_a_bound_and_left_as_it_was() -> None:
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+@pytest.mark.parametrize("kind", WITHOUT_EXCLUSIVE_CLASSES)
+def test_where_outputs_are_no_classes_the_remedies_work(kind: str) -> None:
+    """They are executed as they are written: the objective with the method, or with those that are named instead."""
+    box, diagnosis = open_kind(kind), diagnosis_of_kind(kind)
+    x, classes = box.noise(3), torch.zeros(3, dtype=torch.long)
+    values = predicted_output_values(box, box(x))  # y in the form of the outputs
+    attacks = [c for c in diagnosis.methods if c.family == "adversarial" and not c.works]
+    assert {"deepfool", "square", "universal", "hop_skip_jump"} <= {c.method for c in attacks if c.objective}
+    assert {"pgd", "apgd", "fgsm"} <= {*diagnosis.working}
+    remedies = {_named_remedy(check) for check in attacks}  # many have the same
+    for name, objective_code in sorted({(name, code) for names, code in remedies for name in names}):
+        objective = {"objective": eval(objective_code, {"ub": ub})} if objective_code else {}
+        CARDS[name].example(partial(CARDS[name].method, **objective), box, x, classes if objective else values)
+
+
+def _named_remedy(check: MethodCheck) -> tuple[tuple[str, ...], str]:
+    """The methods that a remedy names, and the code of the objective to give them."""
+    names, _, objective_code = check.remedy.removesuffix(", it works").partition(" with objective=")
+    return (check.method,) if names == "tried" else tuple(names.removeprefix("or use ").split(", ")), objective_code
+
+
+@pytest.mark.parametrize(("kind", "end"), [("map", "), the mean over positions"), ("multilabel", "), or give")])
+def test_the_output_that_a_refusal_names_opens_a_box_that_works(kind: str, end: str) -> None:
+    reason = diagnosis_of_kind(kind).refused["deepfool"]
+    code = reason.partition("Box(..., ")[2].partition(end)[0].replace("[:, k]", "[:, 2]")
+    reopened = open_kind(kind, **eval(f"dict({code})"))
+    x = reopened.noise(3)
+    CARDS["deepfool"].example(CARDS["deepfool"].method, reopened, x, reopened.predict(x))
+
+
+# -- bounds, methods of one's own, notes -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def try_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the doctor try some methods alone."""
+    return lambda *names: monkeypatch.setattr(diagnosis_module, "cards", lambda: [CARDS[name] for name in names])
+
+
+def test_a_large_model_is_tried_within_a_bound_and_left_as_it_was(try_only: Callable[..., None]) -> None:
+    try_only(*(name for name, card in CARDS.items() if card.family in ("adversarial", "synthesis", "attribution")))
     case = make_case("plain")
     rows: list[int] = []
     handle = case.box.model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
@@ -185,28 +212,37 @@ def test_methods_of_your_own_take_part_and_their_bugs_are_told_apart() -> None:
     assert found["broken_method"].remedy == REPORT_BUG_TEXT
 
 
-def test_notes_are_the_warnings_of_methods() -> None:
+def test_notes_are_the_warnings_of_methods(try_only: Callable[..., None]) -> None:
+    try_only("layer_cam")
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)).eval()
     with torch.no_grad():
         model[3].weight.abs_().neg_()
-    notes = {check.method: check.notes for check in doctor(ub.Box(model, ub.Pixels((1, 8, 8)))).methods}
-    assert any("zero everywhere" in note for note in notes["layer_cam"])
+    (check,) = doctor(ub.Box(model, IMAGES)).methods
+    assert any("zero everywhere" in note for note in check.notes)
 
 
-def test_the_inputs_to_try_on() -> None:
+def test_the_inputs_to_try_on(try_only: Callable[..., None]) -> None:
+    try_only("gradient", "rollout")
     case = make_case("plain")
-    assert doctor(case.box, case.x, max_flops=1.0).working
+    assert doctor(case.box, case.x, max_flops=1.0).working == ("gradient",)
     with pytest.raises(InputError, match="wanted images"):
         doctor(case.box, torch.zeros(2, 3))
     with pytest.raises(InputError, match="max_flops"):
         doctor(case.box, max_flops=0)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed and what is JSON are of one diagnosis."""
     from typer.testing import CliRunner
 
     from unboxed.cli import app
+    from unboxed.cli import doctor as command_module
 
+    def doctor_once(box: ub.Box, x: Any, **kwargs: Any) -> Diagnosis:
+        assert x is None
+        return replace(diagnosis_of("lstm"), model=diagnosis_module._model_facts(box))
+
+    monkeypatch.setattr(command_module, "doctor", doctor_once)
     source = "import torch\nfrom torch import nn\nmodel = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
     (tmp_path / "mine.py").write_text(source)
     command = ["doctor", "--model", f"{tmp_path}/mine.py:model", "--shape", "1,8,8"]

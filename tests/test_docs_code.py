@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import unboxed as ub
-from unboxed import cli
+from unboxed import cli, diagnosis
 from unboxed.errors import MissingPackageError
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +50,13 @@ CHEAP: dict[str, dict[str, dict[str, Any]]] = {
         "evaluate": {"max_examples": 10, "attacks": {"FGSM": ub.adversarial.fgsm}},
         "corruptions": {"max_examples": 10}, "calibration": {"max_examples": 50}, "smoothed": {"n": 20, "n0": 5},
     },
+    "concepts": {
+        "causal_units": {"n_steps": 12}, "dictionary": {"n_seeds": 1}, "discover": {"n_random": 3},
+        "probe": {"n_folds": 2, "n_controls": 1}, "tcav": {"n_random": 8},
+    },
 }  # fmt: skip
 """Defaults for what takes long; a setting that a function does not have is left out."""
+N_EXAMPLES = 12  # of each data set, for README, the guide and the page on influence
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -61,24 +66,32 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text[: m.start(1)].count("\n"), m.group(1)) for m in found]
 
 
-@pytest.fixture
-def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Few steps and examples, and a folder to write to."""
-    monkeypatch.chdir(tmp_path)
-    digits = ub.data.digits
-    monkeypatch.setattr(ub.data, "digits", lambda *args, **kwargs: some(digits(*args, **kwargs)))
-    monkeypatch.setattr(ub, "report", cheaper(ub.report, {"sections": ["overview"], "quiet": True}))
-    for family, functions in CHEAP.items():
-        for name, settings in functions.items():
+def lighten(monkeypatch: pytest.MonkeyPatch, families: Iterable[str]) -> None:
+    for family in families:
+        for name, settings in CHEAP[family].items():
             function = getattr(getattr(ub, family), name)
             monkeypatch.setattr(getattr(ub, family), name, cheaper(function, settings))
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Few steps and draws, and a folder to write to."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ub, "report", cheaper(ub.report, {"sections": ["overview"], "quiet": True}))
+    lighten(monkeypatch, CHEAP)
     hop = ub.adversarial.hop_skip_jump  # 2,000 queries of the guide's would be most of its time
     monkeypatch.setattr(ub.adversarial, "hop_skip_jump", lambda *args, **more: hop(*args, **more | {"queries": 100}))
 
 
+@pytest.fixture
+def few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = ub.data.digits
+    monkeypatch.setattr(ub.data, "digits", lambda *args, **kwargs: some(digits(*args, **kwargs)))
+
+
 def some(data: Any) -> Any:
     """The same data set with its first examples alone."""
-    x, y = data.first(32)
+    x, y = data.first(N_EXAMPLES)
     return type(data)(data.name, (255 * x).round().byte(), y, data.classes, data.inputs)
 
 
@@ -117,7 +130,7 @@ def beside_the_guide() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.usefixtures("cheap")
+@pytest.mark.usefixtures("few_steps", "few_examples")
 def test_the_code_of_readme_runs() -> None:
     names = run(README, {})
     assert names["why"].shape == names["x"].shape
@@ -125,28 +138,29 @@ def test_the_code_of_readme_runs() -> None:
     assert torch.isfinite(names["fine"]).all()
 
 
-@pytest.mark.usefixtures("cheap")
+@pytest.mark.usefixtures("few_steps", "few_examples")
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_the_code_of_the_guide_runs() -> None:
     names = run(GUIDE, beside_the_guide())
-    assert names["found"].success.shape == (32,)
+    assert names["found"].success.shape == (N_EXAMPLES,)
     assert Path("out/index.html").is_file()
     assert {p.suffix for p in Path().iterdir()} >= {".png", ".gif"}
 
 
-@pytest.mark.usefixtures("cheap")
+@pytest.mark.usefixtures("few_steps", "few_examples")
 def test_the_code_of_the_page_on_verdicts_runs() -> None:
     names = run(VERDICTS, {})
     assert names["v"].grade == "pass"
 
 
+@pytest.mark.usefixtures("few_examples")
 def test_the_code_of_the_page_on_influence_runs() -> None:
     names = run(INFLUENCE, {})
-    assert names["result"].scores.shape == (4, 300)
+    assert names["result"].scores.shape == (4, N_EXAMPLES)
 
 
-def test_the_code_of_the_page_on_concepts_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("few_steps")
+def test_the_code_of_the_page_on_concepts_runs() -> None:
     names = run(CONCEPTS, {})
     assert names["result"].verdict == "used"
     assert names["tested"].verdict == "pass"
@@ -220,10 +234,16 @@ def failures(module: ModuleType) -> tuple[int, int]:
 
 
 @pytest.fixture
-def few_draws() -> Iterator[None]:
-    """Hypothesis tries few cases, however long they take, and keeps no files."""
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hypothesis tries few cases, however long they take, and keeps no files; the doctor tries few methods.
+
+    Concepts are found in fewer draws: their examples print verdicts alone.
+    """
+    lighten(monkeypatch, ["concepts"])
+    tried = [card for card in ub.cards() if card.key in ("gradient", "occlusion", "rollout", "pgd")]
+    monkeypatch.setattr(diagnosis, "cards", lambda: tried)
     before = hypothesis.settings.get_current_profile_name()
-    hypothesis.settings.register_profile("docs", max_examples=5, deadline=None, database=None)
+    hypothesis.settings.register_profile("docs", max_examples=2, deadline=None, database=None)
     hypothesis.settings.load_profile("docs")
     yield
     hypothesis.settings.load_profile(before)

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+import torch
+from torch import nn
+
+from quick_reports import make_reports_quick
+from unboxed import Box, Pixels
+from unboxed.report import report
 
 AXE_FILES = (os.environ.get("UNBOXED_AXE", ""), str(Path(__file__).parent / "node_modules/axe-core/axe.min.js"))
 
@@ -39,6 +45,21 @@ def browser() -> Iterator[Browser]:
         browser = p.chromium.launch(executable_path=found, args=list(QUIET))
         yield browser
         browser.close()
+
+
+LONG = tuple(f"a class with the long name number {k} <b>" for k in range(14))
+
+
+@pytest.fixture(scope="session")
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a small model with many classes of long names, on noise."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, len(LONG))).eval()
+    box = Box(model, Pixels((1, 8, 8)), classes=LONG)
+    examples = (torch.rand(60, 1, 8, 8), torch.arange(60) % len(LONG))
+    with pytest.MonkeyPatch.context() as patch:
+        make_reports_quick(patch)
+        return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, training=examples, quiet=True).path
 
 
 @pytest.fixture(scope="session")

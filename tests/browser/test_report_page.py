@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from torch import nn
 
-from quick_reports import make_reports_quick
-from unboxed import Box, Pixels
 from unboxed.report import SECTIONS as ALL_SECTIONS
-from unboxed.report import report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,19 +17,6 @@ if TYPE_CHECKING:
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "is_mobile": True, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 SECTIONS = [section for section in ALL_SECTIONS if "texts" not in section.needs]  # of a report on images
-LONG = tuple(f"a class with the long name number {k} <b>" for k in range(14))
-
-
-@pytest.fixture(scope="module")
-def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a small model with many classes of long names, on noise."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, len(LONG))).eval()
-    box = Box(model, Pixels((1, 8, 8)), classes=LONG)
-    examples = (torch.rand(60, 1, 8, 8), torch.arange(60) % len(LONG))
-    with pytest.MonkeyPatch.context() as patch:
-        make_reports_quick(patch)
-        return report(box, examples, tmp_path_factory.mktemp("page"), judge=box, training=examples, quiet=True).path
 
 
 class Seen:
@@ -60,10 +42,10 @@ class Seen:
 
 
 @pytest.fixture(params=["desktop", "phone"], scope="module")
-def opened(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Seen]:
+def opened(request: pytest.FixtureRequest, browser: Browser, report_file: Path) -> Iterator[Seen]:
     settings: dict[str, Any] = PHONE if request.param == "phone" else DESKTOP
     context = browser.new_context(**settings)
-    yield Seen(context.new_page(), page_file.as_uri())
+    yield Seen(context.new_page(), report_file.as_uri())
     context.close()
 
 
@@ -110,9 +92,9 @@ def test_nothing_hangs_over_the_side_with_everything_open(seen: Seen) -> None:
     assert over == []
 
 
-def test_the_page_is_short_until_it_is_opened(browser: Browser, page_file: Path) -> None:
+def test_the_page_is_short_until_it_is_opened(browser: Browser, report_file: Path) -> None:
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     assert page.evaluate("document.documentElement.scrollHeight") < 8 * 900
     assert page.locator("details.section[open]").count() == 0
     chapters = {section.chapter for section in SECTIONS}
@@ -123,10 +105,10 @@ def test_the_page_is_short_until_it_is_opened(browser: Browser, page_file: Path)
     page.close()
 
 
-def test_the_top_of_the_page_answers_the_three_questions(browser: Browser, page_file: Path) -> None:
+def test_the_top_of_the_page_answers_the_three_questions(browser: Browser, report_file: Path) -> None:
     """How good, what is wrong with it, can its explanations be believed: within three screens, without a click."""
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     for words in ("accuracy", "most common confusion", "pass their checks"):
         found = page.get_by_text(words).first.bounding_box()
         assert found is not None
@@ -134,9 +116,9 @@ def test_the_top_of_the_page_answers_the_three_questions(browser: Browser, page_
     page.close()
 
 
-def test_one_example_is_followed_through_the_sections(browser: Browser, page_file: Path) -> None:
+def test_one_example_is_followed_through_the_sections(browser: Browser, report_file: Path) -> None:
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     row = page.locator("#example .soft:visible").inner_text().split(".")[0].split()[-1]
     steps = page.locator(".steps li:visible")
     assert steps.count() >= 6
@@ -150,9 +132,9 @@ def test_one_example_is_followed_through_the_sections(browser: Browser, page_fil
     page.close()
 
 
-def test_another_example_is_chosen_for_all_chapters(browser: Browser, page_file: Path) -> None:
+def test_another_example_is_chosen_for_all_chapters(browser: Browser, report_file: Path) -> None:
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     buttons, story = page.locator(".chooser button"), page.locator("#example .soft:visible")
     first = story.inner_text()
     assert buttons.count() == 6
@@ -169,17 +151,17 @@ def test_another_example_is_chosen_for_all_chapters(browser: Browser, page_file:
     page.close()
 
 
-def test_without_scripts_the_first_example_is_shown(browser: Browser, page_file: Path) -> None:
+def test_without_scripts_the_first_example_is_shown(browser: Browser, report_file: Path) -> None:
     page = browser.new_context(java_script_enabled=False).new_page()
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     assert page.locator("#example .soft:visible").count() == 1
     assert not page.locator(".chooser").is_visible()
     page.close()
 
 
-def test_a_link_opens_its_section_and_one_button_opens_all(browser: Browser, page_file: Path) -> None:
+def test_a_link_opens_its_section_and_one_button_opens_all(browser: Browser, report_file: Path) -> None:
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
-    page.goto(f"{page_file.as_uri()}#{SECTIONS[3].slug}")
+    page.goto(f"{report_file.as_uri()}#{SECTIONS[3].slug}")
     page.wait_for_timeout(100)
     is_open = "(slug) => document.querySelector(`#${slug} > details`).open"
     assert page.evaluate(is_open, SECTIONS[3].slug)
@@ -189,7 +171,7 @@ def test_a_link_opens_its_section_and_one_button_opens_all(browser: Browser, pag
     assert page.locator("details.section[open]").count() == len(SECTIONS)
     page.locator("#all").click()
     assert page.locator("details.section[open]").count() == 0
-    page.goto(f"{page_file.as_uri()}#morph-1")  # within a section
+    page.goto(f"{report_file.as_uri()}#morph-1")  # within a section
     page.wait_for_function(is_open, arg="morphs")
     page.close()
 
@@ -198,10 +180,10 @@ def n_printed_pages(page: Page) -> int:
     return len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(prefer_css_page_size=True)))
 
 
-def test_what_is_seen_is_what_is_printed(browser: Browser, page_file: Path) -> None:
+def test_what_is_seen_is_what_is_printed(browser: Browser, report_file: Path) -> None:
     """The answers, the contents and the best pictures; a fold only where the reader has opened it."""
     page = browser.new_page(**DESKTOP)  # type: ignore[arg-type]
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     closed = n_printed_pages(page)
     assert 2 <= closed <= 12
     page.locator(f"#{SECTIONS[0].slug} summary").first.click()
@@ -236,9 +218,9 @@ def test_every_section_is_reached_from_the_bar(seen: Seen) -> None:
 
 
 @pytest.fixture(params=[390, 768, 1024, 1280, 1920], scope="module")
-def wide(request: pytest.FixtureRequest, browser: Browser, page_file: Path) -> Iterator[Page]:
+def wide(request: pytest.FixtureRequest, browser: Browser, report_file: Path) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": request.param, "height": 844})
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     yield page
     page.close()
 
@@ -399,10 +381,10 @@ def test_light_and_dark_follow_the_system_and_the_button(seen: Seen) -> None:
     assert seen.color() == dark
 
 
-def test_without_a_script_the_figures_are_still_there(browser: Browser, page_file: Path) -> None:
+def test_without_a_script_the_figures_are_still_there(browser: Browser, report_file: Path) -> None:
     context = browser.new_context(java_script_enabled=False, **DESKTOP)  # type: ignore[arg-type]
     page = context.new_page()
-    page.goto(page_file.as_uri())
+    page.goto(report_file.as_uri())
     assert page.locator(".morph").first.locator("figure img").count() >= 3
     assert page.locator("h1").is_visible()
     context.close()

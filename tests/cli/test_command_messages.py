@@ -88,7 +88,7 @@ def test_wrong_options(words: list[str], message: str) -> None:
 
 def test_an_attack_that_fools_none(tmp_path: Path) -> None:
     words = ["attack", "--model", "zoo:digits-cnn", "--data", "digits:test", "--attack", "fgsm", "--eps", "1e-5"]
-    done = CliRunner().invoke(cli.app, [*words, "--n", "8", "--out", str(tmp_path), "-q"])
+    done = CliRunner().invoke(cli.app, [*words, "--n", "2", "--out", str(tmp_path), "-q"])
     assert done.exit_code == 0, done.output
     assert "no figure: no example was fooled\n" in done.output
     assert f"checkpoint: {next(tmp_path.glob('attack-*.pt'))}" in done.output.replace("\n", "")

@@ -44,12 +44,12 @@ def test_a_generator_draws_its_own_codes(tmp_path: Path) -> None:
 
 def test_the_units_of_a_concept(tmp_path: Path) -> None:
     result = run(
-        "--model", "zoo:digits-gan", "--n", "60", "--layers", "relu3", "--concept", "upper left", "--n-random", "2",
+        "--model", "zoo:digits-gan", "--n", "24", "--layers", "relu3", "--concept", "upper left", "--n-random", "2",
         "-o", str(tmp_path),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     facts = json.loads((tmp_path / "dissect.json").read_text())
-    assert (facts["concept"], facts["tested_on"]) == ("upper left", 30)
+    assert (facts["concept"], facts["tested_on"]) == ("upper left", 12)
     assert facts["concepts"]["upper right"]["apart"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dissect.json", "effects.png", "images.png"]
 

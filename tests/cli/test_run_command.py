@@ -20,7 +20,7 @@ OPTIONS: dict[str, list[str]] = {
     "ablation": ["--units", "0,1"],
     "caricature": ["--layer", "relu1", *STEPS],
     "channels": ["--layer", "relu1", "--units", "0,3", *STEPS],
-    "cka": ["--compare-with", "zoo:digits-cnn", "--minibatch-size", "6"],
+    "cka": ["--compare-with", "zoo:digits-cnn", "--minibatch-size", "4"],
     "class_image": ["--target", "3,5", *STEPS],
     "deep_visualization": ["--target", "logit(3)", "--recipe", "sparse", *STEPS],
     "deepdream": ["--layer", "relu1", "--steps", "1"],
@@ -51,7 +51,7 @@ def test_methods_run_by_name(name: str, tmp_path: Path) -> None:
         pytest.skip("its edits are functions, which no command line gives")
     image, out = tmp_path / "one.png", tmp_path / "out"
     Image.new("L", (28, 28), 99).save(image)
-    model = ["--model", "zoo:digits-cnn", "--data", "digits", "--n", "6", "--out", str(out)]
+    model = ["--model", "zoo:digits-cnn", "--data", "digits", "--n", "4", "--out", str(out)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         done = CliRunner().invoke(app, ["run", name, *model, *(o.format(image=image) for o in OPTIONS[name])])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,17 @@ from checks.outlier_vit import images_with_white_patches, outlier_box
 from contracts.common import CARDS, REFUSED, call_example, make_case
 from contracts.test_texts import text_case
 from unboxed import checks
+from unboxed.engine.result_views import ResultViewsMixin
 from unboxed.influence._data import random_card_training_data
-from unboxed.plots import figures
+from unboxed.plots import figures, views
 from unboxed.plots.charts import bar_chart, line_chart, matrix_plot
+from unboxed.report import result_page
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 MIN_PIXELS, MAX_WIDTH, MAX_HEIGHT = 60, 1300, 6000
+MAX_REPR_LENGTH, MAX_MEDIAN_REPR_LENGTH = 400, 200
+repr_lengths: dict[str, int] = {}
+kinds_drawn: set[tuple[Any, ...]] = set()  # (type, names of its figures) that were drawn with a box and data
 NO_FIGURE = {
     "Trigger": "a setting of the planted shortcut, no result",
     "PlantedTraining": "a training and its queries, no result",
@@ -41,16 +48,52 @@ def assert_sane(images: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_every_method_has_a_figure(name: str) -> None:
+def test_every_result_has_a_figure_and_shows_itself(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Each from what it carries alone; with the box and data one of each type, with `--all-pairs` all."""
     refused = {model for method, model in REFUSED if method == name}
     takes = next((model for model in ("plain", "attention", "transformer") if model not in refused), None)
     case = text_case() if takes is None else make_case(takes)
     result = call_example(CARDS[name], case)
-    assert_sane(figures(result))  # what it carries is enough
-    assert_sane(figures(result, case.box))
-    if name not in ("nearest_neighbors", "dictionary", "discover"):  # their examples have data of their own
-        data = random_card_training_data(case.box) if CARDS[name].family == "influence" else (case.x, case.y)
+    pictures = figures(result)  # what it carries is enough
+    assert_sane(pictures)
+    kind = (type(result), *pictures)
+    if kind not in kinds_drawn or request.config.getoption("--all-pairs"):
+        kinds_drawn.add(kind)
+        data: Any = random_card_training_data(case.box) if CARDS[name].family == "influence" else (case.x, case.y)
+        if name in ("nearest_neighbors", "dictionary", "discover"):  # their examples have data of their own
+            data = None
         assert_sane(figures(result, case.box, data=data))
+    for module in (views, result_page):  # what is shown four times is drawn once
+        monkeypatch.setattr(module, "figures", lambda *args, **kwargs: pictures)
+    repr_lengths[name] = assert_shows_itself(result, tmp_path)
+
+
+def assert_shows_itself(result: Any, folder: Path) -> int:
+    """A repr of one line, whose length is returned, a picture with words in a notebook, and files."""
+    assert isinstance(result, ResultViewsMixin)
+    text = repr(result)
+    assert "\n" not in text
+    assert len(text) <= MAX_REPR_LENGTH, text
+    assert "tensor(" not in text
+    html = result._repr_html_()
+    assert html is not None
+    assert html.count("<img ") == 1
+    assert "alt=" in html
+    with Image.open(result.save(folder / "a.png")) as written:
+        assert written.size == result.image().size
+    json.loads(result.save(folder / "a.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+    page = result.save(folder / "a.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert 'src="pictures/' not in page
+    return len(text)
+
+
+def test_the_median_repr_is_short() -> None:
+    if len(repr_lengths) < len(CARDS) / 4:
+        pytest.skip("the results were made in another process")
+    assert statistics.median(repr_lengths.values()) <= MAX_MEDIAN_REPR_LENGTH
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
-"""Every result shows itself: a repr of one line, a picture with words in a notebook, axes, and files."""
+"""What results show of themselves: axes, a picture by name, in a notebook, as a GIF; of all types: test_figures.py."""
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
 import types
 from pathlib import Path
@@ -14,46 +12,9 @@ import torch
 from PIL import Image
 
 import unboxed as ub
-from contracts.common import CARDS, REFUSED, call_example, make_case
+from contracts.common import CARDS, call_example, make_case
 from unboxed.engine.result_views import ResultViewsMixin
 from unboxed.errors import InputError, WriteError
-from unboxed.plots import views
-from unboxed.plots.figures import figures
-from unboxed.report import result_page
-
-METHODS = [name for name in CARDS if (name, "plain") not in REFUSED]
-MAX_REPR_LENGTH, MAX_MEDIAN_REPR_LENGTH = 400, 200
-lengths: dict[str, int] = {}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_result_shows_itself(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = call_example(CARDS[name], make_case("plain"))
-    assert isinstance(result, ResultViewsMixin)
-    pictures = figures(result)
-    for module in (views, result_page):  # what is shown four times is drawn once
-        monkeypatch.setattr(module, "figures", lambda *args, **kwargs: pictures)
-    text = repr(result)
-    assert "\n" not in text
-    assert len(text) <= MAX_REPR_LENGTH, text
-    assert "tensor(" not in text
-    lengths[name] = len(text)
-    html = result._repr_html_()
-    assert html is not None
-    assert html.count("<img ") == 1
-    assert "alt=" in html
-    with Image.open(result.save(tmp_path / "a.png")) as written:
-        assert written.size == result.image().size
-    json.loads(result.save(tmp_path / "a.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
-    page = result.save(tmp_path / "a.html").read_text()
-    assert page.startswith("<!doctype html>")
-    assert 'src="pictures/' not in page
-
-
-def test_the_median_repr_is_short() -> None:
-    if len(lengths) < len(METHODS) / 4:
-        pytest.skip("the results were made in another process")
-    assert statistics.median(lengths.values()) <= MAX_MEDIAN_REPR_LENGTH
 
 
 def attribution() -> Any:

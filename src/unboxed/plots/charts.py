@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CHART_DPI = 100
+CHART_PADDING_INCHES = 0.14  # around all that is drawn
 AXES_SIZE_PIXELS = (460, 260)  # pixels of a chart's axes
 SCATTER_SIDE_PIXELS = 280  # of a scatter's square axes
 BEESWARM_ROW_PIXELS, BEESWARM_COLOR_SATURATION = 30, 0.9  # of each column; of the points' colors
@@ -451,6 +452,7 @@ class _Chart:
 def _chart_axes(width: int, height: int, title: str, transparent: bool = False) -> Iterator[_Chart]:
     """A chart with axes of that many pixels; room for titles and labels is added around them."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK_COLOR_ON_TRANSPARENT)
@@ -460,10 +462,9 @@ def _chart_axes(width: int, height: int, title: str, transparent: bool = False) 
         chart = _Chart(figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (1, 1)))
         chart.axes.set_title(to_printable(title))
         yield chart
-        buffer = BytesIO()
-        once = {"compress_level": 0}  # it is read again below
-        figure.savefig(
-            buffer, format="png", bbox_inches="tight", pad_inches=0.14, transparent=transparent, pil_kwargs=once
-        )
+        buffer, once = BytesIO(), {"compress_level": 0}  # it is read again below
+        extent = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(CHART_PADDING_INCHES)  # type: ignore[no-untyped-call]
+        # not bbox_inches="tight": it lays all out once more, to be drawn nowhere
+        figure.savefig(buffer, format="png", bbox_inches=extent, transparent=transparent, pil_kwargs=once)
     with Image.open(buffer) as image:
         chart.image = image.convert("RGBA" if transparent else "RGB")
