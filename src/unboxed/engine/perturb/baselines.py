@@ -162,7 +162,7 @@ def shorter_side(height: int, width: int) -> int:
 def _blurred_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
     """Images under a blur; the slices of a volume each by itself."""
     slices = inputs.slices(x) if isinstance(inputs, Pixels) else x
-    return gaussian_blur(slices, blur_sigma(slices)).view_as(x)
+    return gaussian_blur(slices, blur_sigma(slices)).reshape(x.shape)
 
 
 TEXT_BASELINES = ("mask", "pad", "zero")
