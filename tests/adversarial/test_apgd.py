@@ -35,27 +35,29 @@ def least(box: ub.Box, layer: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Ten
     return (gap / dual).scatter(1, y[:, None], torch.inf).amin(1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
-    ("classes", "how"),
-    [(2, {"loss": "ce"}), (2, {"loss": "margin"}), (5, {"loss": "margin"}), (5, {"n_targets": 9, "loss": "ce"}),
-     (5, {"n_targets": 9, "loss": "margin"})],
+    ("classes", "how", "norm"),
+    [(2, {"loss": "ce"}, "linf"), (2, {"loss": "margin"}, "l2"), (5, {"loss": "margin"}, "linf"),
+     (5, {"n_targets": 9, "loss": "ce"}, "l2"), (5, {"n_targets": 9, "loss": "margin"}, "linf")],
 )  # fmt: skip
 def test_it_fools_where_and_only_where_it_can(norm: str, how: dict[str, Any], classes: int) -> None:
     box, layer = linear(classes)
     x = 0.5 + 0.02 * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = box.predict(x)
     far = least(box, layer, x, y, norm)
-    for nth, factor in ((2, 1.02), (5, 0.999), (5, 1.02)):
+    for nth, factor in ((2, 1.02), (5, 0.999)):
         eps = factor * float(far.sort().values[nth])
-        got = apgd(box, x, y, eps=eps, norm=norm, steps=60, **how)
+        got = apgd(box, x, y, eps=eps, norm=norm, steps=30, **how)
         assert not got.success[far >= eps].any()
         led_astray = classes > 2 and "n_targets" not in how
         assert got.success[far < eps].all() or led_astray
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3.0)])
-@pytest.mark.parametrize("model", ["plain", "color", "double", "bfloat16"])
+@pytest.mark.parametrize(
+    ("model", "norm", "eps"),
+    [("plain", "linf", 8 / 255), ("color", "linf", 0.3), ("double", "linf", 1e-4), ("bfloat16", "linf", 0.3),
+     ("plain", "l2", 0.5), ("bfloat16", "l2", 3.0), ("color", "l2", 3.0), ("double", "l2", 0.5)],
+)  # fmt: skip
 def test_inside_its_ball(model: str, norm: str, eps: float) -> None:
     c = make_case(model)
     got = apgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=5)

@@ -67,7 +67,7 @@ def test_reaches_the_distance_of_a_linear_boundary(attack: Any, norm: str, withi
 
 
 @both
-@pytest.mark.parametrize("queries", [2, 3, 8, 20, 33, 90])
+@pytest.mark.parametrize("queries", [2, 3, 20, 90])
 def test_never_more_than_the_budget(attack: Any, queries: int) -> None:
     """And as many as the model was really asked."""
     c, _ = halves(1)
@@ -79,7 +79,7 @@ def test_never_more_than_the_budget(attack: Any, queries: int) -> None:
 
 
 @both
-@pytest.mark.parametrize("queries", [12, 21, 34, 55])
+@pytest.mark.parametrize("queries", [12, 34])
 def test_each_row_has_its_own_budget(attack: Any, queries: int) -> None:
     """Rows spend theirs at different paces, some on the way to a start that others found at once."""
     c, _ = halves()
@@ -100,14 +100,14 @@ def test_batch_dependent_models_keep_the_budget(attack: Any, model: str) -> None
 @both
 def test_finished_rows_are_dropped(attack: Any) -> None:
     c, far = halves()
-    whole = attack(c.box, c.x, c.y, queries=200)
+    whole = attack(c.box, c.x, c.y, queries=100)
     eps = 1.5 * float(far.median())
-    made = attack(c.box, c.x, c.y, queries=200, eps=eps)
+    made = attack(c.box, c.x, c.y, queries=100, eps=eps)
     assert (made.queries[made.success] < whole.queries[made.success]).any()
     assert (made.distance[made.success] <= eps).all()
     assert (made.distance[~made.success] == 0).all()
     assert torch.equal(made.images[~made.success], c.x[~made.success])
-    on = attack(c.box, c.x, c.y, queries=200, eps=eps, early_stop=False)
+    on = attack(c.box, c.x, c.y, queries=100, eps=eps, early_stop=False)
     assert torch.equal(on.images[on.success], whole.images[on.success])
 
 
@@ -276,7 +276,7 @@ def peers(attack: Any, n: int = 6) -> tuple[ub.Box, Tensor, Tensor, Tensor, int]
 
 @pytest.mark.parametrize(
     ("attack", "peer"),
-    [(hop, fb.attacks.HopSkipJumpAttack(steps=4)), (walk, fb.attacks.BoundaryAttack(steps=250))],
+    [(hop, fb.attacks.HopSkipJumpAttack(steps=3)), (walk, fb.attacks.BoundaryAttack(steps=150))],
 )
 def test_no_weaker_than_foolbox_at_equal_queries(attack: Any, peer: Any) -> None:
     box, x, y, far, queries = peers(peer)

@@ -25,12 +25,12 @@ def boxed(model: str = "plain", **more: Any) -> ub.Box:
 @pytest.mark.parametrize("how", WAYS)
 def test_confidence_is_that_of_the_model(how: str) -> None:
     box = boxed()
-    made = fooling(box, [2, 0, 2], algorithm=how, steps=6, n_children=9)
+    made = fooling(box, [2, 0, 2], algorithm=how, steps=2, n_children=9)
     assert made.targets.tolist() == [2, 0, 2]
     want = box.probs(made.images).gather(1, made.targets[:, None])[:, 0]
     assert torch.allclose(made.confidence, want, atol=1e-12)
     assert torch.allclose(made.confidence_history[-1], want, atol=1e-12)
-    assert made.confidence_history.shape == (7, 3)
+    assert made.confidence_history.shape == (3, 3)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
     assert made.images.shape == (3, 1, 8, 8)
@@ -133,7 +133,7 @@ def test_finished_classes_are_dropped(how: str) -> None:
 def test_fooling_images_on_digits(how: str) -> None:
     """A model with 98 % of the test digits right is surer than 99 % of images that are none."""
     box = ub.Box(*ub.zoo.load("digits-cnn"))
-    steps = {"gradient": 60, "evolution": 200, "cppn": 30}[how]
+    steps = {"gradient": 60, "evolution": 150, "cppn": 30}[how]
     made = fooling(box, algorithm=how, confidence=0.99, steps=steps, n_children=40)
     assert (made.confidence >= 0.99).sum() >= 8
     assert (made.confidence_history[0] > 0.99).sum() <= 5  # that is not how it began

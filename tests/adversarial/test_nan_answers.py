@@ -132,13 +132,13 @@ class Masked(nn.Module):
     [
         adversarial.deepfool,
         partial(adversarial.deepfool, norm="linf"),
-        adversarial.fab,
-        partial(adversarial.fab, n_targets=3),
-        partial(adversarial.carlini_wagner, binary_search_steps=4),
-        partial(adversarial.apgd, eps=0.1, n_targets=3, loss="margin"),
-        partial(adversarial.apgd, eps=0.1, n_targets=3, loss="dlr"),
-        partial(adversarial.apgd, eps=0.1, loss="dlr"),
-        partial(adversarial.pgd, eps=0.1),
+        partial(adversarial.fab, steps=15),
+        partial(adversarial.fab, n_targets=3, steps=15),
+        partial(adversarial.carlini_wagner, binary_search_steps=3, steps=60),
+        partial(adversarial.apgd, eps=0.1, n_targets=3, loss="margin", steps=20),
+        partial(adversarial.apgd, eps=0.1, n_targets=3, loss="dlr", steps=20),
+        partial(adversarial.apgd, eps=0.1, loss="dlr", steps=20),
+        partial(adversarial.pgd, eps=0.1, steps=20),
     ],
 )
 def test_a_masked_class_equals_an_improbable_one(attack) -> None:
