@@ -64,7 +64,7 @@ def painter_box(dtype: torch.dtype = torch.float32) -> ub.Box:
     return ub.Box(Painter().to(dtype).eval(), ub.Features(("a", "b", "c", "d")), outputs="regression")
 
 
-def codes(n: int = 60) -> Tensor:
+def codes(n: int = 32) -> Tensor:
     return torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -136,10 +136,10 @@ def test_few_random_sets_are_no_test() -> None:
 
 
 def test_the_same_seed_gives_the_same_and_batches_change_nothing() -> None:
-    box, x = painter_box(torch.float64), codes().double()
+    box, x, few = painter_box(torch.float64), codes(24).double(), {"n_units": 2, "n_steps": 10, "n_random": 3}
     whole, again, split, other = (
-        causal_units(box, x, "upper left", "relu", quadrant_masks, n_units=2, seed=seed, batch_size=size)
-        for seed, size in ((0, 60), (0, 60), (0, 7), (1, 60))
+        causal_units(box, x, "upper left", "relu", quadrant_masks, seed=seed, batch_size=size, **few)
+        for seed, size in ((0, 24), (0, 24), (0, 7), (1, 24))
     )
     assert torch.equal(whole.weights, again.weights)
     assert torch.allclose(whole.weights, split.weights, atol=1e-12)
@@ -163,8 +163,8 @@ def test_it_leaves_no_trace() -> None:
 
 
 def test_on_a_trained_generator() -> None:
-    box, x = ub.load("zoo:digits-gan"), torch.randn(80, 64, generator=torch.Generator().manual_seed(7))
-    result = causal_units(box, x, "lower right", "relu2", keep=QUADRANTS[:3])
+    box, x = ub.load("zoo:digits-gan"), torch.randn(50, 64, generator=torch.Generator().manual_seed(7))
+    result = causal_units(box, x, "lower right", "relu2", keep=QUADRANTS[:3], n_steps=20)
     assert result.removed >= 0.6
     assert result.restored >= 0.6
     assert float(result.random_removed.mean()) < 0.4
@@ -279,7 +279,7 @@ def test_unknown_concepts_and_layers() -> None:
 
 
 def test_a_concept_that_is_hardly_there() -> None:
-    with pytest.raises(DataError, match="the concept 'upper right' is in 0 and 0 images of the two halves of 60 codes"):
+    with pytest.raises(DataError, match="the concept 'upper right' is in 0 and 0 images of the two halves of 32 codes"):
         found("upper right")
 
 

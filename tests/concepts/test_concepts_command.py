@@ -19,12 +19,12 @@ from unboxed.errors import DataError, InputError
 from unboxed.plots import figures
 from unboxed.report.concepts import SECTION
 
-BASE = ["concepts", "--model", "zoo:digits-cnn", "--data", "digits", "--n", "300", "--layers", "fc2:input"]
+BASE = ["concepts", "--model", "zoo:digits-cnn", "--data", "digits", "--n", "150", "--layers", "fc2:input"]
 
 
 def folder(path: Path, k: int) -> Path:
     """30 images of a digit."""
-    x, y = ub.data.digits("train").first(500)
+    x, y = ub.data.digits("train").first(300)
     path.mkdir()
     for i, image in enumerate(x[y == k][:30]):
         Image.fromarray((image[0] * 255).byte().numpy()).save(path / f"{i}.png")

@@ -124,7 +124,7 @@ class Planted(nn.Module):
 
 def test_planted_units_are_found_and_their_twins_are_not() -> None:
     box = ub.Box(Planted(), ub.Pixels((1, 28, 28)), outputs="logits")
-    result = dissect(box, images(40), layers="mix", quantile=0.005)
+    result = dissect(box, images(24), layers="mix", quantile=0.005)
     layer = result.layers[0]
     assert torch.allclose(layer.iou[5:].diagonal(), torch.ones(11))
     assert layer.concept[5:].tolist() == list(range(11))
@@ -162,7 +162,7 @@ def test_a_plant_with_false_pixels_has_its_own_iou() -> None:
 
 
 def test_edges_that_random_filters_detect_are_no_finding() -> None:
-    result = dissect(ub.Box(*ub.zoo.load("digits-cnn")), images(60), layers="relu1")
+    result = dissect(ub.Box(*ub.zoo.load("digits-cnn")), images(40), layers="relu1")
     layer = result.layers[0]
     assert len(layer.detectors) > 8
     assert float(layer.random.n_detectors.double().mean()) > 5

@@ -62,19 +62,35 @@ class _Coder:
         """Values per row of its amounts and of what they rebuild, whichever are more."""
         return max(self.directions.shape)
 
-    def __call__(self, rows: Tensor, k: int | None = None) -> Tensor:
-        """Rows (N, P, C) rebuilt; from the k largest amounts of each alone, if given."""
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows (N, P, C) rebuilt."""
         flat = rows.flatten(0, 1)
-        return torch.cat([self._rebuilt(flat[part], k) for part in row_chunks(len(flat), self.width)]).view(rows.shape)
+        parts = [self.decode(self.encode(flat[part])) for part in row_chunks(len(flat), self.width)]
+        return torch.cat(parts).view(rows.shape)
 
-    def _rebuilt(self, rows: Tensor, k: int | None) -> Tensor:
-        amounts = self.encode(rows)
-        return self.decode(amounts if k is None else _keep_largest_by_magnitude(amounts, k))
+    def rebuilt_and_counted(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
+        """Rows (N, P, C) rebuilt, rebuilt from the k largest amounts of each alone, and how many amounts are not 0."""
+        flat, parts, n_active = rows.flatten(0, 1), [], 0
+        for part in row_chunks(len(flat), self.width):
+            amounts = self.encode(flat[part])
+            parts.append((self.decode(amounts), self.decode(_keep_largest_by_magnitude(amounts, k))))
+            n_active += int((amounts != 0).sum())
+        rebuilt, at_k = (torch.cat(of).view(rows.shape) for of in zip(*parts, strict=True))
+        return rebuilt, at_k, n_active
 
     def counts(self, rows: Tensor) -> Tensor:
         """(F,) how many of rows (A, C) have each direction."""
         parts = row_chunks(len(rows), self.width)
         return torch.stack([(self.encode(rows[part]) != 0).sum(0) for part in parts]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _HeldOutErrors:
+    """Of M held-out examples, which are encoded once: relative squared errors (M,), and directions per row."""
+
+    errors: Tensor
+    errors_at_k: Tensor
+    active: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +124,10 @@ class Comparison:
         rank = PrincipalBasis.fit(self.fitted, n, standardize=False).axes.shape[1]
         if rank:
             coders[PCA] = [_factor_coder(fit_factors(self.fitted, "pca", rank, 0))]
-        errors = {
-            name: torch.stack([self._relative_squared_errors(c(self.tested)) for c in some], 1)
-            for name, some in coders.items()
-        }
+        held_out = {name: [self._held_out_errors(c) for c in some] for name, some in coders.items()}
+        errors = {name: torch.stack([e.errors for e in some], 1) for name, some in held_out.items()}
         rebuilt = self.examples.rebuilt(self.layer, [*(some[0] for some in coders.values()), self._mean_rebuild])
-        scores = [self._score(name, some, errors[name], r)
+        scores = [self._score(name, some, errors[name], held_out[name][0], r)
                   for (name, some), r in zip(coders.items(), rebuilt[:-1], strict=True)]  # fmt: skip
         gap = bootstrap_mean_interval(errors[FROZEN] - errors[DICTIONARY])
         nothing = bootstrap_mean_interval(1 - self._relative_squared_errors(self._mean_rebuild(self.tested))[:, None])
@@ -129,16 +143,21 @@ class Comparison:
         error = (self.tested - rebuilt).square().sum((1, 2))
         return error / total if float(total) else torch.zeros_like(error)
 
-    def _score(self, name: str, coders: Sequence[_Coder], errors: Tensor, rebuilt: Rebuilt) -> DictionaryScore:
+    def _held_out_errors(self, coder: _Coder) -> _HeldOutErrors:
+        rebuilt, at_k, n_active = coder.rebuilt_and_counted(self.tested, self.k)
+        errors, errors_at_k = self._relative_squared_errors(rebuilt), self._relative_squared_errors(at_k)
+        return _HeldOutErrors(errors, errors_at_k, n_active / self.tested.shape[:2].numel())
+
+    def _score(
+        self, name: str, coders: Sequence[_Coder], errors: Tensor, of_first: _HeldOutErrors, rebuilt: Rebuilt
+    ) -> DictionaryScore:
         first = coders[0]
-        at_k = first(self.tested, self.k)
-        active = first.counts(self.tested.flatten(0, 1)).sum() / self.tested.shape[:2].numel()
         is_dead = first.counts(self.fitted[evenly_spaced_indices(len(self.fitted), MAX_ROWS_FOR_DEAD_TEST)]) == 0
         cosines = [float(matched_cosines(a.directions, b.directions).mean()) for a, b in combinations(coders, 2)]
         return DictionaryScore(
             name, len(first.directions), bootstrap_mean_interval(1 - errors),
-            1 - float(self._relative_squared_errors(at_k).mean()),
-            float(active), float(is_dead.double().mean()),
+            1 - float(of_first.errors_at_k.mean()),
+            of_first.active, float(is_dead.double().mean()),
             fmean(cosines) if cosines else None, rebuilt,
         )  # fmt: skip
 
