@@ -96,18 +96,17 @@ class Dies:
             raise self.error("the end")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_a_checkpoint_resumes_the_run(error: type[BaseException], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_checkpoint_resumes_the_run(tmp_path: Path, monkeypatch: Any) -> None:
     """Ended anywhere, by Ctrl-C or by an error, and called again with its checkpoint: the very same result."""
     monkeypatch.setattr(sys.modules[auto_attack.__module__], "MAX_ROWS_BETWEEN_CHECKPOINTS", 3)
     whole = auto_attack(wide().box, wide().x, wide().y, **SMALL)
     c = wide()
-    dies = Dies(c.box.model, error)
+    dies = Dies(c.box.model, ValueError)
     auto_attack(c.box, c.x, c.y, **SMALL)
     total = dies.calls
-    for k in (2, total // 5, total // 2, 3 * total // 4, total):
+    for nth, k in enumerate((2, total // 5, total // 2, 3 * total // 4, total)):
         file = tmp_path / f"{k}.pt"
-        dies.calls, dies.at = 0, k
+        dies.calls, dies.at, dies.error = 0, k, (KeyboardInterrupt, ValueError)[nth % 2]
         ended = attempted(c, file)
         assert ended is None or ended.interrupted
         dies.at = -1
@@ -128,7 +127,7 @@ def test_square_resumes_within_a_chunk(model: str, tmp_path: Path, monkeypatch: 
     dies = Dies(c.box.model, KeyboardInterrupt)
     auto_attack(c.box, c.x, c.y, **settings)
     total = dies.calls
-    for before_end in (50, 30, 7):
+    for before_end in (50, 7):
         file = tmp_path / f"{before_end}.pt"
         dies.calls, dies.at = 0, total - before_end
         assert auto_attack(c.box, c.x, c.y, **settings, checkpoint=file).interrupted
@@ -257,7 +256,7 @@ def test_ctrl_c_keeps_what_was_found(share: float) -> None:
     assert torch.equal(c.box.predict(got.images) != c.y, got.success)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 4])
 def test_chunks_and_batches_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     c = wide()
     whole = auto_attack(c.box, c.x, c.y, **SMALL)

@@ -53,7 +53,7 @@ def test_on_a_linear_model_it_makes_the_best_swap_of_all() -> None:
 
 
 def test_answers_flip_by_few_swaps() -> None:
-    box, texts = planted_box(), mixed_texts(40)
+    box, texts = planted_box(), mixed_texts(16)
     made = hotflip(box, texts.texts, texts.labels)
     right = ~made.initially_misclassified
     assert float(made.success[right].double().mean()) >= 0.8

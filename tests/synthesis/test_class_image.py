@@ -23,8 +23,7 @@ def box(channels: int = 1, **kw: float) -> ub.Box:
     return ub.Box(model(channels=channels), ub.Pixels((channels, 16, 16), **kw))
 
 
-@pytest.mark.parametrize("recipe", ["robust", "faithful", "noise"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("recipe", "channels"), [("robust", 3), ("faithful", 1), ("faithful", 3), ("noise", 1)])
 def test_no_recipe_gives_an_empty_image(recipe: str, channels: int) -> None:
     """An untrained model too, whose logits hardly differ."""
     result = ub.synthesis.class_image(box(channels, mean=0.2, std=0.3), recipe=recipe, steps=40)

@@ -103,7 +103,7 @@ def test_one_weight_of_each_prior_serves_every_scale(scale: float) -> None:
 
 def test_the_total_variation_is_that_of_natural_images_at_most() -> None:
     box = ub.Box(*ub.zoo.load("digits-cnn"))
-    made = channels(box, "relu1", [0, 4, 9], steps=60)
+    made = channels(box, "relu1", [0, 9], steps=60)
     assert (total_variation(kind="anisotropic")({"input": made.images}) < 1.15 * MAX_NATURAL_TOTAL_VARIATION).all()
     assert (made.scores > box.read(ub.data.digits().tensors()[0], "relu1")["relu1"].flatten(2).mean(2).amax(0)[
         made.targets

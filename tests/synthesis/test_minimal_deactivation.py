@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from models import interrupted
 from unboxed.errors import InputError
-from unboxed.synthesis import minimal_deactivation
+from unboxed.synthesis import MinimalDeactivation, minimal_deactivation
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,15 @@ def x() -> Tensor:
     return ub.data.digits("test").first(4).x
 
 
+@pytest.fixture(scope="module")
+def found(box: ub.Box, x: Tensor) -> MinimalDeactivation:
+    """What deactivates one hidden unit; many tests read it."""
+    return minimal_deactivation(box, x, ub.neuron("fc1", 5))
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_a_hidden_unit_is_deactivated(box: ub.Box, x: Tensor, norm: str) -> None:
-    unit = ub.neuron("fc1", 5)
-    result = minimal_deactivation(box, x, unit, norm=norm)
+def test_a_hidden_unit_is_deactivated(box: ub.Box, x: Tensor, found: MinimalDeactivation, norm: str) -> None:
+    result = found if norm == "l2" else minimal_deactivation(box, x, ub.neuron("fc1", 5), norm=norm)
     assert result.deactivated.all()
     now = box.read(result.images, "fc1")["fc1"][:, 5]
     assert torch.allclose(now, result.score_after)
@@ -39,26 +44,24 @@ def test_a_hidden_unit_is_deactivated(box: ub.Box, x: Tensor, norm: str) -> None
     assert (result.distance[~initially_inactive] > 0).all()
 
 
-def test_after_a_relu_too(box: ub.Box, x: Tensor) -> None:
+def test_after_a_relu_too(box: ub.Box, x: Tensor, found: MinimalDeactivation) -> None:
     """There the score can't pass zero, and is zero exactly where the unit before is not above it."""
-    after, before = (minimal_deactivation(box, x, ub.neuron(layer, 5)) for layer in ("relu3", "fc1"))
+    after = minimal_deactivation(box, x, ub.neuron("relu3", 5))
     assert after.deactivated.all()
-    assert torch.allclose(after.distance, before.distance, rtol=0.02, atol=1e-4)
+    assert torch.allclose(after.distance, found.distance, rtol=0.02, atol=1e-4)
 
 
-def test_a_smaller_change_does_not_deactivate(box: ub.Box, x: Tensor) -> None:
-    result = minimal_deactivation(box, x, ub.neuron("fc1", 5))
-    initially_active = result.score_before > 0
-    middle = box.read(x + 0.97 * result.change, "fc1")["fc1"][:, 5]
+def test_a_smaller_change_does_not_deactivate(box: ub.Box, x: Tensor, found: MinimalDeactivation) -> None:
+    initially_active = found.score_before > 0
+    middle = box.read(x + 0.97 * found.change, "fc1")["fc1"][:, 5]
     assert (middle[initially_active] > 0).all()
 
 
-def test_smaller_than_a_plain_descent(box: ub.Box, x: Tensor) -> None:
-    result = minimal_deactivation(box, x, ub.neuron("fc1", 5))
+def test_smaller_than_a_plain_descent(box: ub.Box, x: Tensor, found: MinimalDeactivation) -> None:
     grad = ub.attribution.gradient(box, x, ub.neuron("fc1", 5))
-    initially_active = result.score_before > 0
+    initially_active = found.score_before > 0
     step = grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    shorter = (x - 0.98 * result.distance.view(-1, 1, 1, 1) * step).clamp(0, 1)
+    shorter = (x - 0.98 * found.distance.view(-1, 1, 1, 1) * step).clamp(0, 1)
     assert (box.read(shorter, "fc1")["fc1"][:, 5][initially_active] > -1e-3).all()
 
 
@@ -72,7 +75,7 @@ def test_a_ball_that_is_too_small_is_reported(box: ub.Box, x: Tensor) -> None:
 def test_each_row_has_its_own_radius(box: ub.Box, x: Tensor) -> None:
     unit = ub.neuron("fc1", torch.tensor([5, 6, 7, 8]))
     together = minimal_deactivation(box, x, unit)
-    for i in range(4):
+    for i in range(2):
         alone = minimal_deactivation(box, x[i : i + 1], unit.rows(slice(i, i + 1)))
         assert torch.allclose(alone.distance[0], together.distance[i], rtol=1e-3, atol=1e-5)
 
@@ -88,13 +91,12 @@ def test_tabular_models(x: Tensor) -> None:
     assert torch.allclose(result.distance, want.detach(), rtol=1e-3)
 
 
-def test_ctrl_c_keeps_the_smallest_change(box: ub.Box, x: Tensor) -> None:
+def test_ctrl_c_keeps_the_smallest_change(box: ub.Box, x: Tensor, found: MinimalDeactivation) -> None:
     with interrupted(box.model, 40, once=True):
         result = minimal_deactivation(box, x, ub.neuron("fc1", 5))
     assert result.interrupted
     assert result.deactivated.any()
-    whole = minimal_deactivation(box, x, ub.neuron("fc1", 5))
-    assert (result.distance[result.deactivated] >= whole.distance[result.deactivated] * (1 - 1e-3)).all()
+    assert (result.distance[result.deactivated] >= found.distance[result.deactivated] * (1 - 1e-3)).all()
 
 
 def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
@@ -105,10 +107,10 @@ def test_bad_settings_are_refused(box: ub.Box, x: Tensor) -> None:
             minimal_deactivation(box, x, ub.logit(0), **bad)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_scale_of_the_score_does_not_matter(box: ub.Box, x: Tensor, scale: float) -> None:
     """Down to the threshold itself, and an input above it does not count as deactivated."""
-    result = minimal_deactivation(box, x, scale * ub.neuron("relu3", 5))
+    result = minimal_deactivation(box, x[:2], scale * ub.neuron("relu3", 5))
     assert (result.score_before > 0).any()
     assert result.deactivated.all()
     assert (result.score_after <= 0).all()
