@@ -120,8 +120,10 @@ def test_legrad_is_the_papers(name: str) -> None:
     assert float(a.map.max()) > 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(m, n) for i, m in enumerate(METHODS) for j, n in enumerate(NAMES) if (i + j) % 2 == 0],
+)
 def test_padding_and_batches_change_nothing(method: str, name: str) -> None:
     box, run = open_model(MAKERS[name]), METHODS[method]
     whole, split = run(box, TEXTS), run(box, TEXTS, batch_size=1)

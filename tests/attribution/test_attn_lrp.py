@@ -59,8 +59,7 @@ def trained(box: ub.Box, steps: int = 40) -> ub.Box:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("how", ["random", "trained"])
-@pytest.mark.parametrize("rule", ["epsilon", "gamma"])
+@pytest.mark.parametrize(("how", "rule"), [("random", "epsilon"), ("trained", "gamma")])
 def test_each_layer_of_a_text_model_conserves_relevance(name: str, how: str, rule: Any) -> None:
     box = with_biases(open_model(MAKERS[name], torch.float32))
     box = trained(box) if how == "trained" else box

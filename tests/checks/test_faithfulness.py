@@ -277,8 +277,11 @@ def maps_for(x: Tensor) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).to(x.dtype)
 
 
-@each
-@pytest.mark.parametrize("model", AWKWARD)
+# Each metric on four of the models, each model with two metrics or three.
+COVERING = [(name, model) for i, name in enumerate(METRICS) for j, model in enumerate(AWKWARD) if (i + j) % 3 == 0]
+
+
+@pytest.mark.parametrize(("name", "model"), COVERING)
 def test_splitting_and_traces(name: str, model: str) -> None:
     """Parts of any size give the same, and the model, torch and the caller's tensors stay as they were."""
     c = make_case(model, torch.float64)

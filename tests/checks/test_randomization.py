@@ -43,7 +43,7 @@ def names(box: Box) -> list[str]:
 
 @pytest.mark.parametrize("mode", ["cascading", "independent"])
 def test_the_gradient_changes_and_guided_backprop_stays(mode: Any) -> None:
-    box, x = digits(24)
+    box, x = digits(12)
     found = {
         name: randomization(box, x, method, mode=mode).mean()
         for name, method in {
@@ -68,9 +68,9 @@ def test_the_gradient_changes_and_guided_backprop_stays(mode: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["cascading", "independent"])
 def test_the_other_methods_behave_as_published(mode: Any) -> None:
-    box, x = digits(12)
-    smooth = partial(attribution.smoothgrad, n_samples=10)
-    path = partial(attribution.integrated_gradients, n_steps=16)
+    box, x = digits(8)
+    smooth = partial(attribution.smoothgrad, n_samples=6)
+    path = partial(attribution.integrated_gradients, n_steps=8)
     a, b, c = (randomization(box, x, m, mode=mode).mean() for m in (smooth, attribution.grad_cam, path))
     assert a["signed"][1:].abs().max() < 0.2
     assert a["ssim"][1:].max() < 0.35

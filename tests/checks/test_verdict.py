@@ -35,6 +35,12 @@ def digits() -> tuple[ub.Box, Tensor]:
     return box, x[::40]
 
 
+@cache
+def of_gradient() -> Verdict:
+    """What the digits' model's gradient gets: many tests read it."""
+    return verdict(*digits(), gradient)
+
+
 def edges(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
     """An edge detector, whatever the model."""
     return (x - x.roll(1, -1)).abs() + (x - x.roll(1, -2)).abs()
@@ -69,7 +75,7 @@ def another_examples(box: ub.Box, x: Tensor, target: Any = None) -> Tensor:
 
 
 def test_the_gradient_passes() -> None:
-    found = verdict(*digits(), gradient)
+    found = of_gradient()
     assert found.grade == "pass"
     assert found.method == "Gradient"
     assert abs(found.figures["randomization"]) < 0.3
@@ -110,7 +116,7 @@ def test_a_model_that_has_learned_nothing_fails_all() -> None:
 def test_one_example_decides_only_what_is_clear() -> None:
     box, x = digits()
     assert verdict(box, x[:1], edges).grade == "fail"
-    grades = {verdict(box, x[i : i + 1], gradient).grade for i in range(6)}
+    grades = {verdict(box, x[i : i + 1], gradient).grade for i in range(3)}
     assert not {"pass", "fail"} <= grades
 
 
@@ -133,7 +139,7 @@ def test_a_class_that_is_not_predicted_can_be_explained() -> None:
 
 def test_more_draws_only_for_what_is_undecided() -> None:
     box, x = digits()
-    tests = {t.name: t for t in verdict(box, x, gradient).tests}
+    tests = {t.name: t for t in of_gradient().tests}
     assert tests["randomization"].n_draws == 2
     limited = verdict(box, x, gradient, max_draws=1)
     assert {t.n_draws for t in limited.tests if t.name != "removal"} == {1}
@@ -152,7 +158,7 @@ def test_its_cost_is_counted() -> None:
 
 
 def test_it_prints_its_tests() -> None:
-    found = verdict(*digits(), gradient)
+    found = of_gradient()
     lines = str(found).splitlines()
     assert lines[0].startswith("Gradient: passes (depends on the model; marks what matters). It changes when")
     assert [line.split()[0] for line in lines[1:-1]] == [t.name.split()[0] for t in found.tests]
@@ -161,7 +167,7 @@ def test_it_prints_its_tests() -> None:
 
 
 def test_a_verdict_is_drawn() -> None:
-    found = verdict(*digits(), gradient)
+    found = of_gradient()
     pictures = ub.checks.explain_verdict(found)
     assert list(pictures) == ["tests", "maps", "removal"]
     assert all(picture.width > 100 for picture in pictures.values())
@@ -171,7 +177,7 @@ def test_a_verdict_is_drawn() -> None:
 
 
 def test_to_dict_is_json() -> None:
-    found = verdict(*digits(), gradient)
+    found = of_gradient()
     again = json.loads(json.dumps(found.to_dict()))
     assert again["grade"] == "pass"
     assert [t["name"] for t in again["tests"]] == [t.name for t in found.tests]
@@ -221,8 +227,7 @@ def test_awkward_models(model: str) -> None:
         assert found.figures["randomization"] == found.figures["randomization"]
 
 
-@pytest.mark.parametrize("outputs", ["regression", "multilabel"])
-@pytest.mark.parametrize("target", [None, 1, "unit"])
+@pytest.mark.parametrize(("outputs", "target"), [("regression", None), ("multilabel", 1), ("multilabel", "unit")])
 def test_other_outputs_and_targets(outputs: Any, target: Any) -> None:
     entry = awkward.get_model("plain")
     box = ub.Box(entry.model, entry.inputs, outputs=outputs)
@@ -259,7 +264,7 @@ def test_learned_is_asked_of_the_output_of_the_target() -> None:
 def test_a_map_that_was_given_must_fit_and_costs_nothing() -> None:
     box, x = digits()
     known = gradient(box, x, box.predict(x))
-    assert verdict(box, x, gradient, map_=known).n_maps == verdict(box, x, gradient).n_maps - len(x)
+    assert verdict(box, x, gradient, map_=known).n_maps == of_gradient().n_maps - len(x)
     for wrong in (known[:2], known[..., :-1], known[:, 0], known.numpy()):
         with pytest.raises(InputError):
             verdict(box, x, gradient, map_=wrong)
@@ -315,8 +320,7 @@ def test_nothing_is_said_of_fills_that_were_not_compared() -> None:
 
 
 def test_the_gain_by_fill_is_part_of_a_verdict() -> None:
-    box, x = digits()
-    found = verdict(box, x, gradient)
+    found = of_gradient()
     assert list(found.gain_by_fill) == ["blurred", "surroundings", "nearest", "other examples"]
     assert "relevance gain by fill: blurred" in str(found)
     overall = found.figures["removal"]
@@ -325,12 +329,12 @@ def test_the_gain_by_fill_is_part_of_a_verdict() -> None:
 
 def test_a_model_trained_on_shuffled_labels_takes_part() -> None:
     box, x = digits()
-    assert "shuffled labels" not in verdict(box, x, gradient).figures
+    assert "shuffled labels" not in of_gradient().figures
     same = verdict(box, x, gradient, shuffled_box=box)
     assert (same.grade, same.reason) == ("fail", "same map for shuffled labels")
     other = verdict(box, x, gradient, shuffled_box=ub.Box(*ub.zoo.load("digits-cnn", weights=None)))
     assert other.figures["shuffled labels"] < 0.8
-    assert other.grade == verdict(box, x, gradient).grade
+    assert other.grade == of_gradient().grade
     with pytest.raises(ub.errors.InputError, match="same inputs and outputs"):
         verdict(box, x, gradient, shuffled_box=ub.Box(torch.nn.Flatten(), ub.Pixels((1, 2, 2)), outputs="logits"))
 
@@ -339,13 +343,15 @@ def test_a_model_trained_on_shuffled_labels_takes_part() -> None:
 
 
 class Counted:
+    """Counts the verdicts that are asked for; each is the same, which is what a cache may not see."""
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = 0
         monkeypatch.setattr("unboxed.checks.verdict_cache.verdict", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Verdict:
         self.asked += 1
-        return verdict(*args, **kwargs)
+        return of_gradient()
 
 
 def test_a_verdict_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,12 +422,12 @@ def test_lambdas_are_always_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(kept.to_json()) == {}
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"null", b'{"a": 1}', b'{"a": {"grade": "great"}}', "\u00e4", b"\xff"]
-)
-def test_what_cannot_be_read_is_not_there(text: Any) -> None:
-    c = make_case("plain")
-    assert VerdictCache(text).verdict(c.box, c.x, gradient).grade in GRADES
+def test_what_cannot_be_read_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, c = Counted(monkeypatch), make_case("plain")
+    texts: list[Any] = [b"", b"{", b"[]", b"null", b'{"a": 1}', b'{"a": {"grade": "great"}}', "\u00e4", b"\xff"]
+    for n, text in enumerate(texts, 1):
+        assert VerdictCache(text).verdict(c.box, c.x, gradient).grade in GRADES, text
+        assert counted.asked == n, text
 
 
 def test_a_fingerprint_sees_weights_and_buffers() -> None:

@@ -33,13 +33,16 @@ def top_words(a: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_planted_word_is_on_top_and_believed_but_not_on_a_random_model(name: str) -> None:
-    box, texts = planted_box(), mixed_texts(24)
+def test_a_planted_word_is_on_top_and_believed(name: str) -> None:
+    box, texts = planted_box(), mixed_texts(16)
     assert bool((box.predict(texts) == torch.tensor(texts.labels)).all())
-    words = top_words(METHODS[name](box, triggered_texts(40), 1))
+    words = top_words(METHODS[name](box, triggered_texts(20), 1))
     assert words.count(TRIGGER) >= 0.95 * len(words)
     assert ub.checks.verdict(box, texts.texts, METHODS[name]).grade == "pass"
-    random = ub.checks.verdict(random_box(), texts.texts, METHODS[name])
+
+
+def test_of_a_random_model_nothing_is_believed() -> None:
+    random = ub.checks.verdict(random_box(), mixed_texts(16).texts, METHODS["attn_lrp"])
     assert (random.grade, random.reason) == ("fail", "the model has learned nothing")
 
 

@@ -36,8 +36,7 @@ def features(box: ub.Box, x: Tensor) -> Tensor:
     return F.pad(box.read(x, "fc:input")["fc:input"].double(), (0, 1), value=1.0)
 
 
-@pytest.mark.parametrize("fit_to", ["model", "labels"])
-@pytest.mark.parametrize("l2", [0.1, 0.003, 1e-5])
+@pytest.mark.parametrize(("fit_to", "l2"), [("labels", 0.1), ("model", 0.003), ("labels", 1e-5)])
 def test_scores_sum_to_the_logit(box: ub.Box, data: Any, fit_to: Any, l2: float) -> None:
     """The logit is that of a layer fitted independently, by a solver that knows no representer theorem."""
     x, y, (train_x, train_y) = data
