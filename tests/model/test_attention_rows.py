@@ -20,7 +20,8 @@ from unboxed.model.op_mode import DispatchMode
 N, HEADS, SIZE = 3, 4, 2
 LENGTHS = {"cross": (5, 9), "causal, fewer keys": (9, 5), "causal, more keys": (5, 9)}  # queries, keys; else 7 and 7
 KINDS = ("plain", "causal", "causal, fewer keys", "causal, more keys", "cross", "boolean mask", "mask of keys",
-         "additive mask", "scale", "grouped", "grouped, causal", "constant keys", "keys that are gates")  # fmt: skip
+         "padding on the left", "additive mask", "scale", "grouped", "grouped, causal", "constant keys",
+         "keys that are gates")  # fmt: skip
 
 
 def in_plain_ops(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, is_causal: bool = False, **how: Any) -> Tensor:
@@ -29,6 +30,9 @@ def in_plain_ops(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, is_caus
     z = (q * how.get("scale", 1 / math.sqrt(SIZE))) @ k.transpose(-1, -2)
     if is_causal:
         attn_mask = torch.ones(z.shape[-2:]).tril().bool()
+    if attn_mask is not None and attn_mask.dtype == torch.bool and not attn_mask.any(-1).all():
+        sees_one = attn_mask.any(-1, keepdim=True)  # a query that sees no key has the output zero
+        return (torch.softmax(z.masked_fill(~attn_mask & sees_one, -math.inf), -1) @ v).masked_fill(~sees_one, 0)
     if attn_mask is not None:
         z = z.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else z + attn_mask
     return torch.softmax(z, -1) @ v
@@ -50,13 +54,16 @@ class Attention(nn.Module):
         self.head = nn.Linear(HEADS * self.n_queries * SIZE, 2)
         self.double().eval()
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, n_examples: int = N) -> dict[str, Any]:
         shape, generator = (self.n_queries, self.n_keys), torch.Generator().manual_seed(2)
         how: dict[str, Any] = {"is_causal": "causal" in self.kind, "enable_gqa": "grouped" in self.kind}
         if self.kind == "boolean mask":
             how["attn_mask"] = (torch.rand(HEADS, *shape, generator=generator) < 0.6) | torch.eye(*shape).bool()
         elif self.kind == "mask of keys":
             how["attn_mask"] = (torch.arange(self.n_keys) < 5).view(1, 1, 1, self.n_keys)
+        elif self.kind == "padding on the left":
+            padding = torch.arange(N).view(N, 1, 1, 1)
+            how["attn_mask"] = torch.ones(*shape).tril().bool() & (torch.arange(self.n_keys) >= padding)[:n_examples]
         elif self.kind == "additive mask":  # as of relative positions: these are constants, which are counted
             how["attn_mask"] = torch.randn(HEADS, *shape, generator=generator).double()
         elif self.kind == "scale":
@@ -70,7 +77,7 @@ class Attention(nn.Module):
             k = torch.linspace(-1, 1, k[0].numel()).double().view(1, *k.shape[1:]).expand_as(k).clone()
         if self.kind == "keys that are gates":
             k = k.sigmoid()
-        return self.head(self.attend(q, k, v, **self.settings()).flatten(1))
+        return self.head(self.attend(q, k, v, **self.settings(len(x))).flatten(1))
 
 
 COLUMNS = ub.Features(tuple("abcdef"))
@@ -101,7 +108,15 @@ def test_it_is_attention_in_plain_ops(kind: str, max_weights: int, monkeypatch: 
 def test_the_masks_above_matter() -> None:
     """So that the test above can distinguish them."""
     maps = {kind: attn_lrp(open_model(kind, in_plain_ops), columns(), 1).map for kind in KINDS}
-    for kind in ("causal", "boolean mask", "mask of keys", "additive mask", "scale", "constant keys"):
+    for kind in (
+        "causal",
+        "boolean mask",
+        "mask of keys",
+        "padding on the left",
+        "additive mask",
+        "scale",
+        "constant keys",
+    ):
         assert float((maps[kind] - maps["plain"]).abs().max()) > 1e-3, kind
     held_back = attn_lrp(open_model("additive mask", in_plain_ops), columns(), 1).conservation.held_back
     assert float(held_back["constants"].abs().max()) > 1e-3

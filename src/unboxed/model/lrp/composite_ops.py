@@ -97,4 +97,13 @@ def attention_weights_and_values(call: AttentionCall) -> tuple[Tensor, Tensor]:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return torch.dropout(scores.softmax(-1), call.dropout_p, call.dropout_p > 0), v
+    weights = scores.softmax(-1) if mask is None else _softmax_of_masked(scores)
+    return torch.dropout(weights, call.dropout_p, call.dropout_p > 0), v
+
+
+def _softmax_of_masked(scores: Tensor) -> Tensor:
+    """The softmax over keys; zero for a query that sees none, such as padding on the left of a causal text."""
+    sees_none = (scores.detach() == -math.inf).all(-1, keepdim=True)
+    if not sees_none.any():
+        return scores.softmax(-1)
+    return scores.masked_fill(sees_none, 0).softmax(-1).masked_fill(sees_none, 0)
