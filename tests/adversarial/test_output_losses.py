@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.adversarial import Adversarial, apgd, bim, fgsm, mi_fgsm, pgd
-from unboxed.errors import InputError, OutputError
+from unboxed.errors import InputError, OutputError, UnboxedWarning
 
 ATTACKS: dict[str, Callable[..., Adversarial]] = {
     "fgsm": fgsm,
@@ -86,6 +86,55 @@ def test_several_outputs_move_along_the_largest_singular_value() -> None:
     assert result.loss_after is not None
     largest = eps * float(torch.linalg.svdvals(model.weight.detach())[0]) / 3**0.5
     assert torch.allclose(result.loss_after, torch.full((4,), largest, dtype=torch.float64), rtol=1e-3)
+
+
+class Opposites(nn.Module):
+    """A number times each factor: the mean of opposite outputs is constant."""
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.linear = linear(1)
+        self.factors = nn.Parameter(torch.tensor(factors))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)) * self.factors
+
+
+@every_attack
+@pytest.mark.parametrize("factors", [(1.0, -1.0), (1.0, -2.0, 1.0), (1.0, 1.0, -1.0, -1.0)])
+def test_without_y_outputs_of_a_constant_mean_are_moved(
+    attack: Callable[..., Adversarial], factors: tuple[float, ...]
+) -> None:
+    """The first step, at an error of zero, does not need outputs that rise together."""
+    model, x, eps = Opposites(*factors), 0.5 + 0.1 * draws(3, 1, 4, 4), 0.05
+    result = attack(ub.Box(model.double(), PIXELS, outputs="regression"), x, eps=eps)
+    rms = float(model.factors.detach().square().mean().sqrt())
+    expected = torch.full((3,), eps * rms * float(model.linear.weight.detach().norm(1)), dtype=torch.float64)
+    assert result.loss_after is not None
+    assert torch.allclose(result.loss_after, expected, rtol=1e-9)
+
+
+@every_attack
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_the_squares_of_large_and_small_errors_do_not_overflow(
+    attack: Callable[..., Adversarial], scale: float
+) -> None:
+    model = Opposites(scale, scale / 2)
+    box = ub.Box(model.float(), PIXELS, outputs="regression")
+    x = (0.5 + 0.1 * draws(3, 1, 4, 4)).float()
+    result = attack(box, x, torch.zeros(3, 2), eps=0.05)
+    before, after = (box(h).double().square().mean(1).sqrt() for h in (x, result.images))
+    assert result.loss_before is not None
+    assert result.loss_after is not None
+    assert torch.allclose(result.loss_before.double() / scale, before / scale, rtol=1e-3)
+    assert torch.allclose(result.loss_after.double() / scale, after / scale, rtol=1e-3)
+    assert (result.loss_after > result.loss_before).all()
+
+
+def test_a_first_gradient_of_zero_is_warned_of_with_what_helps() -> None:
+    box = ub.Box(Opposites(0.0).double(), PIXELS, outputs="regression")
+    with pytest.warns(UnboxedWarning, match="take no step there; pgd and apgd start at a random point"):
+        bim(box, draws(2, 1, 4, 4), eps=0.1)
 
 
 class Wave(nn.Module):

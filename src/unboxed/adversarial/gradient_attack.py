@@ -31,6 +31,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..validation import valid_seed
 from .attack_state import AttackState, explaining_missing_gradient, gradient_free_attacks_hint
+from .goal import AttackGoal
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -93,7 +94,7 @@ def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: 
             optimization = attack_state.optimize_rows(rows, restart)
             attack_state.update_best(optimization, rows, restart)
             if restart == 0:
-                _warn_zero_gradient(optimization, config)
+                _warn_zero_gradient(optimization, config, state.goal)
         attack_state.recheck_success()
     quantize_images(state, bits, config.ball)
     return state.to_result()
@@ -176,13 +177,17 @@ class _GradientAttackState:
             state.success = state.success_score(state.images, rows) > 0
 
 
-def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttackConfig) -> None:
+def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttackConfig, goal: AttackGoal) -> None:
     """Warn of examples whose first gradient is zero."""
     was_evaluated = ~optimization.initially_finished & (optimization.n_forwards > 0)
     has_zero_gradient = was_evaluated & ~(optimization.initial_grad.abs() > 0).flatten(1).any(1)
     if config.steps and not optimization.interrupted and (n_zero := int(has_zero_gradient.sum())):
+        advice = (
+            f"loss='margin' has a gradient where the cross-entropy is saturated, and {gradient_free_attacks_hint()}"
+            if goal.has_threshold
+            else "pgd and apgd start at a random point, where there may be one"
+        )
         warn(
             f"the first gradient is exactly zero (or NaN) for {n_zero} of {int(was_evaluated.sum())} examples, which "
-            f"take no step there; loss='margin' has a gradient where the cross-entropy is saturated, and "
-            f"{gradient_free_attacks_hint()}"
+            f"take no step there; {advice}"
         )

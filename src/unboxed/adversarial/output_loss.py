@@ -43,15 +43,18 @@ def output_losses(box: Box, logits: Tensor, values: Tensor) -> Tensor:
 
 
 def _root_mean_square(d: Tensor) -> Tensor:
-    """The root of the mean square of each row, (N,): |d| of one number.
+    """The root of the mean square of each row, (N,): |d| of one number. No square overflows or underflows.
 
-    It has no derivative at zero, where an attack without y starts; there it has that of the mean, which is one of its
-    subgradients.
+    It has no derivative at zero, where an attack without y starts; there it has that of about the mean, which is one of
+    its subgradients: the numbers' weights differ, as those of the mean cancel where the outputs have a constant sum.
     """
     d = d.flatten(1)
-    is_zero = (d == 0).all(1)
-    safe = torch.where(is_zero[:, None], torch.ones_like(d), d)
-    return torch.where(is_zero, d.mean(1), safe.square().mean(1).sqrt())
+    peak = d.detach().abs().amax(1, keepdim=True)
+    scale = torch.where(peak > 0, peak, 1.0)
+    safe = torch.where(peak > 0, d / scale, 1.0)
+    weights = 1 + torch.arange(1, d.shape[1] + 1, device=d.device).cos() / 8
+    about_mean = (d * (weights / (1 + 1 / 8)).to(d.dtype)).mean(1)
+    return torch.where(peak[:, 0] > 0, scale[:, 0] * safe.square().mean(1).sqrt(), about_mean)
 
 
 def output_loss_objective(box: Box, values: Tensor) -> Objective:
