@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.checks.perturbing import perturbed_scores
-from unboxed.engine.memory_format import faster_memory_format
+from unboxed.engine.memory_format import MIN_ROWS, faster_memory_format
 from unboxed.objectives import Objective, channel, logit
 
 
@@ -51,41 +51,55 @@ def test_channels_come_last_where_the_model_answers_the_same(
     flatten: Callable[[Tensor], Tensor], wanted: torch.memory_format
 ) -> None:
     box = boxed(flatten)
-    assert faster_memory_format(box, ["logits"]) == wanted
+    assert faster_memory_format(box, ["logits"], MIN_ROWS) == wanted
 
 
 @pytest.mark.parametrize("flatten", [lambda h: h.flatten(1), views, in_memory_order])
 def test_scores_of_perturbed_inputs_are_those_of_a_loop(flatten: Callable[[Tensor], Tensor]) -> None:
     box, x = boxed(flatten), torch.rand(2, 3, 6, 6)
-    (found,) = perturbed_scores(box, logit(1), 2, 3, lambda rows, k: [x[rows] * (k[:, None, None, None] + 1) / 3], 4)
-    wanted = torch.stack([box(x * (k + 1) / 3)[:, 1] for k in range(3)], 1)
+    (found,) = perturbed_scores(
+        box, logit(1), 2, MIN_ROWS, lambda rows, k: [x[rows] * (k[:, None, None, None] + 1) / MIN_ROWS], 4
+    )
+    wanted = torch.stack([box(x * (k + 1) / MIN_ROWS)[:, 1] for k in range(MIN_ROWS)], 1)
     assert torch.allclose(found.float(), wanted, atol=1e-6)
 
 
 def test_the_model_is_given_that_format() -> None:
     box, x = boxed(lambda h: h.flatten(1)), torch.rand(2, 3, 6, 6)
-    perturbed_scores(box, logit(1), 2, 2, lambda rows, k: [x[rows]], "auto")
+    perturbed_scores(box, logit(1), 2, MIN_ROWS // 2, lambda rows, k: [x[rows]], "auto")
     assert box.model.strides[1] == 1  # type: ignore[index,operator]
     box(x)
     assert box.model.strides[1] == 36  # type: ignore[index,operator]
 
 
+def test_few_rows_are_run_without_asking() -> None:
+    box, n_runs = boxed(lambda h: h.flatten(1)), [0]
+    box.model.register_forward_pre_hook(lambda model, args: n_runs.append(len(args[0])))
+    assert faster_memory_format(box, ["logits"], MIN_ROWS - 1) == torch.preserve_format
+    assert n_runs == [0]
+
+
 @pytest.mark.parametrize("objective", [channel("conv", 1), channel("conv", 1) + logit(0)])
 def test_layers_are_read_in_the_usual_format(objective: Objective) -> None:
     box = boxed(lambda h: h.flatten(1))
-    assert faster_memory_format(box, objective.layers) == torch.preserve_format
+    assert faster_memory_format(box, objective.layers, MIN_ROWS) == torch.preserve_format
 
 
 def test_a_model_that_was_changed_is_tried_again() -> None:
     box = boxed(lambda h: h.flatten(1))
-    assert faster_memory_format(box, ["logits"]) == torch.channels_last
+    assert faster_memory_format(box, ["logits"], MIN_ROWS) == torch.channels_last
     box.model.flatten = views  # type: ignore[assignment]
     box.model.conv = nn.Conv2d(3, 4, 3, padding=1)
     box.refresh()
-    assert faster_memory_format(box, ["logits"]) == torch.preserve_format
+    assert faster_memory_format(box, ["logits"], MIN_ROWS) == torch.preserve_format
 
 
 def test_tables_and_maps_of_outputs_keep_theirs() -> None:
     table = ub.Box(nn.Linear(4, 2), ub.Features(("a", "b", "c", "d")))
     maps = ub.Box(nn.Conv2d(3, 2, 3, padding=1), ub.Pixels((3, 6, 6)))
-    assert {faster_memory_format(box, ["logits"]) for box in (table, maps)} == {torch.preserve_format}
+    assert {faster_memory_format(box, ["logits"], MIN_ROWS) for box in (table, maps)} == {torch.preserve_format}
+
+
+def test_a_model_of_nan_logits_keeps_its_own() -> None:
+    box = boxed(lambda h: h.flatten(1) * float("nan"))
+    assert faster_memory_format(box, ["logits"], MIN_ROWS) == torch.preserve_format

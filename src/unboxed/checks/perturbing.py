@@ -198,7 +198,7 @@ def perturbed_scores(
     """
 
     addresses = objective.layers | ({"logits"} if predict else set())
-    layout = faster_memory_format(box, addresses)
+    layout = faster_memory_format(box, addresses, n_examples * n_perturbations)
 
     def score_rows(examples: Tensor, samples: Tensor) -> list[Tensor]:
         with box.isolated(grad=False):

@@ -168,7 +168,7 @@ class _MaskedRunner:
 def score_perturbed_inputs(box: Box, points: Tensor, objectives: Sequence[Objective], rows: Tensor) -> Tensor:
     """Scores (R, T) of points (R, ...) made from the examples `rows` (R,), in the box's dtype."""
     layers = frozenset[str]().union(*(o.layers for o in objectives))
-    layout = faster_memory_format(box, layers)
+    layout = faster_memory_format(box, layers, len(points))
     with box.isolated(grad=False):
         acts = box.forward(points.to(memory_format=layout), layers)
         point_scores = [o.rows(rows)(acts) for o in objectives]
