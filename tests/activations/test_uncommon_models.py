@@ -76,9 +76,9 @@ def test_channels_last_probabilities(x: Tensor) -> None:
     model = Model()
     box = ub.Box(model, PIXELS)
     assert torch.allclose(box(x), model.conv(PIXELS.encode(x)), atol=1e-6)
-    y = torch.zeros(4, dtype=torch.long)
+    with pytest.raises(InputError, match="one class for each position"):
+        ub.adversarial.pgd(box, x, torch.zeros(4, dtype=torch.long), eps=0.1)
     for call in (
-        lambda: ub.adversarial.pgd(box, x, y, eps=0.1),
         lambda: ub.synthesis.morph(box, x, 1),
         lambda: ub.synthesis.class_image(box),
     ):
