@@ -236,7 +236,7 @@ def positive_segments_mask(result: Attribution, n: int = 5) -> Tensor:
         n: Largest number of segments.
 
     Returns:
-        The mask (N, H, W), bool.
+        The mask (N, H, W), of volumes (N, D, H, W), bool.
 
     Raises:
         InputError: where the result is not LIME's, or not of images.
@@ -251,7 +251,7 @@ def positive_segments_mask(result: Attribution, n: int = 5) -> Tensor:
     """
     extras: Mapping[str, Any] = result.extras if isinstance(result, Attribution) else {}
     weights, segments = extras.get("weights"), extras.get("segments")
-    if not isinstance(weights, Tensor) or not isinstance(segments, Tensor) or segments.ndim != 3:
+    if not isinstance(weights, Tensor) or not isinstance(segments, Tensor) or segments.ndim < 3:
         raise InputError("positive takes the result of lime for images, which has weights of superpixels")
     best = weights.topk(min(check_int("n", n, minimum=1), weights.shape[1]), 1)
     chosen = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, best.indices, best.values > 0)

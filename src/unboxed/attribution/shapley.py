@@ -123,10 +123,10 @@ def shapley(
 
 
 def default_shapley_segmentation(box: Box) -> Callable[[Pixels], Segments]:
-    """Segments of an image by default: three squares along its longer side; fewer where several inputs have many."""
+    """Segments of an image by default: three squares along its longest side; fewer of volumes and several inputs."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     parts = tuple(parts.values()) if isinstance(parts, Mapping) else parts
-    images = sum(isinstance(p, Pixels) for p in parts)
+    axes = [max(2, p.n_axes) for p in parts if isinstance(p, Pixels)]
     columns = sum(math.prod(p.shape) for p in parts if not isinstance(p, Pixels))
-    n_along = next((k for k in (3, 2, 1) if images * k * k + columns <= MAX_EXACT_SHAPLEY_SEGMENTS), 3)
-    return lambda image: ("squares", -(-max(image.shape[-2:]) // n_along))
+    n_along = next((k for k in (3, 2, 1) if sum(k**n for n in axes) + columns <= MAX_EXACT_SHAPLEY_SEGMENTS), 3)
+    return lambda image: ("squares", -(-max(image.model_shape[1:]) // n_along))

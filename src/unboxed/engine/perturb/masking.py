@@ -14,6 +14,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import InputError, warn
 from ...inputs.features import Features
+from ...inputs.pixels import Pixels
 from ...inputs.tokens import Tokens
 from ...model.batching import BatchSize, map_in_batches
 from ...model.nan_checks import check_finite_scores
@@ -246,9 +247,11 @@ def warn_few_samples(masking: MaskableInputs, n_samples: int) -> None:
 
 
 def segment_ids_like_input(box: Box, feature_ids: Tensor) -> Any:
-    """Segment ids as results hold them: (N, H, W) for images whose channels go together, else structured like x."""
-    return (
-        feature_ids[:, 0]
-        if feature_ids.ndim == 4 and feature_ids.shape[1] == 1
-        else restore_map(box, feature_ids, "same")
-    )
+    """Segment ids as results hold them: (N, H, W) for images whose channels go together, else structured like x.
+
+    Of volumes (N, D, H, W).
+    """
+    if feature_ids.ndim != 4 or feature_ids.shape[1] != 1:
+        return restore_map(box, feature_ids, "same")
+    is_volume = isinstance(box.inputs, Pixels) and box.inputs.n_axes == 3
+    return box.restore_structure(feature_ids)[:, 0] if is_volume else feature_ids[:, 0]

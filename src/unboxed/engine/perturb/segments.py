@@ -29,12 +29,14 @@ Segments = Annotated[
     Any, ValueRole("str"), "Which values are masked together: a kind of superpixels, a number of them, or a map of ids."
 ]
 """A name ("slic", "quickshift", "squares", "pixels"); a name with a number, such as ("slic", 30) for 30 superpixels or
-("squares", 4) for squares of 4 x 4 pixels; an int for so many SLIC superpixels; or a tensor of ids (int): (H, W) for
-all images, (N, H, W) per image, or shaped like one input or like the batch. Each column of a table is a segment,
-unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of these, or one for all.
+("squares", 4) for squares of 4 x 4 pixels (cubes of a volume, windows of a signal); an int for so many SLIC
+superpixels; or a tensor of ids (int): (H, W) for all images, (N, H, W) per image, or shaped like one input or like the
+batch. Each column of a table is a segment, unless grouped by ids (F,) or (N, F). Several inputs take a dict or tuple of
+these, or one for all.
 """
 
 SEGMENTATION_KINDS = ("slic", "quickshift", "squares", "pixels")
+SUPERPIXEL_KINDS = ("slic", "quickshift")  # of images alone
 N_DEFAULT_SUPERPIXELS = 50  # about how many SLIC superpixels
 DEFAULT_SQUARES_PER_SIDE = 7  # squares along the longer side
 MIN_LIME_QUICKSHIFT_SIDE_PIXELS = 96  # pixels per side: from here on, LIME's own settings of quickshift
@@ -164,7 +166,7 @@ def _groups_of_input(
     inputs: Inputs, x: Tensor, segments: Any, default: Any, max_features: int | None, n_samples: int | None = None
 ) -> FeatureGroups:
     if isinstance(segments, Tensor):
-        return _groups_from_tensor(x, segments)
+        return _groups_from_tensor(x, _pack_segment_ids(inputs, segments))
     if isinstance(inputs, Tokens):
         ids = torch.arange(x.shape[1], device=x.device)[None, :, None].expand(1, *x.shape[1:])  # a token each
         return _groups_for_all_rows(ids, x)
@@ -173,25 +175,42 @@ def _groups_of_input(
             _parse_segments(segments)  # superpixels of images; each column of a table is a segment of its own
         return _groups_for_all_rows(torch.arange(math.prod(x.shape[1:]), device=x.device).view(1, *x.shape[1:]), x)
     if segments is None:
-        setting = default(inputs) if callable(default) else default
-        return _image_groups_within_limit(x, *_parse_segments(setting), max_features, n_samples)
-    return _segment_images(x, *_parse_segments(segments))
+        name, size = _parse_segments(default(inputs) if callable(default) else default)
+        if inputs.n_axes != 2 and name in SUPERPIXEL_KINDS:
+            name, size = "squares", None
+        return _image_groups_within_limit(x, inputs, name, size, max_features, n_samples)
+    return _segment_images(x, inputs, *_parse_segments(segments))
 
 
-def _segment_images(x: Tensor, name: str, size: int | None) -> FeatureGroups:
-    """Segments of images x (N, C, H, W)."""
+def _pack_segment_ids(inputs: Inputs, ids: Tensor) -> Tensor:
+    """Ids of a signal (..., T) or a volume (..., D, H, W) in the form of the images that methods work on."""
+    axes = inputs.model_shape[1:] if isinstance(inputs, Pixels) and inputs.n_axes != 2 else ()
+    if not axes or tuple(ids.shape[-len(axes) :]) != axes or tuple(ids.shape[-2:]) == inputs.shape[1:]:
+        return ids
+    return ids.reshape(*ids.shape[: -len(axes)], *inputs.shape[1:])
+
+
+def _segment_images(x: Tensor, inputs: Pixels, name: str, size: int | None) -> FeatureGroups:
+    """Segments of images x (N, C, H, W), and of signals and volumes in that form."""
     if name == "pixels":
         return _groups_for_all_rows(torch.arange(math.prod(x.shape[2:]), device=x.device).view(1, 1, *x.shape[2:]), x)
     if name == "squares":
-        return _groups_for_all_rows(_square_segment_ids(x, size), x)
+        return _groups_for_all_rows(_square_segment_ids(x, _axes(x, inputs), size), x)
+    if inputs.n_axes == 3:
+        raise InputError(f'{name} cuts images; of volumes take segments="squares", or a tensor of ids (D, H, W)')
     return _groups_from_ids(torch.stack([_superpixel_ids(image, name, size) for image in x])[:, None])
 
 
+def _axes(x: Tensor, inputs: Pixels) -> tuple[int, ...]:
+    """The sides of one input: (1, T) of a signal, (H, W) of an image, (D, H, W) of a volume."""
+    return inputs.model_shape[1:] if inputs.n_axes == 3 else tuple(x.shape[-2:])
+
+
 def _image_groups_within_limit(
-    x: Tensor, name: str, size: int | None, max_features: int | None, n_samples: int | None
+    x: Tensor, inputs: Pixels, name: str, size: int | None, max_features: int | None, n_samples: int | None
 ) -> FeatureGroups:
     """The same, with images cut more coarsely where they have more than `max_features`. Raises InputError."""
-    groups = _segment_images(x, name, size)
+    groups = _segment_images(x, inputs, name, size)
     if max_features is None or groups.max_n_segments <= max_features:
         return groups
     min_samples = min(groups.max_n_segments, N_DEFAULT_SUPERPIXELS) + 2
@@ -199,21 +218,21 @@ def _image_groups_within_limit(
         found = f"these images have {groups.max_n_segments} segments, and segments take"
         raise InputError(f"{found} n_samples of {min_samples} or more; got {n_samples}: take more, or larger segments")
     return _groups_from_ids(
-        torch.cat([_segment_within_limit(x[n : n + 1], name, size, max_features).ids for n in range(len(x))])
+        torch.cat([_segment_within_limit(x[n : n + 1], inputs, name, size, max_features).ids for n in range(len(x))])
     )
 
 
-def _segment_within_limit(x: Tensor, name: str, size: int | None, max_features: int) -> FeatureGroups:
+def _segment_within_limit(x: Tensor, inputs: Pixels, name: str, size: int | None, max_features: int) -> FeatureGroups:
     """Segments of an image x (1, C, H, W): as named, else ever fewer SLIC superpixels, else squares."""
-    groups = _segment_images(x, name, size)
-    count = min(N_DEFAULT_SUPERPIXELS, max_features)
+    groups = _segment_images(x, inputs, name, size)
+    count = min(N_DEFAULT_SUPERPIXELS, max_features) if inputs.n_axes == 2 else 0
     while groups.max_n_segments > max_features and count > 1:
-        groups = _segment_images(x, "slic", count)
+        groups = _segment_images(x, inputs, "slic", count)
         count //= 2
     side = 1
     while groups.max_n_segments > max_features:
-        side = min(2 * side, max(x.shape[-2:]))
-        groups = _segment_images(x, "squares", side)
+        side = min(2 * side, max(_axes(x, inputs)))
+        groups = _segment_images(x, inputs, "squares", side)
     return groups
 
 
@@ -245,16 +264,18 @@ def _invalid_segments_text(segments: Any) -> str:
     return f"{text}; {suggestion_text(word, SEGMENTATION_KINDS)}" if is_misspelled else text
 
 
-def _square_segment_ids(x: Tensor, side: int | None) -> Tensor:
-    """(1, 1, H, W): squares of `side` pixels from the upper left, cut off at the lower and right borders."""
-    height, width = x.shape[-2:]
-    side = -(-max(height, width) // DEFAULT_SQUARES_PER_SIDE) if side is None else side
-    if side > max(height, width):
-        raise InputError(f"squares of {side} pixels per side are larger than the images, {height}x{width}")
-    n_columns = -(-width // side)
-    rows = torch.arange(height, device=x.device) // side
-    columns = torch.arange(width, device=x.device) // side
-    return (rows[:, None] * n_columns + columns).view(1, 1, height, width)
+def _square_segment_ids(x: Tensor, axes: tuple[int, ...], side: int | None) -> Tensor:
+    """(1, 1, H, W): squares of `side` pixels from the upper left, cut off at the lower and right borders.
+
+    Of three axes cubes, of one row windows. Raises InputError where they are larger than the inputs.
+    """
+    side = -(-max(axes) // DEFAULT_SQUARES_PER_SIDE) if side is None else side
+    if side > max(axes):
+        raise InputError(f"squares of {side} pixels per side are larger than the images, {'x'.join(map(str, axes))}")
+    ids = torch.zeros((), dtype=torch.long, device=x.device)
+    for n_pixels in axes:
+        ids = ids[..., None] * -(-n_pixels // side) + torch.arange(n_pixels, device=x.device) // side
+    return ids.reshape(1, 1, *x.shape[-2:])
 
 
 def _superpixel_ids(image: Tensor, name: str, count: int | None) -> Tensor:
@@ -276,7 +297,7 @@ def _superpixel_ids(image: Tensor, name: str, count: int | None) -> Tensor:
         )
         labels = quickshift(colors, **settings, convert2lab=is_lab, rng=0)  # type: ignore[no-untyped-call]
     if labels.max() == labels.min() and count != 1:
-        return _square_segment_ids(image[None], None)[0, 0]
+        return _square_segment_ids(image[None], tuple(image.shape[-2:]), None)[0, 0]
     return torch.from_numpy(labels.astype(np.int64)).to(image.device)
 
 
@@ -327,4 +348,4 @@ def segment_square_side(box: Box, n_along: int) -> int:
     """The side, in pixels, of squares of which `along` cover the longer side: for examples that fit any size."""
     parts = box.inputs.parts if isinstance(box.inputs, MultiInput) else (box.inputs,)
     images = [p for p in (parts.values() if isinstance(parts, Mapping) else parts) if isinstance(p, Pixels)]
-    return -(-max((side for p in images for side in p.model_shape[-2:]), default=1) // n_along)
+    return -(-max((side for p in images for side in p.model_shape[1:]), default=1) // n_along)
