@@ -94,6 +94,35 @@ def test_attention_without_a_class_token_is_the_mean_of_the_patches() -> None:
     assert attention.after == pytest.approx(float(after[white].mean() / after[~white].mean()), rel=1e-4)
 
 
+class WithRegister(WithoutClassToken):
+    """A register, which the answer is not read from, and no class token."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        h = super().tokens(x)
+        return torch.cat([torch.ones_like(h[:, :1]) / 4, h], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h)[:, 1:].mean(1))
+
+
+def test_attention_is_that_of_the_tokens_that_are_read() -> None:
+    model: Any = WithRegister(3.0).eval()
+    x, white = images_with_white_patches()
+    found = ub.checks.tokens(ub.Box(model, ub.Pixels((1, SIDE, SIDE)), outputs="logits"), x, extra_tokens=1)
+    x, white = x[:8], white[:8]
+    with torch.no_grad():
+        h = model.tokens(x)
+        for block in model.blocks[:2]:
+            h = block(h)
+        rows = attention_by_hand(model.blocks[2], h)[..., 1:]
+    of_patches, of_register = (float(r[white].mean() / r[~white].mean()) for r in (rows[:, 1:].mean(1), rows[:, 0]))
+    assert abs(of_patches / of_register - 1) > 0.01  # so that the test can distinguish them
+    assert found.maps[ATTENTION_OF_LAST_BLOCK].before == pytest.approx(of_patches, rel=1e-4)
+
+
 def test_outliers_of_one_image_alone_are_not_tested_on_it() -> None:
     x = images_with_white_patches()[0]
     x[1:].clamp_(max=0.4)

@@ -15,7 +15,12 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..cards import Card, cards
-from ..engine.read.attention_maps import recording_attention, require_attention_maps, rerun_after_finding_head_order
+from ..engine.read.attention_maps import (
+    output_token_weights_of_model,
+    recording_attention,
+    require_attention_maps,
+    rerun_after_finding_head_order,
+)
 from ..engine.read.sizes import require_images
 from ..engine.results import ResultMixin
 from ..errors import DataError, UnboxedError
@@ -316,11 +321,8 @@ def _map_ratio(
 ) -> float | None:
     """The mean magnitude of a map at outliers (n, P), divided by that elsewhere; None where there is no such map."""
     if name == ATTENTION_OF_LAST_BLOCK:
-        has_class_token = blocks.grid.n_extra_tokens > 0
         patches = torch.cat(
-            map_in_batches(
-                lambda rows: _last_attention(box, x[rows], outliers.shape[1], has_class_token), len(x), "auto", 16
-            )
+            map_in_batches(lambda rows: _last_attention(box, x[rows], outliers.shape[1]), len(x), "auto", 16)
         )
     else:
         method = _map_cards()[name].method
@@ -334,10 +336,15 @@ def _map_ratio(
     return float(inside / outside) if float(outside) > 0 else None
 
 
+def _last_attention(box: Box, x: Tensor, n_patches: int) -> Tensor:
+    """(n, P) to the patches, of the tokens from which the answer is read: the class token, or all; mean over heads."""
+    read = output_token_weights_of_model(box, x)  # (n, T)
+    return (read[:, None] @ _last_attention_weights(box, x).to(read))[:, 0, -n_patches:]
+
+
 @rerun_after_finding_head_order
-def _last_attention(box: Box, x: Tensor, n_patches: int, has_class_token: bool) -> Tensor:
-    """(n, P) of the class token to the patches, or the mean of that of all patches, over heads."""
+def _last_attention_weights(box: Box, x: Tensor) -> Tensor:
+    """(n, T, T) of the last block, the mean over heads."""
     with box.isolated(grad=False), recording_attention(box, x) as maps:
         box.forward(x, {"output"})
-    weights = require_attention_maps(maps)[-1].weights[: len(x)].mean(1)[..., -n_patches:]  # (n, T, P)
-    return weights[:, 0] if has_class_token else weights[:, -n_patches:].mean(1)  # a register is no patch
+    return require_attention_maps(maps)[-1].weights[: len(x)].mean(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label
 def bar_chart(
     values: Mapping[str, Any], names: Sequence[str] = (), *, title: str = "", label: str = "",
     value_range: tuple[float, float] | None = None, intervals: Mapping[str, tuple[Any, Any]] | None = None,
+    max_length: float = math.inf,
 ) -> Image.Image:  # fmt: skip
     """Horizontal bars with their values printed.
 
@@ -149,6 +151,7 @@ def bar_chart(
         label: What the bars measure, with its unit.
         value_range: Ends of the axis; None fits the values.
         intervals: {series: (low (B,), high (B,))}, drawn as a line on each bar of a series that has one.
+        max_length: Where longer bars end; what is printed is their value.
 
     Returns:
         The chart.
@@ -176,8 +179,8 @@ def bar_chart(
             )
             errors = None if ends is None else [(lengths - ends[0]).clip(0), (ends[1] - lengths).clip(0)]
             bars = axes.barh(
-                at, lengths, thickness, color=color, label=to_printable(name), xerr=errors, ecolor=INK_COLOR,
-                error_kw={"linewidth": 1},
+                at, lengths.clip(max=max_length), thickness, color=color, label=to_printable(name), xerr=errors,
+                ecolor=INK_COLOR, error_kw={"linewidth": 1},
             )  # fmt: skip
             texts = [hyphens_to_minus_signs(f"{v:.3g}") for v in lengths]
             axes.bar_label(bars, texts, padding=3, fontsize=7.5, color=FAINT_TEXT_COLOR)

@@ -65,8 +65,8 @@ def _maps_chart(result: TokenCheck) -> Any:
     series = {kind: [getattr(m, field) for m in result.maps.values()]
               for kind, field in (("as it is", "before"), ("with the register", "after"))}  # fmt: skip
     return bar_chart(
-        {name: [min(v, MAX_SHOWN_RATIO) for v in values] for name, values in series.items()}, list(result.maps),
-        title="Maps at outlier patches", label=f"mean magnitude there / elsewhere, up to {MAX_SHOWN_RATIO:g}",
+        series, list(result.maps), title="Maps at outlier patches", max_length=MAX_SHOWN_RATIO,
+        label=f"mean magnitude there / elsewhere; bars end at {MAX_SHOWN_RATIO:g}",
     )  # fmt: skip
 
 
