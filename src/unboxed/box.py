@@ -30,7 +30,7 @@ from .model.isolation import IsolatedModel, Mode
 from .model.language_models import is_next_token_output, output_names_of_model, scores_at_answer_position
 from .model.layers import Layers
 from .model.locks import holding_locks
-from .model.maskless_texts import check_padding_changes_nothing
+from .model.maskless_texts import PaddingCheck
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem_text
 from .model.outputs import OutputKind, OutputReader, class_names_in_config, with_batch_axis
@@ -203,6 +203,7 @@ class Box:
             row_limits: tuple[int, int] = getattr(self.model, "row_limits", (1, 1024))  # that an exported graph takes
             self.min_rows, self.max_rows = row_limits  # of a batch
             self.autocast: torch.dtype | None = None
+            self._check_padding = PaddingCheck(self.model)
             self._run_first_forward()
             n_before = len(getattr(self, "classes", ())) or None
             names, is_map = self._options["classes"], bool(self.output_map_shape)
@@ -442,7 +443,7 @@ class Box:
         with state.leaving_inference_mode():
             packed = state.copy_to(self.inputs.pack(x), self.device, self.dtype)
         if not self.stochastic:  # else the same text has other answers by chance
-            check_padding_changes_nothing(self.inputs, x, packed, lambda h: self.read(h, "logits")["logits"])
+            self._check_padding(self.inputs, x, packed, lambda h: self.read(h, "logits")["logits"])
         return packed
 
     def restore_structure(self, h: Tensor) -> Any:

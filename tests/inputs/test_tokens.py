@@ -375,3 +375,32 @@ def test_texts_whose_padding_changes_the_answers_are_refused() -> None:
 def test_a_text_has_one_answer_where_padding_changes_nothing(reads: str) -> None:
     box = ub.Box(WithoutMask(reads), ub.Tokens(numbers), outputs="logits")
     assert torch.allclose(box(["1 2", "3 4 5 6"])[:1], box(["1 2"]), atol=1e-6)
+
+
+def test_whether_padding_matters_is_asked_once_for_each_length_and_weights() -> None:
+    box = ub.Box(WithoutMask("not 0"), ub.Tokens(numbers), outputs="logits")
+    n_runs = 0
+
+    def count(*_: Any) -> None:
+        nonlocal n_runs
+        n_runs += 1
+
+    def runs_of(*texts: str) -> int:
+        nonlocal n_runs
+        n_runs = 0
+        box.validate_inputs(list(texts))
+        return n_runs
+
+    box.model.head.register_forward_pre_hook(count)
+    box.refresh()
+    assert [runs_of("1 2", "3 4 5 6"), runs_of("6 5 4 3", "2 1"), runs_of("1 2 3", "3 4 5 6")] == [2, 0, 2]
+    with torch.no_grad():
+        box.model.head.weight.mul_(2)
+    assert runs_of("1 2", "3 4 5 6") == 2
+    box.model.reads = "all"
+    with torch.no_grad():
+        box.model.head.weight.mul_(2)
+    with pytest.raises(InputError, match="padding changes"):
+        box(["1 2", "3 4 5 6"])
+    with pytest.raises(InputError, match="padding changes"):  # as before
+        box(["1 2", "3 4 5 6"])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..inputs.base import Inputs
@@ -14,21 +14,37 @@ from ..inputs.text_models import MASK_ARGUMENT_NAMES
 from ..inputs.tokens import Tokens
 
 
-def check_padding_changes_nothing(
-    inputs: Inputs, x: Any, packed: Tensor, logits_of: Callable[[Tensor], Tensor]
-) -> None:
-    """Raise InputError where padded texts x would be answered otherwise than each alone, for want of a mask.
+class PaddingCheck:
+    """Refuses padded texts where a model without a mask answers them otherwise than each alone.
 
-    Asked of the text with most padding. `packed` (N, T, D + 3) are the texts; where x was packed before, nothing is
-    asked again.
+    It is asked once for each shortest and longest text, until a weight is written.
     """
-    is_packed_before = isinstance(x, Tensor) and x.is_floating_point()
-    if is_packed_before or not isinstance(inputs, Tokens) or inputs.takes_mask:
-        return
-    n_tokens = inputs.mask(packed).sum(1)
-    if int(n_tokens.min()) < packed.shape[1] and _is_changed_by_padding(inputs, packed, logits_of):
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.harmless: set[tuple[int, ...]] = set()
+
+    def __call__(self, inputs: Inputs, x: Any, packed: Tensor, logits_of: Callable[[Tensor], Tensor]) -> None:
+        """Raise InputError where padding changes answers, asked of the text with most padding.
+
+        `packed` (N, T, D + 3) are the texts x; where x was packed before, nothing is asked again.
+        """
+        is_packed_before = isinstance(x, Tensor) and x.is_floating_point()
+        if is_packed_before or not isinstance(inputs, Tokens) or inputs.takes_mask:
+            return
+        n_tokens = int(inputs.mask(packed).sum(1).min())
+        case = (n_tokens, packed.shape[1], *(0 if p.is_inference() else p._version for p in self.model.parameters()))
+        if n_tokens < packed.shape[1] and case not in self.harmless:
+            _check_padding_changes_nothing(inputs, packed, n_tokens, logits_of)
+            self.harmless.add(case)
+
+
+def _check_padding_changes_nothing(
+    inputs: Tokens, packed: Tensor, n_tokens: int, logits_of: Callable[[Tensor], Tensor]
+) -> None:
+    if _is_changed_by_padding(inputs, packed, logits_of):
         raise InputError(
-            f"these texts have {int(n_tokens.min())} to {packed.shape[1]} tokens, and padding changes the model's "
+            f"these texts have {n_tokens} to {packed.shape[1]} tokens, and padding changes the model's "
             f"answers: its forward has no argument {' or '.join(MASK_ARGUMENT_NAMES)}. Give it one, by which it leaves "
             "padding out, or give texts of one length at a time"
         )
