@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import unboxed as ub
 from unboxed.engine.column_units import ColumnChange, column_changes
 from unboxed.plots import charts, tables
 from unboxed.report import report
-from unboxed.report.blocks import Paragraph
+from unboxed.report.blocks import Paragraph, SignedBars
+from unboxed.report.render import render_blocks
 from unboxed.report.rows import CounterfactualRow, _counterfactual_blocks
 
 
@@ -65,7 +67,7 @@ def test_the_report_explains_rows(tmp_path: Path) -> None:
     page, facts = made.path.read_text(encoding="utf-8"), json.loads((tmp_path / "report.json").read_text())
     rows = facts["findings"]["morphs"]["rows"]
     assert {c["name"] for row in rows for c in row["changes"]} == {"size", "weight"}
-    assert "contribution of each column to" in page
+    assert "Contribution to the score, from the mean row." in page
     assert "Over many rows" in page
     assert "standard deviations of its column" in page
     assert (
@@ -74,6 +76,37 @@ def test_the_report_explains_rows(tmp_path: Path) -> None:
     )
     contributions = torch.tensor(facts["findings"]["gradients"]["contributions"])
     assert torch.equal(contributions[:, 3], torch.zeros(len(contributions)))
+
+
+def n_variants(page: str) -> list[int]:
+    """How many examples a reader can choose from in each block that follows them."""
+    return [len(re.findall('data-example="', block)) for block in page.split('class="per-example"')[1:]]
+
+
+def test_a_reader_chooses_among_rows_of_a_table(tmp_path: Path) -> None:
+    box, x, y = table()
+    y[3] = 1 - y[3]
+    page = report(box, (x, y), tmp_path, sections=["gradients", "morphs"], quiet=True).path.read_text(encoding="utf-8")
+    names = re.findall(r'data-choose="\d+"[^>]*>([^<]*)</button>', page)
+    assert names[0] == "Example 3"  # the error
+    assert len(set(names)) == len(names) >= 3
+    assert n_variants(page) == [len(names)] * 3  # at the top, and in both chapters
+    one = report(box, (x[:1], y[:1]), tmp_path / "one", sections=["gradients"], quiet=True)
+    assert "data-choose=" not in one.path.read_text(encoding="utf-8")
+    overview = report(box, (x, y), tmp_path / "overview", sections=["overview"], quiet=True)  # follows none
+    assert "data-choose=" not in overview.path.read_text(encoding="utf-8")
+
+
+def test_bars_are_as_long_as_their_numbers_and_on_their_side() -> None:
+    bars = SignedBars("t", ("p 0.9", "label a"), [("size = 1", 2.0), ("a <b>", -0.5), ("none", 0.0)], "what")
+    html = render_blocks([bars], None)  # type: ignore[arg-type]
+    assert re.findall(r'<i class="(\w+)" style="--v: ([\d.]+)"', html) == [
+        ("more", "1.0"), ("less", "0.25"), ("more", "0.0"),
+    ]  # fmt: skip
+    assert re.findall(r'class="number">([^<]*)<', html) == ["+2.00", "\u22120.500", "+0.00"]
+    assert "p 0.9 · label a" in html
+    assert "a &lt;b&gt;" in html
+    assert SignedBars("", (), [("a", 0.0)], "").largest == 1
 
 
 def test_figures_of_tables_name_columns_and_summarize_many_rows() -> None:

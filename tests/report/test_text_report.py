@@ -50,6 +50,9 @@ def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
     assert found["inside"]["agreement"][-1] == 1
     assert "cobalt" in html
     assert ": left out." not in html
+    n_choices = html.count("data-choose=")
+    assert n_choices >= 2
+    assert [block.count("data-example=") for block in html.split('class="per-example"')[1:]] == [n_choices] * 2
 
 
 def test_texts_without_labels_and_other_forms(tmp_path: Path) -> None:

@@ -237,6 +237,23 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
+class SignedBars:
+    """Numbers as bars to either side of zero, in words that a phone can show, below what they are about."""
+
+    title: str
+    lines: tuple[str, ...]
+    bars: Sequence[tuple[str, float]]
+    label: str  # what the numbers are
+    tone: str = ""
+    kind: ClassVar[str] = "bars"
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude, which the bars share; 1 where all are 0."""
+        return max((abs(value) for _, value in self.bars), default=0.0) or 1.0
+
+
+@dataclass(frozen=True)
 class PerExample:
     """What is shown of each example that a reader can follow: that of the chosen one is seen."""
 

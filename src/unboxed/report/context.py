@@ -99,7 +99,7 @@ class ReportContext:
     @cached_property
     def followed_indices(self) -> list[int]:
         """The examples that a reader can follow: that one, then errors, the lowest margin, and typical ones."""
-        if not self.has_images:
+        if not isinstance(self.box.inputs, (Pixels, Features, Tokens)):
             return [self.followed_index]
         n = N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL if self.is_large else N_FOLLOWED_EXAMPLES
         s = self.survey

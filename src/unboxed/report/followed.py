@@ -24,7 +24,8 @@ def followed_examples(context: ReportContext, pictures: PageImageStore) -> list[
     made = list[FollowedExample]()
     for place, example in enumerate(context.examples(context.followed_indices)):
         picture = pictures.encode(example.figure(CHOOSER_SIDE_PIXELS).picture) if context.has_images else None
-        made.append(FollowedExample(_followed_text(context, place, example.heading), example.heading, picture))
+        name = example.text or example.heading
+        made.append(FollowedExample(_followed_text(context, place, example.heading), name, picture))
     return made
 
 

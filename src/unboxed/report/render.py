@@ -32,6 +32,11 @@ class RenderedSection:
     followed: Sequence[str] = ()  # HTML: each followed example in this section, "" where it is not shown
 
     @property
+    def has_choice(self) -> bool:
+        """Whether what is seen of it depends on the example that a reader follows."""
+        return 'class="per-example"' in self.best
+
+    @property
     def short_title(self) -> str:
         """Its name in the page's bar."""
         return self.slug.replace("-", " ").capitalize()

@@ -13,18 +13,30 @@ from ..attribution import integrated_gradients
 from ..checks.verdict import Verdict
 from ..engine.column_units import ColumnChange, column_changes
 from ..inputs.features import Features
-from ..plots.tables import MAX_DRAWN_TABLE_COLUMNS, contribution_bars, contribution_swarm
+from ..plots.tables import MAX_DRAWN_TABLE_COLUMNS, contribution_swarm
 from ..synthesis import morph
-from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph, Table
+from .blocks import (
+    Block,
+    Collapsible,
+    Figure,
+    FigureGrid,
+    Heading,
+    MethodInterpretation,
+    Paragraph,
+    PerExample,
+    SignedBars,
+    Table,
+)
 from .context import ReportContext
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
 from .survey import evenly_spaced_indices
 from .verdict_notes import TONE_BY_GRADE
-from .words import count_noun, format_prob
+from .words import breakable, count_noun, format_prob
 
 MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
 MAX_MORPH_ITERATIONS = 200
+N_PREVIEW_BARS = 8  # columns of a prediction
 N_PREVIEW_COLUMNS = 5  # of what would change a row, before the section is opened
 ROW_ATTRIBUTION_METHOD = integrated_gradients
 CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
@@ -49,6 +61,7 @@ class RowAttributionFinding(Finding):
     """Contributions of the columns to the predictions of some rows, and of many."""
 
     columns: tuple[str, ...]
+    n_followed: int  # of the examples, the first
     verdict: Verdict
     examples: list[Example]
     contributions: Tensor  # (n, F) of these examples
@@ -59,7 +72,7 @@ class RowAttributionFinding(Finding):
 
 def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
     s, box = context.survey, context.box
-    indices = context.example_indices[:MAX_SHOWN_TABLE_ROWS]
+    indices = list(dict.fromkeys([*context.followed_indices, *context.example_indices[:MAX_SHOWN_TABLE_ROWS]]))
     many = evenly_spaced_indices(len(s.rows), MAX_SUMMARY_ROWS)
     k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
     verdict = context.verdict(ROW_ATTRIBUTION_METHOD.__name__)
@@ -67,6 +80,7 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
     return RowAttributionFinding(
         answer=f"Integrated gradients: {verdict.badge} ({verdict.reason}).",
         columns=tuple(map(str, getattr(box.inputs, "names", ()))),
+        n_followed=len(context.followed_indices),
         verdict=verdict,
         examples=context.examples(indices),
         contributions=_column_contributions(context, x, s.predicted[indices]),
@@ -81,7 +95,7 @@ def _column_contributions(context: ReportContext, x: Tensor, classes: Tensor) ->
 
 
 def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
-    figures = [_contribution_bars_figure(finding, i) for i in range(len(finding.examples))]
+    bars = [_contribution_bars(finding, i) for i in range(len(finding.examples))]
     summary = contribution_swarm(
         finding.many,
         finding.many_rows,
@@ -95,23 +109,25 @@ def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
         MethodInterpretation.of(
             ROW_ATTRIBUTION_METHOD, f"{v.badge.capitalize()}. {v.sentence}", TONE_BY_GRADE[v.grade]
         ),
-        FigureGrid(figures, two_per_row=True),
+        *bars,
         Heading(f"Over many rows: the score of {finding.targets[-1]}"),
         FigureGrid([Figure(PageImage(summary, alt, side=None))]),
     ]
 
 
 def best_column_contributions(finding: RowAttributionFinding) -> list[Block]:
-    """The columns behind two predictions."""
-    figures = [_contribution_bars_figure(finding, i) for i in range(min(2, len(finding.examples)))]
-    return [FigureGrid(figures, two_per_row=True)]
+    """The columns behind the followed example's prediction."""
+    return [PerExample([[_contribution_bars(finding, i, N_PREVIEW_BARS)] for i in range(finding.n_followed)])]
 
 
-def _contribution_bars_figure(finding: RowAttributionFinding, i: int) -> Figure:
-    example, target = finding.examples[i], finding.targets[i]
-    chart = contribution_bars(finding.contributions[i], example.x, finding.columns, label=CONTRIBUTION_AXIS_LABEL)
-    alt = f"contribution of each column to {target}, {example.name}"
-    return Figure(PageImage(chart, alt, side=None), example.title, example.lines(show_runner_up=True), example.tone)
+def _contribution_bars(finding: RowAttributionFinding, i: int, n: int = MAX_DRAWN_TABLE_COLUMNS) -> SignedBars:
+    """The columns that contribute most, each with its value."""
+    example, values = finding.examples[i], finding.contributions[i].flatten()
+    row, order = example.x.flatten().tolist(), values.abs().argsort(descending=True, stable=True)[:n].tolist()
+    bars = [(f"{breakable(finding.columns[k])} = {row[k]:.4g}", float(values[k])) for k in order]
+    rest = len(values) - len(bars)
+    label = CONTRIBUTION_AXIS_LABEL + (f"; {count_noun(rest, 'smaller one')} not shown" if rest else "")
+    return SignedBars(example.title, example.lines(show_runner_up=True), bars, f"{label}.".capitalize(), example.tone)
 
 
 # -- what would change it? ---------------------------------------------------------------------------------------------
@@ -136,6 +152,7 @@ class CounterfactualFinding(Finding):
     """The columns that would have to differ."""
 
     rows: list[CounterfactualRow]
+    n_followed: int = 1  # of the rows, the first
 
 
 def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int, str]]) -> CounterfactualFinding:
@@ -159,7 +176,8 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
     largest = max((abs(c.change) for row in rows for c in row.changes), default=0.0)
     answer = (f"{n_reached} of {count_noun(len(rows), 'row')} changed to another class; no {context.input_nouns.value} "
               f"by more than {largest:.2g} {context.input_nouns.unit}.")  # fmt: skip
-    return CounterfactualFinding(answer=answer, rows=rows, interrupted=result.interrupted)
+    n_followed = min(len(rows), len(context.followed_indices))
+    return CounterfactualFinding(answer=answer, rows=rows, n_followed=n_followed, interrupted=result.interrupted)
 
 
 def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
@@ -167,9 +185,9 @@ def show_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
 
 
 def best_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
-    """What would change one row's prediction: its largest changes."""
-    _, lead, table, *_ = _counterfactual_blocks(finding.rows[0], N_PREVIEW_COLUMNS)
-    return [lead, table]
+    """What would change the followed row's prediction: its largest changes."""
+    previews = [_counterfactual_blocks(row, N_PREVIEW_COLUMNS)[1:3] for row in finding.rows[: finding.n_followed]]
+    return [PerExample(previews)]
 
 
 def _counterfactual_blocks(row: CounterfactualRow, n_columns: int = MAX_DRAWN_TABLE_COLUMNS) -> list[Block]:

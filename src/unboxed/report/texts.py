@@ -15,7 +15,7 @@ from ..errors import LayerError, UnboxedError
 from ..language import HeadAblation, Lens, head_ablation, logit_lens
 from ..plots.figures import figures
 from . import chapters
-from .blocks import Block, Figure, FigureGrid, Heading, Paragraph, Table
+from .blocks import Block, Figure, FigureGrid, Heading, Paragraph, PerExample, Table
 from .checks import verdicts_and_unaffordable_methods
 from .context import TEXTS_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
@@ -43,6 +43,7 @@ class WordsFinding(Finding):
     """The words of some texts by the most trustworthy methods."""
 
     texts: list[int]  # their indices in the data
+    n_followed: int  # of the texts, the first
     verdicts: dict[str, Verdict]
     made: TextExplanations = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
@@ -51,7 +52,7 @@ def find_words(context: ReportContext) -> WordsFinding:
     """The maps are those of the methods with the best verdicts; the section on these lists them all."""
     judged, _ = verdicts_and_unaffordable_methods(context)
     verdicts = {name: judged[name] for name in sorted(judged, key=lambda n: judged[n].rank)}
-    indices = context.verdict_indices[:N_LISTED_TEXTS]
+    indices = list(dict.fromkeys([*context.followed_indices, *context.verdict_indices]))[:N_LISTED_TEXTS]
     x = context.box.validate_inputs(context.inputs(indices))
     classes = context.survey.predicted[indices].to(x.device)
     effects = word_effects(context.box, require_text_inputs(context.box), x, classes)
@@ -59,6 +60,7 @@ def find_words(context: ReportContext) -> WordsFinding:
     return WordsFinding(
         answer=_trust_sentence([v.grade for v in verdicts.values()], len(context.verdict_indices)),
         texts=[context.survey.rows[i] for i in indices],
+        n_followed=min(len(indices), len(context.followed_indices)),
         verdicts=verdicts,
         made=make_text_explanations(context.box, x, classes, verdicts, maps, effects),
     )
@@ -91,8 +93,9 @@ def show_words(finding: WordsFinding) -> list[Block]:
 
 
 def best_words(finding: WordsFinding) -> list[Block]:
-    """The words of one text by the most trustworthy method."""
-    return [*_text_blocks(finding, 0, 1), Paragraph(COLORS_TEXT, "soft")]
+    """The words of the followed text by the most trustworthy method."""
+    texts = PerExample([_text_blocks(finding, i, 1) for i in range(finding.n_followed)])
+    return [texts, Paragraph(COLORS_TEXT, "soft")]
 
 
 def _text_blocks(finding: WordsFinding, i: int, n_maps: int) -> list[Block]:

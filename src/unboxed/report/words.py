@@ -92,7 +92,7 @@ def shorten_middle(text: str, max_characters: int) -> str:
 
 
 def breakable(name: str) -> str:
-    """A file's name that may be broken after its dashes, underscores and slashes."""
+    """A file's or a column's name that may be broken after its dashes, underscores and slashes."""
     return re.sub(r"([-_/])(?=.)", "\\1\u200b", name)
 
 
