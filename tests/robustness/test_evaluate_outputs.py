@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score, mean_absolute_error, mean_squared_error
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
 from unboxed.engine.read.output_values import check_output_values
@@ -213,3 +213,40 @@ def test_refusals() -> None:
     for wrong in ({"name": "R2"}, {"name": "MAE", "eps": 0.2}, {"name": "MAE", "attack": "pgd"}):
         with pytest.raises(InputError):
             result.metric(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("form", ["tensors", "dataset", "loader", "items", "lists of both"])
+def test_maps_with_the_axes_of_images_are_labels(form: str, channels: int) -> None:
+    """As depth, or a clean image: in every form of data the same figures."""
+    torch.manual_seed(0)
+    box = ub.Box(nn.Conv2d(channels, channels, 1).double(), ub.Pixels((channels, 4, 4)), outputs="regression")
+    x, y = draws(6, channels, 4, 4), draws(6, channels, 4, 4, seed=1)
+    pairs = TensorDataset(x, y)
+    data = {"tensors": (x, y), "dataset": pairs, "loader": DataLoader(pairs, batch_size=4), "items": [*pairs],
+            "lists of both": ([*x], y)}[form]  # fmt: skip
+    clean = ub.robustness.evaluate_outputs(box, data, {"fgsm": ub.adversarial.fgsm}, eps=[0.01]).clean
+    assert clean["RMSE"].mean == pytest.approx(mean_squared_error(y.flatten(), box(x).flatten()) ** 0.5, abs=1e-9)
+
+
+def test_two_batches_of_images_are_no_labels() -> None:
+    """A list of batches is still refused, and so is a pair of them where labels are not maps."""
+    batches = (draws(3, 1, 4, 4), draws(3, 1, 4, 4, seed=1))
+    box = ub.Box(nn.Conv2d(1, 1, 1).double(), PIXELS, outputs="regression")
+    with pytest.raises(DataError, match="joins a list of batches"):
+        ub.robustness.evaluate_outputs(box, [*batches], eps=[0.1])
+    with pytest.raises(DataError, match="joins a list of batches"):
+        ub.robustness.evaluate_outputs(opened("regression")[0], batches, eps=[0.1])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 1, 4, 4)])
+def test_axes_of_size_one_do_not_matter(shape: tuple[int, ...]) -> None:
+    values = torch.arange(48).view(shape)
+    depth = ub.Box(nn.Conv2d(1, 1, 1).double(), PIXELS, outputs="regression")
+    assert torch.equal(check_output_values(depth, values, 3), values.double().view(3, 1, 4, 4))
+    label_map = ub.Box(nn.Conv2d(1, 60, 1).double(), PIXELS)
+    assert torch.equal(check_output_values(label_map, values, 3), values.view(3, 4, 4))
+    row = ub.Box(nn.Conv2d(1, 60, 1).double(), ub.Pixels((1, 1, 16)))
+    assert torch.equal(check_output_values(row, [*values.view(3, 1, 16)], 3), values.view(3, 1, 16))
+    with pytest.raises(InputError, match=r"of shape \(2, 4, 4\); got shape \(3,"):
+        check_output_values(label_map, values, 2)

@@ -89,6 +89,7 @@ class OpenedStream:
 
     data: Any
     inputs: Inputs | None
+    has_label_maps: bool = False  # labels may have as many axes as inputs
 
     def iter_examples(self, skipped: SkippedExamples) -> Iterator[Any]:
         """All that can be read; the others are recorded."""
@@ -116,17 +117,20 @@ class OpenedStream:
             return iter_packed_examples(self.inputs, batch)
         batch = normalize_loader_batch(batch, self.inputs)
         is_inputs_alone = isinstance(batch, (tuple, list)) and len(batch) == 1 and has_batch_ndim(batch[0], self.inputs)
-        return iter_examples(open_data(batch[0] if is_inputs_alone else batch, self.inputs), skipped)
+        pair = tuple(batch) if self.has_label_maps and isinstance(batch, list) else batch
+        return iter_examples(
+            open_data(batch[0] if is_inputs_alone else pair, self.inputs, self.has_label_maps), skipped
+        )
 
 
 OpenedData = Tensor | tuple[Tensor, Any] | OpenedDataset | OpenedStream
 
 
-def open_data(data: Any, inputs: Inputs | None = None) -> OpenedData:
+def open_data(data: Any, inputs: Inputs | None = None, has_label_maps: bool = False) -> OpenedData:
     """Data in any form as a tensor (N, ...), a pair (x, y), or examples that are converted when they are read.
 
     `inputs` says what an input is: images are resized and cropped to it, several inputs are packed. None leaves inputs
-    as they are. Raises DataError for what holds no examples.
+    as they are. `has_label_maps`: labels may have as many axes as inputs. Raises DataError for what holds no examples.
     """
     if isinstance(data, (OpenedDataset, OpenedStream)):
         return data
@@ -142,12 +146,12 @@ def open_data(data: Any, inputs: Inputs | None = None) -> OpenedData:
         return _pair_with_labels(open_data(images, inputs), labels)
     if isinstance(inputs, Pixels) and is_single_image_source(data):
         data = [data]
-    if not isinstance(inputs, MultiInput) and (pair := split_inputs_and_labels(data, inputs)):
+    if not isinstance(inputs, MultiInput) and (pair := split_inputs_and_labels(data, inputs, has_label_maps)):
         return _pair_with_labels(open_data(pair[0], inputs), pair[1])
     if is_indexable(data):
         return OpenedDataset(data, inputs)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, nn.Module)):
-        return OpenedStream(data, inputs)
+        return OpenedStream(data, inputs, has_label_maps)
     raise DataError(f"{ACCEPTED_DATA_TEXT}; got {type(data).__name__}")
 
 

@@ -96,20 +96,24 @@ def image_and_label_of_row(row: Mapping[Any, Any]) -> tuple[Any, Any]:
 # -- whole data --------------------------------------------------------------------------------------------------------
 
 
-def split_inputs_and_labels(data: Any, inputs: Inputs | None) -> tuple[Any, Any] | None:
-    """The inputs and the labels of a pair (x, y), or None: then data are a collection of examples."""
+def split_inputs_and_labels(data: Any, inputs: Inputs | None, has_label_maps: bool = False) -> tuple[Any, Any] | None:
+    """The inputs and the labels of a pair (x, y), or None: then data are a collection of examples.
+
+    `has_label_maps`: labels may have as many axes as inputs, in a tuple (x, y).
+    """
     if not isinstance(data, (tuple, list)) or len(data) < 2:
         return None
     x, y = data[:2]
+    are_maps = has_label_maps and isinstance(data, tuple) and len(data) == 2 and isinstance(y, (Tensor, np.ndarray))
     if has_batch_ndim(x, inputs):
-        return (x, y) if _may_be_labels(y, x, inputs) else None
+        return (x, y) if are_maps or _may_be_labels(y, x, inputs) else None
     if not isinstance(data, tuple) or len(data) != 2:
         return None
     if is_single_image_source(x) and isinstance(y, Integral):
         return [x], [y]
     are_two_items = isinstance(x, tuple) and isinstance(y, tuple)
     are_examples = is_indexable(x) and not isinstance(x, (Tensor, np.ndarray)) and not are_two_items
-    return (x, y) if are_examples and _are_labels(y) else None
+    return (x, y) if are_examples and (are_maps or _are_labels(y)) else None
 
 
 def _may_be_labels(y: Any, x: Tensor | NDArray[Any], inputs: Inputs | None) -> bool:

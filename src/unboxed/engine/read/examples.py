@@ -140,7 +140,7 @@ def examples_with_unread_labels(box: Box, data: Any, max_examples: int | None = 
 
     Raises DataError and InputError.
     """
-    first = _read_first_examples(box, data, max_examples)
+    first = _read_first_examples(box, data, max_examples, has_label_maps=bool(box.output_map_shape))
     is_missing = not isinstance(first.labels, Tensor) and any(label is None for label in first.labels)
     rows = first.skipped.dataset_rows(torch.arange(len(first.x)))
     return ExamplesWithUnreadLabels(first.x, None if is_missing else first.labels, rows)
@@ -207,11 +207,13 @@ def _examples_from_records(box: Box, records: list[Any], skipped: SkippedExample
     return _ExamplesWithOptionalLabels(box.validate_inputs(stack_inputs(records)), labels, skipped)
 
 
-def _read_first_examples(box: Box, data: Any, max_examples: int | None) -> _ExamplesWithOptionalLabels:
+def _read_first_examples(
+    box: Box, data: Any, max_examples: int | None, has_label_maps: bool = False
+) -> _ExamplesWithOptionalLabels:
     """The first examples. Raises DataError where there are none, InputError for inputs that do not fit the box."""
     if max_examples is not None:
         check_int("max_examples", max_examples, minimum=1)
-    skipped, opened = SkippedExamples(), open_data(data, box.inputs)
+    skipped, opened = SkippedExamples(), open_data(data, box.inputs, has_label_maps)
     if isinstance(opened, tuple) and opened[1] is not None:
         x, y = opened
         labels = y[:max_examples] if isinstance(y, Tensor) else list(y[:max_examples])

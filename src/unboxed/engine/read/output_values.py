@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,13 +58,16 @@ def check_output_values(box: Box, y: Any, n: int) -> Tensor:
     """The values that the outputs of n examples should have, on the model's device.
 
     Numbers (n, K, ...) of a regression; zeros and ones (n, K, ...) of several labels; classes (n, ...) of a label map,
-    where those below 0 or above the last class, as 255 often is, become `IGNORED_POSITION_LABEL`. Raises InputError.
+    where those below 0 or above the last class, as 255 often is, become `IGNORED_POSITION_LABEL`. Axes of size one may
+    be there or not. Raises InputError.
     """
     is_class_map = box.outputs not in ("regression", "multilabel")
     wanted = (n, *box.output_map_shape) if is_class_map else (n, box.n_outputs, *box.output_map_shape)
     values = _to_tensor(y)
-    if values.ndim == 0 or (tuple(values.shape) == (n,) and wanted == (n, 1)):
-        values = values.reshape(-1, *[1] * (len(wanted) - 1)).expand(wanted)
+    if values.ndim == 0:
+        values = values.expand(wanted)
+    if values.shape[:1] == wanted[:1] and _long_axes(values.shape) == _long_axes(wanted):
+        values = values.reshape(wanted)  # as masks (n, 1, H, W) for (n, H, W)
     if tuple(values.shape) != wanted:
         raise InputError(f"wanted {wanted_values_text(box)} of shape {wanted}; got shape {tuple(values.shape)}")
     if is_class_map:
@@ -76,6 +80,11 @@ def check_output_values(box: Box, y: Any, n: int) -> Tensor:
     return values
 
 
+def _long_axes(shape: Sequence[int]) -> list[int]:
+    """The sizes of the axes of each example, without those of size one."""
+    return [size for size in shape[1:] if size != 1]
+
+
 def wanted_values_text(box: Box) -> str:
     texts = {"regression": "the correct numbers", "multilabel": "a 0 or a 1 for each label"}
     return texts.get(box.outputs, "one class for each position")
@@ -84,7 +93,7 @@ def wanted_values_text(box: Box) -> str:
 def _to_tensor(y: Any) -> Tensor:
     try:
         if isinstance(y, (list, tuple)):
-            return torch.stack([torch.as_tensor(value).squeeze() for value in y])
+            return torch.stack([torch.as_tensor(value).squeeze() for value in y])  # numbers and arrays of one number
         return y if isinstance(y, Tensor) else torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"wanted labels as numbers, of one shape for all examples; {error}") from error
