@@ -17,10 +17,10 @@ from unboxed.objectives import Objective, channel, logit
 class Conv(nn.Module):
     """A convolution whose activation is flattened in one of several ways; `strides` are those of its last input."""
 
-    def __init__(self, flatten: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, flatten: Callable[[Tensor], Tensor], channels: int) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.fc, self.flatten = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 36, 5), flatten
+        self.conv, self.fc, self.flatten = nn.Conv2d(channels, 4, 3, padding=1), nn.Linear(4 * 36, 5), flatten
 
     def forward(self, x: Tensor) -> Tensor:
         self.strides = x.stride()
@@ -35,28 +35,55 @@ def in_memory_order(h: Tensor) -> Tensor:
     return h.as_strided((len(h), 4 * 36), (4 * 36, 1))  # another order of values where channels are last
 
 
-def boxed(flatten: Callable[[Tensor], Tensor]) -> ub.Box:
-    return ub.Box(Conv(flatten), ub.Pixels((3, 6, 6)))
+def twice_by_strides(h: Tensor) -> Tensor:
+    return h.flatten(1) * (2 if h.is_contiguous() else 1)
 
 
+def boxed(flatten: Callable[[Tensor], Tensor], channels: int = 3) -> ub.Box:
+    return ub.Box(Conv(flatten, channels), ub.Pixels((channels, 6, 6)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("flatten", "wanted"),
     [
         (lambda h: h.flatten(1), torch.channels_last),
         (views, torch.preserve_format),
         (in_memory_order, torch.preserve_format),
+        (twice_by_strides, torch.preserve_format),
     ],
 )
 def test_channels_come_last_where_the_model_answers_the_same(
-    flatten: Callable[[Tensor], Tensor], wanted: torch.memory_format
+    flatten: Callable[[Tensor], Tensor], wanted: torch.memory_format, channels: int
 ) -> None:
-    box = boxed(flatten)
+    box = boxed(flatten, channels)
     assert faster_memory_format(box, ["logits"], MIN_ROWS) == wanted
 
 
-@pytest.mark.parametrize("flatten", [lambda h: h.flatten(1), views, in_memory_order])
-def test_scores_of_perturbed_inputs_are_those_of_a_loop(flatten: Callable[[Tensor], Tensor]) -> None:
-    box, x = boxed(flatten), torch.rand(2, 3, 6, 6)
+class Masked(Conv):
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = super().forward(x)
+        return z.index_fill(1, torch.tensor([4]), -torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("flatten", "wanted"), [(lambda h: h.flatten(1), torch.channels_last), (in_memory_order, torch.preserve_format)]
+)
+def test_a_class_that_is_masked_does_not_hide_a_difference(
+    flatten: Callable[[Tensor], Tensor], wanted: torch.memory_format
+) -> None:
+    assert faster_memory_format(ub.Box(Masked(flatten, 3), ub.Pixels((3, 6, 6))), ["logits"], MIN_ROWS) == wanted
+
+
+def test_half_precision_does_not_hide_a_difference() -> None:
+    model = Conv(twice_by_strides, 3).to(torch.bfloat16)
+    assert faster_memory_format(ub.Box(model, ub.Pixels((3, 6, 6))), ["logits"], MIN_ROWS) == torch.preserve_format
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("flatten", [lambda h: h.flatten(1), views, in_memory_order, twice_by_strides])
+def test_scores_of_perturbed_inputs_are_those_of_a_loop(flatten: Callable[[Tensor], Tensor], channels: int) -> None:
+    box, x = boxed(flatten, channels), torch.rand(2, channels, 6, 6)
     (found,) = perturbed_scores(
         box, logit(1), 2, MIN_ROWS, lambda rows, k: [x[rows] * (k[:, None, None, None] + 1) / MIN_ROWS], 4
     )
