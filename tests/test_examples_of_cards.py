@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ import unboxed as ub
 from contracts.common import CARDS
 from unboxed.errors import InputError, LayerError
 
-SIZES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 48)]
+SIZES = [(1, 28, 28), (3, 64, 48)]  # and (1, 8, 8): the contracts' models
 MOST = 4000  # rows through the model
 
 
@@ -26,13 +28,17 @@ class AllConv(nn.Module):
         return self.conv2(self.relu(self.conv1(x))).mean((2, 3))  # type: ignore[no-any-return]
 
 
+@cache
+def opened(shape: tuple[int, int, int]) -> ub.Box:
+    return ub.Box(AllConv(shape[0]).eval(), ub.Pixels(shape))
+
+
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("name", sorted(CARDS))
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_an_example_runs_on_any_size(name: str, shape: tuple[int, int, int]) -> None:
-    card, model = CARDS[name], AllConv(shape[0]).eval()
-    box = ub.Box(model, ub.Pixels(shape))
-    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    card, box = CARDS[name], opened(shape)
+    x, model = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)), box.model
     y, model.rows = box.predict(x), 0
     if {"attention", "linear end", "texts"} & {*card.needs}:
         with pytest.raises((LayerError, InputError)):

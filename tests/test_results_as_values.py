@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import unboxed as ub
-from contracts.common import CARDS, REFUSED, call_example, make_case
+from contracts.common import CARDS, REFUSED, call_example, make_case, shared_case
 from unboxed.cards import card
 from unboxed.errors import InputError, LayerError
 
@@ -47,7 +47,7 @@ def test_no_dataclass_compares_tensors() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_results_compare_and_copy(name: str) -> None:
-    one, other = (call_example(CARDS[name], make_case("plain")) for _ in range(2))
+    one, other = (call_example(CARDS[name], shared_case("plain")) for _ in range(2))
     if isinstance(one, torch.Tensor):
         return
     assert isinstance(one == other, bool)

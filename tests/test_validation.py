@@ -17,7 +17,7 @@ import torch
 
 import unboxed as ub
 from checks.outlier_vit import images_with_white_patches, outlier_box
-from contracts.common import CARDS, REFUSED, call_example, has_parameters, make_case, result_tensors
+from contracts.common import CARDS, REFUSED, call_example, has_parameters, result_tensors, shared_case
 from contracts.common import result_difference_texts as differences
 from unboxed.errors import InputError
 from unboxed.validation import MAX_SEED_BITS, check_float, check_int, missing_path_text, suggestion_text, valid_seed
@@ -117,9 +117,9 @@ def test_every_seeded_method_takes_any_seed(name: str) -> None:
     model = "plain" if (name, "plain") not in REFUSED else "transformer"
 
     def made(seed: Any) -> Any:
-        return result_tensors(call_example(CARDS[name], make_case(model), seed=seed))
+        return result_tensors(call_example(CARDS[name], shared_case(model), seed=seed))
 
-    for seed in (-1, 2**60 + 1, 10**40):
+    for seed in (-1, 10**40):
         assert differences(made(seed), made(valid_seed(seed)), 0.0) == []
 
 
@@ -211,7 +211,7 @@ def test_every_entry_point_is_here() -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_entry_points_take_any_seed_and_refuse_what_is_none(door: str) -> None:
-    for seed in (-1, 2**60 + 1, 10**40):
+    for seed in (-1, 10**40):
         assert differences(result_tensors(DOORS[door](seed)), result_tensors(DOORS[door](valid_seed(seed))), 0.0) == []
     for bad in ("a", 1.5, None):
         with pytest.raises(InputError, match="seed must be a whole number"):

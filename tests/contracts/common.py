@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
+import torch
 
 import unboxed as ub
 from unboxed.cards import Card
@@ -21,12 +23,14 @@ from unboxed.testing.cases import (
     result_difference_texts,
     result_tensors,
 )
+from unboxed.testing.contracts import cached_result
 
 __all__ = [
     "CARDS",
     "MODELS",
     "REFUSED",
     "MethodCase",
+    "cached_result",
     "call_example",
     "call_example_with_warnings",
     "case_labels",
@@ -36,6 +40,7 @@ __all__ = [
     "open_box",
     "result_difference_texts",
     "result_tensors",
+    "shared_case",
 ]  # fmt: skip
 
 CARDS: dict[str, Card] = {c.method.__name__: c for c in ub.cards() if c.method.__module__.startswith("unboxed.")}
@@ -100,6 +105,15 @@ refuse(EXAMPLE_GRADIENTS, BATCH_DEPENDENT, OutputError)  # no example has a loss
 refuse(EXAMPLE_GRADIENTS, ("checkpointed_reentrant",), OutputError)  # torch refuses autograd.grad there
 refuse(EXAMPLE_GRADIENTS, ("parameterless",), LayerError)
 refuse(("representer_points",), ("parameterless", "exported_flat", "relu_logits"), LayerError)  # no linear last layer
+
+
+_case_of = cache(make_case)
+
+
+def shared_case(model: str, dtype: torch.dtype | None = None) -> MethodCase:
+    """A box that tests share, for those which change nothing in its model, and a batch of the test's own."""
+    c = _case_of(model, dtype)
+    return MethodCase(c.box, c.x.clone(), c.y.clone())
 
 
 def methods(contract: str, chosen: Callable[[Card], bool] = lambda card: True) -> pytest.MarkDecorator:

@@ -35,7 +35,7 @@ def one_of_each_mechanism() -> list[str]:
     found: dict[str, str] = {}
     for name, card in CARDS.items():
         if (name, "plain") not in REFUSED:
-            found |= {m: name for m in covering.engine_and_model_modules_used(card) if m not in found}
+            found |= {m: name for m in covering.mechanisms(card) if m not in found}
     return sorted(set(found.values()))
 
 

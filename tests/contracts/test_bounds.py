@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import unboxed as ub
-from contracts.common import make_case
+from contracts.common import make_case, shared_case
 
 IMAGES = ("images", "frames", "input", "result")
 GENTLE = [
@@ -27,7 +27,7 @@ SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
 @pytest.mark.parametrize(("norm", "eps"), ROOMS)
 @pytest.mark.parametrize("more", [{}, {"early_stop": False}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
 def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str, object]) -> None:
-    c = make_case(model)
+    c = shared_case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=4, **more)
     d = (made.images - c.x).double().flatten(1)
     size = d.norm(SIZES[norm], dim=1)

@@ -10,16 +10,19 @@ import torch
 
 from contracts.common import CARDS, MODELS, make_case
 from contracts.pairs import ALL, chosen, each
+from contracts.trace import changes, snapshot
 from unboxed.testing import contracts
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_values(model: str, request: pytest.FixtureRequest) -> None:
-    """All methods on one box, as a user has it."""
+    """All methods on one box, as a user has it, and together they leave no trace."""
     split = set(ALL) if request.config.getoption("--all-pairs") else set(chosen())
     c = make_case(model, torch.float64)
 
     def check(name: str) -> None:
         contracts.check_double_precision_contracts(CARDS[name], model, c, batches=(name, model) in split)
 
+    before = snapshot(c.box.model, c.x, c.y)
     assert list(each([name for name, other in ALL if other == model], check)) == []
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []

@@ -9,17 +9,17 @@ from contracts.common import (
     CARDS,
     call_example,
     has_parameters,
-    make_case,
     methods,
     result_difference_texts,
     result_tensors,
+    shared_case,
 )
 
 
 @methods("another seed", lambda card: has_parameters(card, "seed"))
 @pytest.mark.parametrize("model", ["plain", "double"])
 def test_another_seed_another_draw(name: str, model: str) -> None:
-    c = make_case(model)
+    c = shared_case(model)
     first, second = (result_tensors(call_example(CARDS[name], c, seed=s)) for s in (0, 1))
     assert result_difference_texts(first, second, 1e-6) != [], f"{name} takes a seed and does not use it"
 
@@ -27,7 +27,7 @@ def test_another_seed_another_draw(name: str, model: str) -> None:
 @methods("row seeds", lambda card: has_parameters(card, "seed", "x"))
 def test_rows_draw_for_themselves(name: str) -> None:
     """Two rows with the same image and label start from different draws, and row 0 draws alike in any batch."""
-    c = make_case("plain", torch.float64)
+    c = shared_case("plain", torch.float64)
     c.x[1], c.y[1] = c.x[0], c.y[0]
     whole = result_tensors(call_example(CARDS[name], c))
     images = next(h for h in whole.values() if h.shape == c.x.shape)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from contracts.common import (
     CARDS,
     REFUSED,
-    call_example,
     has_parameters,
-    make_case,
     methods,
-    result_difference_texts,
-    result_tensors,
 )
 from unboxed.testing import rows
 
@@ -34,12 +29,3 @@ def test_the_first_row_alone_draws_as_in_a_batch(name: str) -> None:
 @methods("target", lambda card: has_parameters(card, "target"))
 def test_another_target_another_map(name: str) -> None:
     rows.check_maps_depend_on_target(CARDS[name])
-
-
-@methods("splitting", lambda card: has_parameters(card, "batch_size"))
-def test_more_rows_than_the_automatic_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    c = make_case("plain", torch.float64, n=7)
-    want = result_tensors(call_example(CARDS[name], c))
-    monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 1)
-    assert c.box.batch_limit == 1
-    assert result_difference_texts(result_tensors(call_example(CARDS[name], c)), want, 1e-9) == []

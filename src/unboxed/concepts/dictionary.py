@@ -126,7 +126,7 @@ class Dictionary(ResultMixin):
     shows="Which many directions of a layer its activations are sparse sums of, and which examples have each.",
     does_not_show="That these are the model's own features: other seeds find others, as the stability says.",
     example=lambda method, box, x, y: method(
-        box, random_card_examples(box, 15), n_features=4, k=2, n_steps=3, n_seeds=2
+        box, random_card_examples(box, 9), n_features=3, k=2, n_steps=2, n_seeds=2
     ),
     exempt={"rows": "its features are of all examples together"},
     runs=lambda s: 3,

@@ -36,7 +36,12 @@ def first_forward(
             return call(x)
 
     def run_collecting_unbatched_ops(x: Tensor, seed: int) -> tuple[Any, object]:
-        """The model's output for rows, and what it drew; an axis of length 3 may be the batch by chance."""
+        """The model's output for rows, and what it drew; an axis of length 3 may be the batch by chance.
+
+        As many rows as the survey had show nothing new.
+        """
+        if len(x) == len(noise):
+            return run_recording_rng(x, seed)
         with collecting_unbatched_ops(model.modules_by_name, max(batch_size_limits[0], len(x))) as found_here:
             result = run_recording_rng(x, seed)
         unbatched.update(found_here)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,6 +41,7 @@ from .trace import changes, snapshot
 IMAGE_FIELD_NAMES = ("images", "frames", "input", "result")
 # The difference of two figures is as exact as these are, however small it is.
 PARTS_THAT_DIFFERENCES_ARE_OF = {".completeness_error": ".score_difference", ".gap": ".scores[0].explained_variance"}
+FAILURES = ("start", "middle", "end")  # of a run, where the model fails in one of its modules
 
 
 class ContractError(AssertionError):
@@ -56,9 +57,16 @@ class FailingHook:
 
     def __init__(self, model: nn.Module) -> None:
         self.n_calls, self.fail_at_call, self.error = 0, -1, PlantedError
-        for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "_orig_mod"):
-                module.register_forward_pre_hook(self)
+        self._handles = [
+            module.register_forward_pre_hook(self)
+            for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "_orig_mod")
+        ]
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        for handle in self._handles:
+            handle.remove()
 
     error: type[BaseException]
 
@@ -89,21 +97,30 @@ def without_attention_fast_path() -> Iterator[None]:
 
 
 @without_attention_fast_path()
-def check_run_contracts(card: Card, model: str) -> None:
-    """Contracts 1 to 4, 6 and 7 on runs in the model's own precision."""
+def check_run_contracts(
+    card: Card, model: str, method_case: MethodCase | None = None, *, failures: Collection[str] = FAILURES
+) -> None:
+    """Contracts 1 to 4, 6 and 7 on runs in the model's own precision, some of which fail: at the `FAILURES` named.
+
+    `method_case` is the model opened, if available.
+    """
     violations = ContractViolations(card)
-    method_case = make_case(model)
+    method_case = method_case or make_case(model)
     for p in method_case.box.model.parameters():
         if p.requires_grad:
             p.grad = torch.ones_like(p)  # as in the middle of somebody's training
+    hook = FailingHook(method_case.box.model)
     set_unseeded_rng_states(1)
     first = result_tensors(
         run_and_record_side_effects(violations, method_case, lambda: call_example_with_warnings(card, method_case))
     )
     _check_dtypes(violations, method_case, first)
     _check_images_in_unit_range(violations, first)
+    _check_failures(violations, method_case, hook, failures)
     _check_batches_of_one(violations, method_case, first)
-    _check_fresh_box_and_after_failures(violations, card, model, first)
+    hook.remove()
+    fresh = result_tensors(call_example(card, make_case(model)))
+    violations.add("seed", [f"in a fresh box, {message}" for message in result_difference_texts(fresh, first, 0)])
     violations.raise_if_any(f"{method_name(card)} on {model}")
 
 
@@ -122,7 +139,7 @@ def check_double_precision_contracts(
     twin = models.twin_name(model)
     if twin is not None and f"awkward: {model}" not in card.exempt:
         compared = {k: h for k, h in outputs.items() if f"awkward: result{k}" not in card.exempt}
-        differences = _differences_to_twin(compared, cached_twin_result(card, twin))
+        differences = _differences_to_twin(compared, cached_result(card, twin, torch.float64))
         violations.add("awkward", [f"against the model {twin!r}, {message}" for message in differences])
     if batches and has_parameters(card, "batch_size"):
         batched = result_tensors(call_example(card, method_case, batch_size=2))
@@ -143,10 +160,15 @@ def _differences_to_twin(outputs: dict[str, Tensor], expected: dict[str, Tensor]
     )
 
 
-def check_refusal(card: Card, model: str, error: type[UnboxedError] = UnboxedError) -> None:
-    """A model that the method does not take is refused by one clear error, and unchanged."""
+def check_refusal(
+    card: Card, model: str, error: type[UnboxedError] = UnboxedError, method_case: MethodCase | None = None
+) -> None:
+    """A model that the method does not take is refused by one clear error, and unchanged.
+
+    `method_case` is the model opened, if available.
+    """
     violations = ContractViolations(card)
-    method_case = make_case(model)
+    method_case = method_case or make_case(model)
     before = snapshot(method_case.box.model, method_case.x, method_case.y)
     try:
         call_example(card, method_case)
@@ -222,7 +244,7 @@ def _check_images_in_unit_range(violations: ContractViolations, outputs: dict[st
 
 
 def _check_batches_of_one(violations: ContractViolations, method_case: MethodCase, batched: dict[str, Tensor]) -> None:
-    """Rows one at a time give an equivalent result; a method without batches gives the same again, bit for bit."""
+    """Rows one at a time, after failures, give an equivalent result; a method without batches the same, bit for bit."""
     set_unseeded_rng_states(2)
     single_rows = result_tensors(call_example(violations.card, method_case, batch_size=1))
     if not has_parameters(violations.card, "batch_size"):
@@ -260,37 +282,28 @@ def is_equivalent_result(a: Tensor, b: Tensor, method_case: MethodCase, referenc
     return bool(relative_error < (0.1 if method_case.box.model_dtype == torch.bfloat16 else 1e-3))
 
 
-def _check_fresh_box_and_after_failures(
-    violations: ContractViolations, card: Card, model: str, first_result: dict[str, Tensor]
+def _check_failures(
+    violations: ContractViolations, method_case: MethodCase, hook: FailingHook, failures: Collection[str]
 ) -> None:
-    """A fresh box gives the same, bit for bit, also after failures at the start, in the middle and at the end."""
-    method_case = make_case(model)
-    hook = FailingHook(method_case.box.model)
-    set_unseeded_rng_states(3)
-    violations.add("seed", _differences_of_rerun(first_result, card, method_case, "in a fresh box"))
+    """Runs that fail leave nothing behind."""
     n_calls = hook.n_calls
-    planned_failures = (1, PlantedError), (max(1, n_calls // 2), KeyboardInterrupt), (n_calls, PlantedError)
-    for k, error in planned_failures if n_calls else ():
+    calls: dict[str, tuple[int, type[BaseException]]] = {
+        "start": (1, PlantedError),
+        "middle": (max(1, n_calls // 2), KeyboardInterrupt),
+        "end": (n_calls, PlantedError),
+    }
+    for k, error in [calls[at] for at in failures] if n_calls else []:
         hook.fail_at(k, error)
         set_unseeded_rng_states(4)
         before = snapshot(method_case.box.model, method_case.x, method_case.y)
         with suppress(PlantedError, KeyboardInterrupt, UnboxedError):
-            call_example(card, method_case)
+            call_example(violations.card, method_case)
         cause = "an exception" if error is PlantedError else "Ctrl-C"
         changed = _state_change_messages(before, snapshot(method_case.box.model, method_case.x, method_case.y))
         violations.add(
             "leaves no trace", [f"after {cause} in module call {k} of {n_calls}, {name}" for name in changed]
         )
     hook.fail_at(-1)
-    violations.add("seed", _differences_of_rerun(first_result, card, method_case, "after failures"))
-
-
-def _differences_of_rerun(first_result: dict[str, Tensor], card: Card, method_case: MethodCase, when: str) -> list[str]:
-    """The differences of a new result from the first one, bit for bit."""
-    return [
-        f"{when}, {message}"
-        for message in result_difference_texts(result_tensors(call_example(card, method_case)), first_result, 0)
-    ]
 
 
 def blank_or_nonfinite_problems(outputs: dict[str, Tensor]) -> list[str]:
@@ -304,15 +317,17 @@ def blank_or_nonfinite_problems(outputs: dict[str, Tensor]) -> list[str]:
     return wrong if varies else [*wrong, "the result is blank: every value is the same"]
 
 
-_TWIN_RESULT_CACHE: WeakKeyDictionary[Callable[..., Any], dict[str, dict[str, Tensor]]] = WeakKeyDictionary()
+_RESULT_CACHE: WeakKeyDictionary[Callable[..., Any], dict[tuple[str, torch.dtype | None], dict[str, Tensor]]] = (
+    WeakKeyDictionary()
+)
 
 
-def cached_twin_result(card: Card, twin: str) -> dict[str, Tensor]:
-    """The result on the plain version of a model, in double precision, cached."""
-    results = _TWIN_RESULT_CACHE.setdefault(card.method, {})
-    if twin not in results:
-        results[twin] = result_tensors(call_example(card, make_case(twin, torch.float64)))
-    return results[twin]
+def cached_result(card: Card, model: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The result on a fresh model of the zoo, moved to `dtype` if given, cached. Not to be written into."""
+    results = _RESULT_CACHE.setdefault(card.method, {})
+    if (model, dtype) not in results:
+        results[model, dtype] = result_tensors(call_example(card, make_case(model, dtype)))
+    return results[model, dtype]
 
 
 def error_problems(raised: BaseException, expected: type[UnboxedError] = UnboxedError) -> list[str]:

@@ -1,23 +1,24 @@
 """Which pairs of methods and models to try where trying all would take too long.
 
 A failure comes from how a method touches models and what is awkward about the model. So every method is run on a model
-of each kind, and every model by a method of each mechanism. A method's mechanisms are the parts of `engine` and `model`
-that its code imports; a model's kind is its file in the zoo. The choice is greedy and deterministic.
+of each kind, and every model by a method of each mechanism. A method's mechanisms are the packages of `engine` and the
+parts of `model` that its code imports; a model's kind is its file in the zoo. The choice is greedy and deterministic.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from heapq import heapify, heapreplace
 from pathlib import Path
 
 from ..cards import Card
 from .cases import method_name
 from .models import kind_of_model
 
+PLAIN_KIND = "base"
 MODEL_RUN_COST_EXPONENT = 0.1  # of a method's model runs: what covers little more for many more runs is not chosen
 MODEL_INDEPENDENT_MODULES = frozenset({
     "model.nan_checks", "model.batching", "engine.read.sizes", "engine.read.examples", "inputs.items",
@@ -29,7 +30,8 @@ MODEL_INDEPENDENT_MODULES = frozenset({
     "engine.perturb.estimators", "engine.perturb.baselines",
     "engine.optimize.constraints", "engine.gradients.adaptive_quadrature", "engine.gradients.quadrature",
     "engine.optimize.lbfgs", "engine.optimize.hyperplanes", "engine.optimize.generators", "engine.read.features",
-    "engine.intervals", "engine.output_change", "engine.result_views", "engine.linear.binary", "engine.linear.factors",
+    "engine.intervals", "engine.output_change", "engine.column_units", "engine.randomized",
+    "model.state", "engine.result_views", "engine.linear.binary", "engine.linear.factors",
     "engine.linear.sparse_autoencoder", "engine.linear.principal", "engine.read.receptive_bounds",
     "engine.read.unit_rows", "engine.rectangle", "engine.rows", "engine.linear.clusters",
     "engine.stable_repr", "engine.perturb.masks", "engine.read.class_labels", "model.layers", "model.op_mode",
@@ -43,9 +45,13 @@ MODEL_INDEPENDENT_MODULES = frozenset({
 """Parts that do not run a model themselves. A new part is a mechanism unless it is listed here."""
 
 
-def engine_and_model_modules_used(card: Card) -> frozenset[str]:
-    """The parts of `engine` and `model` that a method's module imports, and the box, which every method runs."""
-    return _engine_and_model_imports(str(card.method.__module__)) | {"box"}
+def mechanisms(card: Card) -> frozenset[str]:
+    """The packages of `engine` and parts of `model` that a method's code imports, and the box, which every method runs.
+
+    Modules of one package touch a model in one way: "engine.gradients" takes them through one backward pass.
+    """
+    parts = _engine_and_model_imports(str(card.method.__module__))
+    return frozenset({"box", *(".".join(part.split(".")[:2]) for part in parts)})
 
 
 @cache
@@ -86,33 +92,52 @@ def covering_method_model_pairs(
 ) -> list[tuple[str, str]]:
     """(method, model) pairs: every method on each kind of model, every model under each mechanism.
 
-    `excluded` pairs are left out: refusals are another test.
+    Plain models are no kind: what fails on them fails on the others. `excluded` pairs are left out: refusals are
+    another test.
     """
-    goals = {
-        (method_name(card), model): _covered_mechanisms_and_kinds(card, model)
-        for card in cards for model in models if (method_name(card), model) not in excluded
-    }  # fmt: skip
-    uncovered = set().union(*goals.values()) if goals else set()
-    cost = {method_name(card): max(1.0, card.n_model_runs()) ** MODEL_RUN_COST_EXPONENT for card in cards}
-    heap = [(-len(goal) / cost[pair[0]], i, pair) for i, (pair, goal) in enumerate(goals.items())]  # the best first
-    heapify(heap)
-    selected: list[tuple[str, str]] = []
-    while uncovered:
-        old_count, i, pair = heap[0]
-        new_count = -len(goals[pair] & uncovered) / cost[pair[0]]
-        if new_count > old_count:  # others were chosen since, so that it may not be the best
-            heapreplace(heap, (new_count, i, pair))
-            continue
-        selected.append(pair)
-        uncovered -= goals[pair]
-    return sorted(selected)
+    taken = {method_name(c): [m for m in models if (method_name(c), m) not in excluded] for c in cards}
+    cover = _Cover({method_name(c): mechanisms(c) for c in cards}, taken)
+    by_kind: dict[tuple[str, str], list[str]] = {}
+    for name, models_taken in taken.items():
+        for model in models_taken:
+            by_kind.setdefault((name, kind_of_model(model)), []).append(model)
+    for name, kind in sorted(by_kind, key=lambda at: -cover.rarity(at[0])):  # what is rare has the first choice
+        if kind != PLAIN_KIND:
+            cover.select(name, max(by_kind[name, kind], key=lambda model: cover.gain(name, model)))
+    cost = {method_name(c): max(1.0, c.n_model_runs()) ** MODEL_RUN_COST_EXPONENT for c in cards}
+    for model in models:
+        while uncovered := cover.uncovered(model):
+            names = [name for name in taken if model in taken[name]]
+            gains = {name: len(uncovered & cover.mechanisms[name]) / cost[name] for name in names}
+            cover.select(max(names, key=lambda name: (gains[name], -cover.n_selected[name])), model)
+    return sorted(cover.selected)
 
 
-def _covered_mechanisms_and_kinds(card: Card, model: str) -> frozenset[tuple[str, str]]:
-    """What a pair covers."""
-    return frozenset(
-        {
-            (method_name(card), f"kind {kind_of_model(model)}"),
-            *((model, f"by {m}") for m in engine_and_model_modules_used(card)),
-        }
-    )
+class _Cover:
+    """The pairs selected so far, and the mechanisms that each model was not tried under yet."""
+
+    def __init__(self, mechanisms: Mapping[str, frozenset[str]], taken: Mapping[str, Collection[str]]) -> None:
+        self.mechanisms, self.selected = mechanisms, set[tuple[str, str]]()
+        self._to_cover: dict[str, set[str]] = {}
+        for name in taken:
+            for model in taken[name]:
+                self._to_cover.setdefault(model, set()).update(mechanisms[name])
+        self._n_methods = Counter(m for found in mechanisms.values() for m in found)
+        self.n_selected = Counter[str]()  # times that a method, or a model, was selected
+
+    def rarity(self, name: str, model: str | None = None) -> float:
+        """A method's mechanisms, those that few methods have counting most; those new to the model alone."""
+        found = self.mechanisms[name] if model is None else self.mechanisms[name] & self.uncovered(model)
+        return sum(1 / self._n_methods[m] for m in sorted(found))
+
+    def gain(self, name: str, model: str) -> tuple[float, int]:
+        """How much a pair would add; among equals, models that were selected least."""
+        return self.rarity(name, model), -self.n_selected[model]
+
+    def uncovered(self, model: str) -> set[str]:
+        return self._to_cover.get(model, set())
+
+    def select(self, name: str, model: str) -> None:
+        self.selected.add((name, model))
+        self._to_cover[model] -= self.mechanisms[name]
+        self.n_selected.update((name, model))
