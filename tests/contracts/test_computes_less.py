@@ -132,12 +132,12 @@ def test_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     want = result_tensors(call_example(CARDS[name], c, **settings))
     rows = Rows(c.box.model, 2)
     found = result_tensors(call_example(CARDS[name], c, **settings))
-    assert result_difference_texts(found, want, 1e-9) == [] or "splitting" in CARDS[name].exempt
+    assert result_difference_texts(found, want, 1e-9) == []
     assert max(rows.seen) > 2
     rows.seen.clear()
     monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 2 * c.box.profile.bytes_per_example)
     found = result_tensors(call_example(CARDS[name], c, **settings))
-    assert result_difference_texts(found, want, 1e-9) == [] or "splitting" in CARDS[name].exempt
+    assert result_difference_texts(found, want, 1e-9) == []
     assert max(rows.seen) <= 2
 
 

@@ -269,7 +269,7 @@ def squared_mmd(kernel: Tensor, chosen: Tensor) -> float:
 def _squared_mmds(kernel: Tensor, sets: Tensor) -> Tensor:
     """(R,) squared MMD between all examples and each of the sets (R, n)."""
     # sorted, the same set gives the same number to the last bit, however it was found
-    sets, which = sets.sort(1).values.unique(dim=0, return_inverse=True)
+    sets, which = sets.sort(1).values.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
     means = kernel.mean(1)
     cross_minus_pairs = [2 * means[rows].mean() - kernel[rows][:, rows].mean() for rows in sets]
     return (means.mean() - torch.stack(cross_minus_pairs)).clamp_min(0)[which]
