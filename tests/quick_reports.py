@@ -9,6 +9,7 @@ import pytest
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "context": {"N_VERDICT_EXAMPLES": 2, "MAX_FLOPS_PER_REPORT_MAP": 1e6},
+    "channels": {"N_RANDOM_TRANSFORMS": 4, "CHANNEL_PLANS": ((16, 8, 12),)},
     "inversion": {"MAX_STEPS_PER_LAYER": 10, "N_SUFFICIENT_STEPS_PER_LAYER": 10, "MIN_STEPS_PER_LAYER": 5},
     "dream": {"MAX_STEPS_PER_OCTAVE": 4, "MAX_TEXTURE_STEPS": 10, "MIN_TEXTURE_STEPS": 5},
     "parts": {"MAX_EXAMPLES": 60, "DICTIONARY_FIT_STEPS": 20, "FEATURE_VISUALIZATION_STEPS": 8, "N_RANDOM": 2},
@@ -19,6 +20,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def make_reports_quick(patch: pytest.MonkeyPatch) -> None:
     """Fewer examples, samples and steps in all sections, until the patch is undone."""
+    budget = importlib.import_module("unboxed.report.class_image_budget")
+    patch.setattr(budget, "PLANS", (budget.ClassImagePlan(10, 3, 0.1, 0.1),))  # all images, a tenth of the steps
     for module, constants in SETTINGS.items():
         for name, value in constants.items():
             patch.setattr(importlib.import_module(f"unboxed.report.{module}"), name, value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
@@ -19,10 +21,39 @@ from unboxed.report import report
 AXE_FILES = (os.environ.get("UNBOXED_AXE", ""), str(Path(__file__).parent / "node_modules/axe-core/axe.min.js"))
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")  # fmt: skip
+QUIET = ("--no-sandbox", "--disable-gpu", "--in-process-gpu", "--disable-quic", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync",
+         "--disable-features=SpareRendererForSitePerProcess,IsolateOrigins,site-per-process")  # fmt: skip
+
+
+class Reused:
+    """A browser whose closed pages are opened again, blank: of a page, its process takes most of the time."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._closed: defaultdict[str, list[Page]] = defaultdict(list)
+
+    def new_page(self, **settings: Any) -> Page:
+        closed = self._closed[repr(sorted(settings.items()))]
+        page = closed.pop() if closed else self._browser.new_page(**settings)
+
+        def close() -> None:
+            page.evaluate("try { localStorage.clear() } catch { /* none on a page that is blank */ }")
+            page.goto("about:blank")
+            scheme, motion = settings.get("color_scheme", "light"), settings.get("reduced_motion", "no-preference")
+            page.emulate_media(media="null", color_scheme=scheme, reduced_motion=motion)
+            page.mouse.move(0, 0)
+            closed.append(page)
+
+        page.close = close  # type: ignore[method-assign, assignment]
+        return page
+
+    def new_context(self, **settings: Any) -> SimpleNamespace:
+        """A context of one page."""
+        page = self.new_page(**settings)
+        return SimpleNamespace(new_page=lambda: page, close=page.close)
 
 
 def missing(why: str) -> NoReturn:
@@ -32,7 +63,7 @@ def missing(why: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator[Reused]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -43,7 +74,7 @@ def browser() -> Iterator[Browser]:
         missing("there is no Chromium")
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=found, args=list(QUIET))
-        yield browser
+        yield Reused(browser)
         browser.close()
 
 

@@ -50,6 +50,7 @@ def test_a_large_model_gets_fewer_steps(tmp_path: Path, monkeypatch: pytest.Monk
     assert text.count(", example ") == 2 + text.count("input, example")  # one layer of each of two examples
 
 
+@pytest.mark.usefixtures("quick_reports")
 @pytest.mark.parametrize("model", ["color", "mlp", "transformer", "relu_called_twice", "dict_output", "bfloat16"])
 def test_other_models(model: str, tmp_path: Path) -> None:
     c = make_case(model)

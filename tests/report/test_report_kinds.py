@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.cards import Card, cards
+from unboxed.cards import cards
 from unboxed.plots.text import hyphens_to_minus_signs
 from unboxed.report import report
 from unboxed.report.blocks import Code, Figure, figures_per_row
@@ -53,9 +53,8 @@ ANY_INPUT = [
 ]
 
 
-@pytest.mark.parametrize("card", ANY_INPUT, ids=lambda c: c.method.__name__)
-def test_methods_for_any_input_do_not_speak_of_images(card: Card) -> None:
-    assert not OF_IMAGES.search(f"{card.shows} {card.does_not_show}")
+def test_methods_for_any_input_do_not_speak_of_images() -> None:
+    assert [c.key for c in ANY_INPUT if OF_IMAGES.search(f"{c.shows} {c.does_not_show}")] == []
 
 
 def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
@@ -122,6 +121,7 @@ def test_no_row_of_figures_is_left_with_one(n: int, wide: int, most: int) -> Non
     assert figures_per_row([Figure(PageImage(Image.new("L", (wide, 1)), "", None))] * n) == most
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_layers_with_a_number_for_a_name_are_called_layers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
