@@ -73,7 +73,7 @@ def outlier_box(strength: float = 3.0) -> ub.Box:
     return ub.Box(OutlierViT(strength).eval(), ub.Pixels((1, SIDE, SIDE)), outputs="logits")
 
 
-def images_with_white_patches(n: int = 12) -> tuple[Tensor, Tensor]:
+def images_with_white_patches(n: int = 8) -> tuple[Tensor, Tensor]:
     """Dim noise with one or two white patches, and which these are (N, P)."""
     generator = torch.Generator().manual_seed(0)
     x = 0.4 * torch.rand(n, 1, SIDE, SIDE, generator=generator)

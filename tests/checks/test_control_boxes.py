@@ -21,7 +21,7 @@ def test_shared_control_models_are_made_once_and_change_nothing(monkeypatch: pyt
         return randomize(box, made[-1][0], seed)  # type: ignore[arg-type]
 
     monkeypatch.setattr(control_boxes, "randomize_layers", counting)
-    box, x = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(8)[0]
+    box, x = ub.load("zoo:digits-cnn"), ub.data.digits("test").first(4)[0]
     alone = {name: ub.checks.verdict(box, x, method) for name, method in METHODS.items()}
     assert len(made) > len(set(made))
     made.clear()
