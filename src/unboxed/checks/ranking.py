@@ -18,6 +18,7 @@ from ..validation import valid_seed
 from .control_boxes import sharing_control_boxes
 from .fill_agreement import fill_dependence_sentence, method_orders_by_fill
 from .methods import AttributionMethodFn
+from .undecided import undecided_legend
 from .verdict import MAX_DRAWS_PER_TEST, Verdict, verdict
 
 DEFAULT_MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
@@ -175,7 +176,7 @@ class MethodRanking(dict[str, Verdict]):
 
     def __str__(self) -> str:
         lines = [f"{v.method}: {v.badge} ({v.reason})" for v in self.values()]
-        return "\n".join([*lines, *filter(None, [fill_dependence_sentence(self)])])
+        return "\n".join([*lines, *filter(None, [fill_dependence_sentence(self), undecided_legend(self.values())])])
 
 
 @takes_texts

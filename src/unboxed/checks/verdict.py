@@ -47,6 +47,7 @@ ShuffledBox = Annotated[
     "A model of the same architecture trained on shuffled labels (`train_twice`), where there is one: one test more.",
 ]
 MIN_EXAMPLES_FOR_MEASURED_SPREAD = 8  # below which most tests stay undecided
+MAX_FACTOR_OF_EXAMPLES_TO_DECIDE = 100  # more are not advised: the figure is too near its bound
 MAX_DRAWS_PER_TEST = 8
 
 
@@ -299,12 +300,24 @@ def _make_outcome(test: VerdictTest, interval: Interval, decision: Grade) -> Tes
 
 
 def _examples_needed_to_decide_text(interval: Interval, bound: float) -> str:
+    needed = examples_needed_to_decide(interval, bound)
+    if needed is None:
+        return "it is too near its bound to be decided"
+    is_known = math.isfinite(interval.n_examples_needed_to_exclude(bound))
+    return f"about {needed} examples would decide" if is_known else f"{needed} examples or more may decide"
+
+
+def examples_needed_to_decide(interval: Interval, bound: float) -> int | None:
+    """About how many examples would take the interval off the bound; None where these are more than 100 times as many.
+
+    Where the spread of examples is not known yet, those from which on it is measured.
+    """
     needed = interval.n_examples_needed_to_exclude(bound)
     if not math.isfinite(needed):
-        return f"{MIN_EXAMPLES_FOR_MEASURED_SPREAD} examples or more may decide"
-    if needed > 100 * interval.n_examples:
-        return "it is too near its bound to be decided"
-    return f"about {max(interval.n_examples + 1, math.ceil(needed))} examples would decide"
+        return MIN_EXAMPLES_FOR_MEASURED_SPREAD
+    if needed > MAX_FACTOR_OF_EXAMPLES_TO_DECIDE * interval.n_examples:
+        return None
+    return max(interval.n_examples + 1, math.ceil(needed))
 
 
 def grade_of_first_failure_or_undecided(

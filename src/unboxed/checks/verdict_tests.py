@@ -49,6 +49,7 @@ class VerdictTest:
     failed: str  # in a few words
     fails: str  # a sentence, with {value} in it
     passes: str  # the same
+    question: str = ""  # what it asks of a map, for legends
     shares_draws: bool = True  # a draw is the same for all examples; else it is averaged within each, not resampled
     skip_when_failed: bool = False  # not needed, and expensive, where another test has failed
 
@@ -194,6 +195,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "map", "fraction of maps that are the same everywhere", _is_map_constant,
         bound=0.5, passes_above=False, spread=0.0, limits=(0, 1),
+        question="is it not the same everywhere?",
         failed="constant map",
         fails="Its map is the same everywhere for {value:.0%} of the examples: it says nothing about this model.",
         passes="Its maps are not constant",
@@ -201,6 +203,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "learned", "confidence above that of a randomized model", _confidence_gain_over_randomized,
         bound=0.1, passes_above=True, spread=0.05, n_draws=2, max_draws=4,
+        question="is the model more confident than with random weights?",
         failed="the model has learned nothing",
         fails="The model is no more confident than with random weights ({value:+.0%} of the most possible): there is "
         "nothing to explain.",
@@ -209,6 +212,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "randomization", "rank correlation after randomization", _correlation_with_randomized,
         bound=0.85, passes_above=False, spread=0.15, n_draws=2, max_draws=8,
+        question="does it change when the model's weights are randomized?",
         failed="same map for random weights",
         fails="Its map is nearly the same (rank correlation {value:.2f}) when the weights of the model's upper half "
         "are randomized: it shows the input, not why this model predicts so.",
@@ -217,6 +221,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "shuffled labels", "rank correlation with the map for shuffled labels", _correlation_with_shuffled_label_model,
         bound=0.85, passes_above=False, spread=0.15,
+        question="does it differ from that of a model trained on shuffled labels?",
         failed="same map for shuffled labels",
         fails="Its map is nearly the same (rank correlation {value:.2f}) for a model trained on shuffled labels: it "
         "shows the data, not what was learned from it.",
@@ -225,6 +230,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "other class", "rank correlation with another class's map", _correlation_with_other_class,
         bound=0.95, passes_above=False, spread=0.25, max_draws=2,
+        question="does it differ from another class's?",
         failed="same map for another class",
         fails="Its map is the same for another class (rank correlation {value:.2f}): it does not say why this one.",
         passes="its map differs from another class's (rank correlation {value:.2f})",
@@ -232,6 +238,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "constant model", "spread for a constant model", _map_spread_of_constant_models,
         bound=0.7, passes_above=False, spread=0.1, limits=(0, 1),
+        question="is it weaker for a model that ignores its input?",
         failed="map for a constant model",
         fails="Its map is there ({value:.0%} as strong) for a model that ignores its input, too.",
         passes="it is weaker for a constant model ({value:.0%} of its strength)",
@@ -239,6 +246,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "edges", "share explained by edges and brightness", _map_variance_explained_by_edges,
         bound=0.7, passes_above=False, spread=0.1, limits=(0, 1),
+        question="is it more than edges and brightness?",
         failed="edges of the input",
         fails="Edges and brightness of the input, scaled by any confidence, explain {value:.0%} of its map.",
         passes="it is no edge detector ({value:.0%} explained)",
@@ -246,6 +254,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "removal", "relevance gain", _relevance_gain,
         bound=0.05, passes_above=True, spread=0.4,
+        question="does removing what it marks cost the score more than removing the rest?",
         failed="no better than random",
         fails="Removing what it marks costs the score hardly more than removing what it does not (relevance gain "
         "{value:.2f}, 0 is a random order).",
@@ -254,6 +263,7 @@ VERDICT_TESTS = (
     VerdictTest(
         "own example", "gain over another example's map", _relevance_gain_over_other_maps,
         bound=0.01, passes_above=True, spread=0.2, n_draws=4, max_draws=8,
+        question="does it mark more of what matters than another example's map?",
         failed="no better than another example's map",
         fails="Another example's map marks what matters as well (relevance gain {value:+.2f} beyond it).",
         passes="it marks more of what matters than another example's map ({value:+.2f})",

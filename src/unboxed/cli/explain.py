@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..atomic_write import encode_utf8, write_bytes
 from ..box import Box
 from ..checks.fill_agreement import fill_dependence_sentence
+from ..checks.undecided import undecided_legend
 from ..checks.verdict import GRADES, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.results import nonfinite_to_none
@@ -137,6 +138,8 @@ def _print_explanation(explanation: Explanation, folder: Path, name: str, *, has
     console.print(verdict_table(explanation.verdicts, explanation.settings))
     if sentence := fill_dependence_sentence(explanation.verdicts):
         console.print(sentence, highlight=False)
+    if sentence := undecided_legend(explanation.verdicts.values()):
+        console.print(escape(sentence), style="dim", highlight=False)
     if has_legend:
         console.print(TABLE_LEGEND, style="dim", highlight=False)
     console.print(f"page: {folder / PAGE_FILE}\nmaps: {folder / FIGURE_FILE}", highlight=False)

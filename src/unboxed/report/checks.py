@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks.fill_agreement import fill_dependence_sentence
 from ..checks.methods import compute_map, resolve_target
 from ..checks.ranking import attribution_cards
+from ..checks.undecided import undecided_legend
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
 from ..plots.explanation_sheet import render_map
@@ -135,8 +136,8 @@ def show(finding: RankingFinding) -> list[Block]:
     blocks: list[Block] = [Paragraph(_ranking_lead_text(finding)), *_nothing_learned_caution(finding, nothing_learned)]
     if others:
         blocks.append(RankedMethods([_make_ranked_method(n, finding.methods[n]) for n in others]))
-    if sentence := fill_dependence_sentence(finding.methods):
-        blocks.append(Paragraph(sentence, "soft"))
+    sentences = (fill_dependence_sentence(finding.methods), undecided_legend(finding.methods.values()))
+    blocks += [Paragraph(sentence, "soft") for sentence in sentences if sentence]
     if not_applicable := [_make_ranked_method(n, v) for n, v in finding.methods.items() if n not in finding.ranked]:
         names = join_names_with_limit([r.name for r in not_applicable])
         blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..checks.fill_agreement import fill_dependence_sentence
+from ..checks.undecided import undecided_legend
 from ..checks.verdict import INCONCLUSIVE, PASS, Verdict
 from ..explaining import Explanation, card_of_method
 from ..plots.explanation_sheet import RenderedMap, render_explanation_maps, render_input
@@ -90,7 +91,9 @@ def _blocks(explanation: Explanation, pictures: Mapping[str, RenderedMap], comma
         yield FigureGrid([Figure(PageImage(image, name, None)) for name, image in figures(explanation).items()])
     if explanation.interrupted:
         yield Caution("This was stopped before all methods were judged.")
-    yield Collapsible("Why each method is believed or not", [RankedMethods(_ranked_methods(explanation))])
+    undecided = filter(None, [undecided_legend(explanation.verdicts.values())])
+    why: list[Block] = [RankedMethods(_ranked_methods(explanation)), *(Paragraph(text, "soft") for text in undecided)]
+    yield Collapsible("Why each method is believed or not", why)
     if pictures:
         named = [(explanation.names[name], p) for name, p in pictures.items()]
         alone = [Figure(PageImage(p.map, n, side), n, (p.scale,)) for n, p in named]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..cards import cards
+from ..checks.undecided import undecided_legend
 from ..checks.verdict import FAIL, NOT_APPLICABLE, PASS
 from ..plots.text_map import tokens_to_display_words
 from .blocks import (
@@ -77,7 +78,9 @@ def _blocks(made: TextExplanations, command: str) -> Iterator[Block]:
         yield Caution(f"{count_noun(len(made.tokens) - n, 'text')} more are in the numbers beside this page.")
     if made.interrupted:
         yield Caution("This was stopped before all methods were judged.")
-    yield Collapsible("Why each method is believed or not", [RankedMethods(ranked_text_methods(made))])
+    undecided = filter(None, [undecided_legend(made.verdicts.values())])
+    why: list[Block] = [RankedMethods(ranked_text_methods(made)), *(Paragraph(text, "soft") for text in undecided)]
+    yield Collapsible("Why each method is believed or not", why)
     yield Collapsible("All figures", [verdict_test_values_table(made.verdicts.values()), Paragraph(TEXT_TABLE_LEGEND)])
     if command:
         yield Collapsible("How this page was made", [Code(command)])
