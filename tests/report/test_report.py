@@ -526,13 +526,12 @@ def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
 
 
 def test_a_judge_that_recognizes_most_of_the_control_is_weak_evidence() -> None:
-    from unboxed.report.judge_model import JudgePredictions
-    from unboxed.report.synthesis import _judge_check
+    from unboxed.report.judge_model import JudgePredictions, judge_check
 
     def verdict(control: int) -> tuple[str, str]:
         noise = JudgePredictions(torch.zeros(10), torch.full((10,), 0.5), control)
         good = JudgePredictions(torch.zeros(10), torch.full((10,), 0.9), 9)
-        return _judge_check({"robust": good, "faithful": good, "noise": noise}, "")
+        return judge_check({"robust": good, "faithful": good, "noise": noise}, "")
 
     assert verdict(5)[1] == "good"
     assert "weak evidence" not in verdict(5)[0]

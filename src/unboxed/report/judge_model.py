@@ -12,8 +12,10 @@ from ..box import Box
 from ..inputs.labels import are_default_class_names
 from ..synthesis.class_image import RecipeName
 from .context import ReportContext
+from .finding import CheckNote
 
 JUDGE_DESCRIPTION_TEXT = "A second model (the judge: a robust model of another architecture)"
+JUDGE_IS_WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
 # Of the judge's mean probability, by which the class images must beat the control
 MIN_JUDGE_PROB_MARGIN_OVER_CONTROL = 0.1
 # Recognized control images over recognized class images, from which the judge is weak evidence
@@ -71,3 +73,27 @@ def is_judge_approval_weak_evidence(judged: Mapping[RecipeName, JudgePredictions
         2 * control.n_recognized > len(control.predicted)
         or control.n_recognized >= MIN_CONTROL_RATIO_OF_WEAK_JUDGE * robust.n_recognized
     )
+
+
+def judge_check(judged: Mapping[RecipeName, JudgePredictions], no_judge_reason: str) -> CheckNote:
+    """What the judge's classification of class images says of them; the reason where there is none."""
+    if not judged:
+        return CheckNote(no_judge_reason)
+    texts = {
+        r: f"{v.n_recognized} of {len(v.predicted)} (mean\u00a0p\u00a0{v.mean_target_prob:.2f})"
+        for r, v in judged.items()
+    }
+    text = (
+        f"The judge recognizes {texts['robust']} of these class images, {texts['faithful']} by the published recipe, "
+        f"and {texts['noise']} of the control."
+    )
+    if class_images_pass_control(judged):
+        return (
+            CheckNote(f"{text} {JUDGE_IS_WEAK_EVIDENCE_TEXT}")
+            if is_judge_approval_weak_evidence(judged)
+            else CheckNote(text, "good")
+        )
+    robust = judged["robust"]
+    if 2 * robust.n_recognized > len(robust.predicted):
+        return CheckNote(f"{text} They are recognized no better than the control: don't trust them.", "bad")
+    return CheckNote(f"{text} Most are not recognized: don't trust them.", "bad")

@@ -29,23 +29,23 @@ from .blocks import (
 )
 from .class_image_budget import ClassImagePlan, affordable_class_image_plan, reduced_plan_cautions
 from .context import ReportContext, Section, require_uninterrupted
-from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .judge_model import (
     JUDGE_DESCRIPTION_TEXT,
     JudgePredictions,
-    class_images_pass_control,
     classify_by_judge,
     is_judge_approval_weak_evidence,
+    judge_check,
     judge_or_missing_reason,
 )
 from .pictures import PageFile, PageImage
 from .words import count_noun, format_named_prob, join_names_with_limit
 
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS, LARGE_SIDE_PIXELS = 84, 112, 224
+N_LARGE_PAIRS = 2  # examples beside their class images: one row
 MIN_MEAN_PROB_OF_CONFIDENT_MODEL = 0.9  # mean probability from which the model counts as confident
 MIN_RMS_DIFFERENCE_BETWEEN_STARTS = 0.01  # root mean square over the pixel range: images closer than this are the same
 MIN_NONUNIFORM_PIXEL_STD = 1 / 255  # standard deviation of the pixels below which an image is empty
-JUDGE_IS_WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,7 +180,7 @@ def _class_image_indices_of_followed_examples(context: ReportContext, classes: S
 
 
 def show(finding: ClassImageFinding) -> list[Block]:
-    blocks: list[Block] = [MethodInterpretation.of(class_image, *_judge_check(finding.judged, finding.no_judge_reason))]
+    blocks: list[Block] = [MethodInterpretation.of(class_image, *judge_check(finding.judged, finding.no_judge_reason))]
     if finding.n_omitted_classes:
         selected = count_noun(len(finding.classes), "class", "classes")
         blocks.append(
@@ -214,7 +214,8 @@ def best(finding: ClassImageFinding) -> list[Block]:
             image = _class_image_figure(finding, "robust", i, side=LARGE_SIDE_PIXELS)
             pairs[i] = [example.figure(LARGE_SIDE_PIXELS), replace(image, head=f"image of {image.head}")]
     lead = "Beside each example: an image made from noise until the model predicts the example's class."
-    return [FigureGrid([figure for pair in pairs.values() for figure in pair], lead, n_together=2)]
+    shown = [*pairs.values()][:N_LARGE_PAIRS]
+    return [FigureGrid([figure for pair in shown for figure in pair], lead, n_together=2)]
 
 
 def _is_model_confident(images: ClassImages) -> bool:
@@ -240,29 +241,6 @@ def _failed_ascent_cautions(finding: ClassImageFinding, recipe: RecipeName) -> l
         how = f"{start}, no unit of a hidden layer is active, so the gradient is exactly zero"
         notes.append(Caution(f"{how}; there it is taken before the ReLUs ({n_bypassed} of {n} images)."))
     return notes
-
-
-def _judge_check(judged: dict[RecipeName, JudgePredictions], no_judge_reason: str) -> CheckNote:
-    if not judged:
-        return CheckNote(no_judge_reason)
-    texts = {
-        r: f"{v.n_recognized} of {len(v.predicted)} (mean\u00a0p\u00a0{v.mean_target_prob:.2f})"
-        for r, v in judged.items()
-    }
-    text = (
-        f"The judge recognizes {texts['robust']} of these class images, {texts['faithful']} by the published recipe, "
-        f"and {texts['noise']} of the control."
-    )
-    if class_images_pass_control(judged):
-        return (
-            CheckNote(f"{text} {JUDGE_IS_WEAK_EVIDENCE_TEXT}")
-            if is_judge_approval_weak_evidence(judged)
-            else CheckNote(text, "good")
-        )
-    robust = judged["robust"]
-    if 2 * robust.n_recognized > len(robust.predicted):
-        return CheckNote(f"{text} They are recognized no better than the control: don't trust them.", "bad")
-    return CheckNote(f"{text} Most are not recognized: don't trust them.", "bad")
 
 
 def _class_image_figure(
