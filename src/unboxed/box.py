@@ -214,7 +214,7 @@ class Box:
             warn_of_repeated_class_names(self.classes)
             if self._options["autocast"] is not None:
                 self._enable_autocast(self._options["autocast"])
-            self._is_stale = False
+            self._is_stale, self._check_padding = False, PaddingCheck(self.model)
         finally:
             self._is_opening = False
 
