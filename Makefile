@@ -26,6 +26,7 @@ test: .venv/dev.stamp
 
 contracts: .venv/dev.stamp
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/contracts/test_contract_values.py \
+	  tests/contracts/test_multi_input.py \
 	  tests/loading/test_huggingface.py \
 	  tests/test_diagnosis.py tests/plots/test_figures.py --all-pairs $(ARGS)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contracts.common import CARDS, call_example, make_case
+from contracts.common import CARDS, call_example, make_case, shared_case
 from contracts.test_bad_input import refused
 from contracts.test_texts import text_case
 from unboxed.errors import InputError
@@ -61,7 +61,7 @@ TAKE_LAYERS = [(n, s.name) for n, card in CARDS.items() for s in card.settings.v
 @pytest.mark.parametrize(("name", "setting"), TAKE_LAYERS)
 def test_no_layers_are_refused(name: str, setting: str) -> None:
     """An empty list would give an empty result."""
-    c = make_case("plain")
+    c = shared_case("plain")
     text = refused(c, lambda: call_example(CARDS[name], c, **{setting: []}), InputError, f"{name}({setting}=[])")
     assert f"{setting} must name a layer" in text
 
@@ -81,7 +81,7 @@ def with_numpy_ints(method: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_whole_numbers_of_numpy_are_taken(name: str) -> None:
     card = CARDS[name]
-    c = text_case() if "texts" in card.needs else make_case("transformer" if "attention" in card.needs else "plain")
+    c = text_case() if "texts" in card.needs else shared_case("transformer" if "attention" in card.needs else "plain")
     assert card.example(with_numpy_ints(card.method), c.box, c.x, c.y) is not None
 
 
