@@ -163,3 +163,16 @@ def test_a_mask_that_is_written_over_is_refused() -> None:
     model = MaskWrittenOver("boolean mask", F.scaled_dot_product_attention)
     with pytest.raises(RuleError, match="mask is written over after it was used"):
         attn_lrp(ub.Box(model, COLUMNS, outputs="logits"), columns(), 1)
+
+
+class MaskOfInference(MaskWrittenOver):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            mask = self.settings()["attn_mask"]
+        return self.attend_with(mask, x)
+
+
+def test_a_mask_may_be_made_in_inference_mode() -> None:
+    boxes = [ub.Box(m("boolean mask", F.scaled_dot_product_attention), COLUMNS) for m in (MaskOfInference, Attention)]
+    found, wanted = (attn_lrp(box, columns(), 1).map for box in boxes)
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)

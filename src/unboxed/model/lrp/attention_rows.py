@@ -81,10 +81,10 @@ def attend_by_rows(call: AttentionCall, out: Tensor, attend: Callable[[Attention
     kept: dict[str, Any] = {
         name: t.detach() if name == "attn_mask" else t.detach().clone() for name, t in tensors.items()
     }
-    mask_version = 0 if call.attn_mask is None else call.attn_mask._version
+    mask_version = _version_of(call.attn_mask)
 
     def backward_rule(c: Tensor) -> list[Tensor]:
-        if call.attn_mask is not None and call.attn_mask._version != mask_version:
+        if _version_of(call.attn_mask) != mask_version:
             raise RuleError("LRP can't follow attention whose mask is written over after it was used; copy the mask")
         leaves: dict[str, Any] = {
             name: annotate_activation(kept[name].requires_grad_(), gate_rank=ranks[name]) for name in variables
@@ -101,3 +101,8 @@ def attend_by_rows(call: AttentionCall, out: Tensor, attend: Callable[[Attention
         return sums
 
     return with_backward_rule(out.detach(), backward_rule, *variables.values())
+
+
+def _version_of(mask: Tensor | None) -> int:
+    """How often the mask was written over; one made in inference_mode does not count."""
+    return 0 if mask is None or mask.is_inference() else mask._version
