@@ -168,3 +168,22 @@ def test_other_models_balls_and_attacks_refuse() -> None:
     with pytest.raises(InputError, match="eps must be a number"):
         ub.adversarial.auto_attack(box, x, eps={"image": 0.1}, objective=ub.logit(0))
     assert PartBalls((1,), (L2(1.0),), "l2").eps == 1
+
+
+class Distance(nn.Module):
+    """How far apart two images are, as a model of pairs measures it."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).flatten(1).square().sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_two_images_that_are_alike_start_apart(norm: str) -> None:
+    """At the same point of both balls the distance would be zero, and have no gradient."""
+    image = ub.Pixels((1, 4, 4))
+    box = ub.Box(Distance().double(), ub.MultiInput((image, image)), outputs="regression")
+    x = torch.full((3, 1, 4, 4), 0.5, dtype=torch.float64)
+    result = pgd(box, (x, x), eps=(0.1, 0.1), norm=norm)
+    assert result.success.all()
+    again = pgd(box, (x, x), eps=(0.1, 0.1), norm=norm)
+    assert all(torch.equal(a, b) for a, b in zip(result.images, again.images, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from ...errors import InputError
 from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
 from .constraints import NormBall, resolve_ball
+
+PART_SEED_STRIDE = 15_485_863  # from the seed of one part to that of the next
 
 EpsOfParts = Mapping[str, float | None] | Sequence[float | None]
 """An eps for each part, by its name or in their order; a part that is left out, or None, is not changed."""
@@ -32,8 +35,9 @@ class PartBalls:
     eps: float = 1.0
 
     def sample(self, x: Tensor, seed: int) -> Tensor:
-        """A point of each ball around each row of x."""
-        return self._map_parts(lambda ball, part: ball.sample(part, seed), lambda part: part, x)
+        """A point of each ball around each row of x; parts of one size, as two images, draw different ones."""
+        seeds = count(seed, PART_SEED_STRIDE)
+        return self._map_parts(lambda ball, part: ball.sample(part, next(seeds)), lambda part: part, x)
 
     def steepest_direction(self, grad: Tensor) -> Tensor:
         """The steepest step of length 1: that of each part, times its eps."""
