@@ -16,6 +16,7 @@ from unboxed.engine.read.output_values import check_output_values
 from unboxed.errors import DataError, InputError, OutputError
 from unboxed.plots.figures import figures
 from unboxed.robustness.output_metrics import metric_intervals, output_metrics, output_statistics
+from unboxed.robustness.pooled_answers import bootstrap_interval_of_sums
 
 PIXELS = ub.Pixels((1, 4, 4))
 N = 12
@@ -250,3 +251,11 @@ def test_axes_of_size_one_do_not_matter(shape: tuple[int, ...]) -> None:
     assert torch.equal(check_output_values(row, [*values.view(3, 1, 16)], 3), values.view(3, 1, 16))
     with pytest.raises(InputError, match=r"of shape \(2, 4, 4\); got shape \(3,"):
         check_output_values(label_map, values, 2)
+
+
+def test_many_examples_are_all_counted() -> None:
+    """They are resampled in groups; the interval is still that of the examples."""
+    statistics = torch.cat([torch.ones(12_001, 1, dtype=torch.float64), draws(12_001, 1)], 1)
+    interval = bootstrap_interval_of_sums(statistics, lambda s: s[:, 1] / s[:, 0])
+    assert interval.n_examples == 12_001
+    assert interval.high - interval.low == pytest.approx(2 * 1.645 * (1 / 12 / 12_001) ** 0.5, rel=0.1)

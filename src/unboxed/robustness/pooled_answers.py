@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -49,4 +50,5 @@ def bootstrap_interval_of_sums(statistics: Tensor, metric: Metric, seed: int = 0
     groups = statistics.new_zeros(n_groups, statistics.shape[1])
     groups.index_add_(0, torch.arange(n) % n_groups, statistics)
     resampled = metric(bootstrap_counts(n_groups, seed, "examples") @ groups)
-    return percentile_interval(value, resampled[resampled.isfinite()], n_groups, 1)
+    interval = percentile_interval(value, resampled[resampled.isfinite()], n_groups, 1)
+    return replace(interval, n_examples=n)
