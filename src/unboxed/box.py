@@ -206,14 +206,14 @@ class Box:
             self._check_padding = PaddingCheck(self.model)
             self._run_first_forward()
             n_before = len(getattr(self, "classes", ())) or None
-            names, is_map = self._options["classes"], bool(self.output_map_shape)
-            names = output_names_of_model(self.model, self.inputs, self.n_outputs, is_map) if names is None else names
+            if (names := self._options["classes"]) is None:
+                names = output_names_of_model(self.model, self.inputs, self.n_outputs, bool(self.output_map_shape))
             if names and self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
             warn_of_repeated_class_names(self.classes)
-            if self._options["autocast"] is not None:
-                self._enable_autocast(self._options["autocast"])
+            if (autocast := self._options["autocast"]) is not None:
+                self._enable_autocast(autocast)
             self._is_stale, self._check_padding = False, PaddingCheck(self.model)
         finally:
             self._is_opening = False
@@ -410,8 +410,6 @@ class Box:
                 return self.model(*args, **named)
         except StopForward:
             return None
-
-    # -- asking the model ----------------------------------------------------------------------------------------------
 
     def validate_inputs(self, x: Any) -> Tensor:
         """Check inputs, and copy them to the model's device in the box's dtype. The first line of most methods.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label
 def bar_chart(
     values: Mapping[str, Any], names: Sequence[str] = (), *, title: str = "", label: str = "",
     value_range: tuple[float, float] | None = None, intervals: Mapping[str, tuple[Any, Any]] | None = None,
-    max_length: float = math.inf,
+    max_length: float = float("inf"),
 ) -> Image.Image:  # fmt: skip
     """Horizontal bars with their values printed.
 
