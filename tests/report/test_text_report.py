@@ -32,7 +32,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
-    data = mixed_texts(24)
+    data = mixed_texts(16)
     written = ub.report(planted_box(), data, tmp_path, quiet=True)
     assert written.failures == {}
     html = written.path.read_text()
@@ -56,7 +56,8 @@ def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
 
 
 def test_texts_without_labels_and_other_forms(tmp_path: Path) -> None:
-    written = ub.report(planted_box(), mixed_texts(8).texts, tmp_path, max_examples=6, quiet=True)
+    texts_alone, sections = mixed_texts(8).texts, ["overview", "words", "swaps"]  # the others read no labels
+    written = ub.report(planted_box(), texts_alone, tmp_path, max_examples=6, sections=sections, quiet=True)
     assert written.failures == {}
     assert "Without labels there is no accuracy." in facts(tmp_path)["headline"][0]
     pairs = [*zip(mixed_texts(8).texts, mixed_texts(8).labels, strict=True)]
@@ -73,8 +74,9 @@ def test_a_section_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest
         raise ValueError("out of luck")
 
     monkeypatch.setattr(texts, "hotflip", broken)
-    written = ub.report(planted_box(), mixed_texts(8), tmp_path, quiet=True)
+    written = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["swaps", "inside"], quiet=True)
     assert list(written.failures) == ["swaps"]
+    assert set(facts(tmp_path)["findings"]) == {"inside"}
     assert "out of luck" in written.failures["swaps"]
 
 
@@ -135,6 +137,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         tmp_path / "texts.csv",
         "-o",
         tmp_path / "out",
+        "--sections",
+        "overview,inside",
         "--quiet",
     ]
     said = CliRunner().invoke(cli.app, list(map(str, words)))
