@@ -203,7 +203,6 @@ class Box:
             row_limits: tuple[int, int] = getattr(self.model, "row_limits", (1, 1024))  # that an exported graph takes
             self.min_rows, self.max_rows = row_limits  # of a batch
             self.autocast: torch.dtype | None = None
-            self._check_padding = PaddingCheck(self.model)
             self._run_first_forward()
             n_before = len(getattr(self, "classes", ())) or None
             if (names := self._options["classes"]) is None:
