@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -481,7 +481,7 @@ SENTENCES = ("<!-- sentences:begin -->", "<!-- sentences:end -->")
 HELD_BACK = ("biases", "constants", "softmax", "epsilon")
 
 
-def texts(f: dict[str, Any]) -> list[str]:
+def texts(f: dict[str, Any], deletion: dict[str, Any]) -> list[str]:
     """Texts: the planted word, deletion, swaps, conservation, captum and long texts."""
     planted, swaps = f["planted"], f["hotflip"]
     judged, error = planted["verdicts"], planted["integrated gradients, largest completeness error"]
@@ -502,7 +502,7 @@ def texts(f: dict[str, Any]) -> list[str]:
         f"reviews with at most 3 swaps ({swaps['mean swaps']:.1f} on average, {swaps['queries per text']:.0f} "
         "queries).",
         "",
-        *_deletion_of_texts(f["deletion, area (lower is better)"]),
+        *_deletion_of_texts(deletion),
         "",
         "AttnLRP's account as shares of the score (mean over 32 reviews), and the largest error of any layer and text:",
         "",
@@ -514,16 +514,49 @@ def texts(f: dict[str, Any]) -> list[str]:
     ]
 
 
-def _deletion_of_texts(areas: dict[str, float]) -> list[str]:
-    listed = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
-    better = [name for name, area in areas.items() if name != "attn_lrp" and areas["attn_lrp"] < area]
-    worse = [name for name, area in areas.items() if area < areas["attn_lrp"]]
+def _deletion_of_texts(f: dict[str, Any]) -> list[str]:
+    depths = [name for name in f if name.endswith(" layers")]
+    removals = list(next(iter(f[depths[0]]["maps"].values())))
+    accuracies = " and ".join(f"{f[depth]['accuracy']:.0%}" for depth in depths)
     return [
-        "Deletion on the same classifier (area under the probability as words become [MASK], the most relevant first; "
-        f"lower is better): {listed}. AttnLRP is better than {', '.join(better)}"
-        + (f", and not better than {', '.join(worse)}" if worse else "")
-        + "; the baseline of integrated gradients is the [MASK] that deletion puts in."
+        f"Which map ranks words best? BERTs of {' and '.join(depths)} trained on reviews (test accuracy {accuracies}), "
+        f"mean of {f['seeds']} trainings, {f['texts']} texts, four ways of removing words: they become [MASK] (the "
+        "default baseline of integrated gradients) or zeros, are left out of attention, or are taken out of the text. "
+        "First the measure of AttnLRP's paper, the area between the curves of the class's logit with the least and the "
+        "most relevant words first (higher is better):",
+        "",
+        *_removal_table(f, depths, removals, "between", ".2f"),
+        "",
+        "The area under the class's probability, the most relevant words first (deletion; lower is better):",
+        "",
+        *_removal_table(f, depths, removals, "deletion", ".3f"),
+        "",
+        *(_ranks_of_attn_lrp(f, depth, removals) for depth in depths),
     ]
+
+
+def _removal_table(
+    f: dict[str, Any], depths: Sequence[str], removals: Sequence[str], measure: str, digits: str
+) -> list[str]:  # fmt: skip
+    heads = [f"{depth}: {how}" for depth in depths for how in removals]
+    rows = [
+        f"| {name} | "
+        + " | ".join(format(fmean(f[d]["maps"][name][how][measure]), digits) for d in depths for how in removals)
+        + " |"
+        for name in f[depths[0]]["maps"]
+    ]
+    return [f"| map | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}", *rows]
+
+
+def _ranks_of_attn_lrp(f: dict[str, Any], depth: str, removals: Sequence[str]) -> str:
+    """By the paper's measure: which of the others AttnLRP beats in each way of removing words."""
+    maps = f[depth]["maps"]
+    parts = []
+    for how in removals:
+        value = {name: fmean(by[how]["between"]) for name, by in maps.items() if name != "attn_lrp (gamma)"}
+        better = [name for name in value if name != "attn_lrp" and value[name] > value["attn_lrp"]]
+        parts.append(f"{how}: {', '.join(better) or 'none'}")
+    return f"- {depth}, better than AttnLRP by the paper's measure: {'; '.join(parts)}."
 
 
 def _account_row(name: str, row: dict[str, Any]) -> str:
@@ -870,7 +903,7 @@ def main() -> None:
     if (HERE / "results" / "concepts_dissect.json").exists():
         _between(*DISSECT, dissect(_read("concepts_dissect")))
     _between(LANGUAGE, *IN_LANGUAGE, words(_read("words")))
-    _between(LANGUAGE, *TEXTS, texts(_read("text_attribution")))
+    _between(LANGUAGE, *TEXTS, texts(_read("text_attribution"), _read("text_deletion")))
     _between(LANGUAGE, *SENTENCES, sentences(_read("sentence_probing")))
     compared = HERE / "results" / "defenses.json"
     if compared.exists():
