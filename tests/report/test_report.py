@@ -513,8 +513,7 @@ def test_no_verdict_without_a_fitting_judge(judge: Box | None, why: str, made: A
 
 
 def test_a_judge_that_recognizes_the_control_too_is_not_trusted() -> None:
-    from unboxed.report.judge_model import JudgePredictions
-    from unboxed.report.synthesis import class_images_pass_control
+    from unboxed.report.judge_model import JudgePredictions, class_images_pass_control
 
     good, poor = (JudgePredictions(torch.zeros(10), torch.full((10,), p), n) for p, n in ((0.9, 10), (0.3, 4)))
     assert class_images_pass_control({"robust": good, "noise": poor})
