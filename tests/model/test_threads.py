@@ -135,6 +135,16 @@ def test_two_boxes_of_one_model() -> None:
     assert torch.equal(model.norm.running_mean, statistics)
 
 
+def test_a_model_is_opened_by_several_threads() -> None:
+    """Each sees its own forward passes alone, also while another box of the model is at work."""
+    model, x = Watched().eval(), images()
+    box = ub.Box(model, PIXELS)
+    opened = list[ub.Box]()
+    at_once(*[times(8, lambda: opened.append(ub.Box(model, PIXELS)))] * 2, times(40, lambda: box(x)))
+    assert len(opened) == 16
+    assert all([*o.layers] == [*box.layers] and o.flops_per_example == box.flops_per_example for o in opened)
+
+
 def test_a_training_thread_never_sees_its_model_in_eval() -> None:
     model, x = Watched().train(), images()
     box = ub.Box(model, PIXELS)

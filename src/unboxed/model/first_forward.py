@@ -14,6 +14,7 @@ from . import state
 from .batch_dependence import BATCH_DEPENDENCE_PROBE_SEEDS, RandomOpRecorder, is_batch_dependent
 from .isolation import IsolatedModel
 from .layers import ModelProfile, collecting_unbatched_ops, profile_model
+from .locks import holding_locks
 
 IMAGE_CHANNEL_COUNTS = (1, 3, 4)  # of images
 
@@ -53,7 +54,10 @@ def first_forward(
         with model.run(grad=False, seed=seed), state.SharedDropoutMaskMode(), RandomOpRecorder(model.device) as ops:
             return call(x), (ops.sampled_shapes, state.numpy_and_python_rng_states())
 
-    with reraising_as_input_error(f"take a batch of inputs of shape {_shape_text(tuple(noise.shape[1:]))}"):
+    with (
+        holding_locks(model.locks),  # hooks record every call, of other threads too
+        reraising_as_input_error(f"take a batch of inputs of shape {_shape_text(tuple(noise.shape[1:]))}"),
+    ):
         with model.detecting_writes_and_rng_use():
             model_survey = profile_model(run, noise, model.modules_by_name, batch_size_limits[0])
         batch_dependent = is_batch_dependent(
