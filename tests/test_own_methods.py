@@ -18,7 +18,7 @@ from unboxed.cards import card, card_of, cards, find_card
 from unboxed.checks.ranking import candidates
 from unboxed.cli import app
 from unboxed.errors import InputError, OutputError
-from unboxed.report.adversarial import default_attacks_in_few_steps as report_attacks
+from unboxed.report.attack_budget import default_attacks_in_few_steps as report_attacks
 from unboxed.testing import check_method
 
 SOURCE = '''

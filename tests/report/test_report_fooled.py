@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.report import adversarial, report
+from unboxed.report import adversarial, attack_budget, report
+from unboxed.report.attack_budget import default_attacks_in_few_steps
 from unboxed.report.attack_words import attack_sentence
+from unboxed.report.context import ReportContext
 from unboxed.report.input_nouns import input_nouns_for
 
 CLASSES = 5
@@ -66,6 +68,18 @@ def test_where_all_are_attacked_there_is_one_clean_accuracy(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(("cost", "n_steps"), [(1e13, 50), (21 * 16 * 1000 * 7.9, 7), (1.0, 5)])
+def test_deepfool_takes_as_many_steps_as_a_model_affords(
+    cost: float, n_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_budget, "MAX_DEEPFOOL_COST", cost)
+    monkeypatch.setattr(ReportContext, "forward_flops", lambda context, n: 500.0 * n)
+    monkeypatch.setattr(ReportContext, "memory_cost_factor", 2.0)
+    page, facts = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2), tmp_path)
+    assert facts["findings"]["attacks"]["deepfool_steps"] == n_steps  # on 10 attacked examples, and 6 with figures
+    assert (f"DeepFool took at most {n_steps} steps" in page) == (n_steps < 50)
+
+
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +98,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     found = ub.robustness.evaluate(
         scaled,
         (box.inputs.encode(x), y),
-        adversarial.default_attacks_in_few_steps(),
+        default_attacks_in_few_steps(),
         eps=adversarial.GRAYSCALE_EPS_VALUES,
         check_masking=False,
     )
@@ -130,9 +144,7 @@ def robustness_of(n_correct: int, n_robust: int, n: int = 4) -> Any:
     margin = torch.cat([torch.full((n_robust,), 0.4), torch.full((n - n_robust,), 0.1)])
     x = x + margin.view(-1, 1, 1, 1)  # class 0 above 0.5
     box = ub.Box(Half(), ub.Pixels((1, 1, 1)), outputs="logits")
-    return ub.robustness.evaluate(
-        box, (x, y), adversarial.default_attacks_in_few_steps(), eps=[0.2], check_masking=False
-    )
+    return ub.robustness.evaluate(box, (x, y), default_attacks_in_few_steps(), eps=[0.2], check_masking=False)
 
 
 class Half(nn.Module):

@@ -17,9 +17,15 @@ from ..box import Box
 from ..engine.optimize.constraints import format_eps
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
-from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, AttackFn, default_attack_cards, evaluate
+from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, evaluate
 from ..robustness.result import Robustness
 from . import chapters
+from .attack_budget import (
+    affordable_attacked_examples,
+    affordable_deepfool_steps,
+    default_attacks_in_few_steps,
+    fewer_steps_cautions,
+)
 from .attack_figures import (
     accuracy_by_class_table,
     adversarial_and_change_figures,
@@ -52,8 +58,6 @@ from .words import format_percent
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
 N_PREVIEW_EXAMPLES = 2  # before the section is opened
 MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8
-MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
-MAX_ATTACK_STEPS, MAX_MODEL_RUNS_PER_ATTACK = 20, 200  # of an attack; forward and backward passes
 GRAYSCALE_EPS_VALUES = (0.1, 0.2, 0.3)  # of line drawings and tables; of photos as Madry et al. 2018
 COLOR_EPS_VALUES = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
@@ -78,6 +82,7 @@ class RobustnessFinding(Finding):
     classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     nouns: InputNouns
     accuracy: float | None  # on all examples
+    deepfool_steps: int
     n_examples: int
     has_labels: bool
     has_images: bool
@@ -118,20 +123,15 @@ def find(context: ReportContext) -> RobustnessFinding:
     return RobustnessFinding(
         answer=sentence, headline=(sentence,), attacked=[s.rows[i] for i in attacked], models=models,
         no_robust_model_reason=no_robust_model_reason, shown=context.examples(shown), classes=s.classes, nouns=nouns,
-        accuracy=s.accuracy, n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
+        accuracy=s.accuracy, deepfool_steps=affordable_deepfool_steps(context, len(attacked) + len(shown)),
+        n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
         is_grayscale=_is_single_channel_or_flat(context.box), n_followed=len(context.followed_indices),
     )  # fmt: skip
 
 
 def _attacked_indices(context: ReportContext) -> list[int]:
     """Indices of the examples attacked, evenly spread over the examples in the order of their classes."""
-    n = max(
-        MIN_ATTACKED_EXAMPLES,
-        min(
-            MAX_ATTACKED_EXAMPLES,
-            int(MAX_ATTACK_FLOPS / (3 * MAX_MODEL_RUNS_PER_ATTACK * max(context.box.flops_per_example, 1))),
-        ),
-    )
+    n = max(MIN_ATTACKED_EXAMPLES, min(MAX_ATTACKED_EXAMPLES, affordable_attacked_examples(context)))
     order = _labels_or_predictions(context).argsort(stable=True)
     return sorted(int(order[i]) for i in evenly_spaced_indices(len(order), n))
 
@@ -155,23 +155,13 @@ def _attack_model(
     eps = GRAYSCALE_EPS_VALUES if _is_single_channel_or_flat(box) else COLOR_EPS_VALUES
     y = _labels_or_predictions(context)[list(attacked_indices)]
     x = context.inputs(attacked_indices)
+    smallest = partial(deepfool, steps=affordable_deepfool_steps(context, len(x) + len(figure_indices)))
     attacks = default_attacks_in_few_steps()
-    result = evaluate(box, (x, y), attacks, eps=eps, check_masking=False, seed=context.seed)
+    result = evaluate(box, (x, y), attacks, eps=eps, minimal_attack=smallest, check_masking=False, seed=context.seed)
     require_uninterrupted(result)
     x = context.inputs(figure_indices)
-    minimal = require_uninterrupted(deepfool(box, x, box.predict(x), norm="linf"))
+    minimal = require_uninterrupted(smallest(box, x, box.predict(x), norm="linf"))
     return AttackedModel(name, result, prediction_changes(box, x, minimal))
-
-
-def default_attacks_in_few_steps() -> dict[str, AttackFn]:
-    """Those of an evaluation, without those that take too many queries."""
-    attacks: dict[str, AttackFn] = {}
-    for card in default_attack_cards():
-        has_steps = "steps" in card.settings
-        settings = {**(card.default_attack or {}), **({"steps": MAX_ATTACK_STEPS} if has_steps else {})}
-        if card.n_model_runs(**settings) <= MAX_MODEL_RUNS_PER_ATTACK:
-            attacks[f"{card.name}-{MAX_ATTACK_STEPS}" if has_steps else card.name] = partial(card.method, **settings)
-    return attacks
 
 
 def _is_single_channel_or_flat(box: Box) -> bool:
@@ -213,6 +203,7 @@ def show(finding: RobustnessFinding) -> list[Block]:
             Heading("The smallest change that fools it"),
             Paragraph(SMALLEST_CHANGE_NOTE_TEXT, "soft"),
             *_prediction_change_blocks(finding),
+            *fewer_steps_cautions(finding.deepfool_steps),
         ]
     if len(classes := finding.robustness.accuracy_by_class()) > 1:
         blocks.append(Collapsible("By class", [accuracy_by_class_table(classes, finding.robustness.eps[-1])]))

@@ -146,9 +146,12 @@ class ReportContext:
         if self.is_verdict_cached(name):
             return 0.0
         n, max_draws = len(self.verdict_inputs), self._verdict_settings["max_draws"]
-        memory_flops = FLOPS_PER_ACTIVATION_BYTE * self.box.profile.bytes_per_example
-        flops = estimated_verdict_flops(self.box, self.candidates[name], n, max_draws)
-        return flops * (1 + memory_flops / forward_flops(self.box))
+        return estimated_verdict_flops(self.box, self.candidates[name], n, max_draws) * self.memory_cost_factor
+
+    @property
+    def memory_cost_factor(self) -> float:
+        """How many times as much a forward pass costs as its FLOPs: layers write and read their activations."""
+        return 1 + FLOPS_PER_ACTIVATION_BYTE * self.box.profile.bytes_per_example / forward_flops(self.box)
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on an attribution method, read from the cache where an earlier report has it."""
