@@ -125,6 +125,7 @@ def test_every_seeded_method_takes_any_seed(name: str) -> None:
 
 NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
 BOX = ub.Box(NET, ub.Pixels((1, 8, 8)))
+REGRESSION = ub.Box(NET, ub.Pixels((1, 8, 8)), outputs="regression")
 X, Y = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
 MAPS = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 MARK = ub.checks.Trigger((1, 8, 8), (1,))
@@ -145,6 +146,10 @@ def fitted(seed: Any) -> Any:
 DOORS: dict[str, Callable[[Any], Any]] = {
     "checks.tokens": lambda s: ub.checks.tokens(outlier_box(), images_with_white_patches(4)[0], seed=s),
     "robustness.corrupted": lambda s: ub.robustness.corrupted(X, "gaussian_noise", seed=s),
+    "robustness.evaluate_outputs": lambda s: ub.robustness.evaluate_outputs(
+        REGRESSION, (X, torch.zeros(4, 4)), {"pgd": lambda *a, **k: ub.adversarial.pgd(*a, **k, steps=1)}, eps=[0.1],
+        seed=s,
+    ),
     "robustness.evaluate": lambda s: ub.robustness.evaluate(
         BOX, (X, Y), {"square": lambda *a, **k: ub.adversarial.square(*a, **k, queries=2)}, eps=[0.1],
         minimal_attack=None, check_masking=False, seed=s,

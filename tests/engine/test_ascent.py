@@ -204,7 +204,7 @@ def test_regression_has_no_class_to_become(x: Tensor) -> None:
     with pytest.raises(OutputError, match="regression"):
         ub.synthesis.class_image(box)
     with pytest.raises(OutputError, match="regression"):
-        ub.adversarial.pgd(box, x, 1, eps=0.1)
+        ub.adversarial.pgd(box, x, target=1, eps=0.1)
 
 
 # ---- on a device that is slow to ask ---------------------------------------------------------------------------------
