@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sklearn import metrics
 from torch import Tensor, nn
 
@@ -152,3 +153,30 @@ def test_the_score_of_the_title_has_an_interval(outputs: Any, k: int, tmp_path: 
     assert low < title < high
     few = [report(box, (x[:4], truth[:4].detach()), tmp_path / "few", sections=["overview"], quiet=True).path]
     assert "95% interval" not in few[0].read_text(encoding="utf-8")
+
+
+def test_the_targets_of_a_table_are_those_of_its_tensors(tmp_path: Path) -> None:
+    """A table's numbers are read by the report as the same (x, y) are; so are those of a table of images."""
+    x, y = torch.rand(24, 3), torch.rand(24)
+    rows = [",".join(f"{float(v):.9g}" for v in (*row, label)) for row, label in zip(x, y, strict=True)]
+    (tmp_path / "rows.csv").write_text("a,b,c,progress\n" + "\n".join(rows))
+    box = ub.Box(nn.Linear(3, 1), ub.Features(("a", "b", "c")), outputs="regression")
+    table = ub.data.table(tmp_path / "rows.csv", box)
+    made = [written(box, data, tmp_path / str(i), ["overview"])[1] for i, data in enumerate([table, (x, y)])]
+    assert made[0]["findings"]["overview"]["output_errors"] == made[1]["findings"]["overview"]["output_errors"]
+    assert made[0]["title"].startswith("Mean absolute error")
+
+
+def test_the_targets_of_a_table_of_images_are_numbers(tmp_path: Path) -> None:
+    ages = [31.5, 7.25, -1.0, 60.0]
+    for i in range(4):
+        Image.new("L", (6, 6), 60 * i).save(tmp_path / f"{i}.png")
+    (tmp_path / "ages.csv").write_text("file,label\n" + "\n".join(f"{i}.png,{age}" for i, age in enumerate(ages)))
+    box = ub.Box(flat(1), PIXELS, outputs="regression")
+    table = ub.data.table(tmp_path / "ages.csv", box)
+    assert [label for _, label in table] == ages
+    assert table.tensors().y.tolist() == ages
+    _, facts = written(box, table, tmp_path / "out", ["overview"])
+    outputs = box(torch.stack([x for x, _ in table]))[:, 0].double()
+    error = float((outputs - torch.tensor(ages, dtype=torch.float64)).abs().mean())
+    assert facts["findings"]["overview"]["output_errors"][0]["mae"] == pytest.approx(error, rel=1e-6)

@@ -20,7 +20,7 @@ MAX_LISTED_COLUMNS = 8  # in a message
 
 
 class FeatureRows(Images):
-    """Rows (F,) with a class number, or of regression a number; -1 without labels.
+    """Rows (F,) with a class number, or of regression a number (`labels_are_values`); -1 or NaN without labels.
 
     `classes` are the names of the labels, where they are classes.
     """
@@ -28,15 +28,19 @@ class FeatureRows(Images):
     labels_are_names = True
     inputs: Features  # type: ignore[assignment]
 
-    def __init__(self, name: str, x: Tensor, y: Tensor | None, classes: tuple[str, ...], inputs: Features) -> None:
-        self.name, self.classes, self.inputs = name, classes, inputs
+    def __init__(
+        self, name: str, x: Tensor, y: Tensor | None, classes: tuple[str, ...], inputs: Features,
+        labels_are_values: bool = False,
+    ) -> None:  # fmt: skip
+        self.name, self.classes, self.inputs, self.labels_are_values = name, classes, inputs, labels_are_values
         self._x, self._y = x, y  # (N, F), (N,)
 
     def __len__(self) -> int:
         return len(self._x)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._x[index], -1 if self._y is None else self._y[index].item()  # type: ignore[return-value]
+        missing = math.nan if self.labels_are_values else -1
+        return self._x[index], missing if self._y is None else self._y[index].item()  # type: ignore[return-value]
 
     def first(self, n: int) -> Batch:
         n = check_n_examples(n)
@@ -59,11 +63,11 @@ def read_rows(
     x = select_feature_columns(columns, inputs.names, source)
     column = _find_label_column(source, [name for name in columns if name not in inputs.names], label_columns)
     if column is None:
-        return FeatureRows(source.name, x, None, (), inputs)
+        return FeatureRows(source.name, x, None, (), inputs, is_regression)
     if is_regression:
-        numbers = torch.tensor([_to_number(label, column, source) for label in columns[column]])
-        return FeatureRows(source.name, x, numbers, (), inputs)
-    names = [_label_to_text(label) for label in columns[column]]
+        numbers = torch.tensor([finite_number(label, column, source) for label in columns[column]])
+        return FeatureRows(source.name, x, numbers, (), inputs, is_regression)
+    names = [label_to_text(label) for label in columns[column]]
     if missing := [i for i, name in enumerate(names) if not name]:
         raise DataError(f"{source}: {len(missing)} rows have no {column!r}, such as row {missing[0]}")
     numbered = tuple(classes_from_label_names(names)) if classes is None else tuple(classes)
@@ -78,13 +82,14 @@ def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], 
     if missing := [name for name in names if str(name) not in columns]:
         listed = ", ".join(map(repr, list(columns)[:MAX_LISTED_COLUMNS]))
         raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; its columns are {listed}")
-    values = [[_to_number(v, name, source) for v in columns[str(name)]] for name in names]
+    values = [[finite_number(v, name, source) for v in columns[str(name)]] for name in names]
     if not values[0]:
         raise DataError(f"{source} has no rows")
     return torch.tensor(values).T.contiguous()
 
 
-def _to_number(value: Any, name: str, source: Path) -> float:
+def finite_number(value: Any, name: str, source: Path) -> float:
+    """A cell as a number. Raises DataError."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -105,7 +110,7 @@ def _find_label_column(source: Path, others: Sequence[str], known: Sequence[str]
     raise DataError(f"{source}: which of the columns {listed} has the labels? Call it label, class or target")
 
 
-def _label_to_text(label: Any) -> str:
+def label_to_text(label: Any) -> str:
     """A label as text; 1.0 is 1, and nothing or NaN is empty."""
     text = "" if label is None else str(label).strip()
     whole, _, rest = text.partition(".")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import BrokenImageError, DataError, InputError
+from ..inputs.labels import is_missing_label
 from ..inputs.pixels import Pixels
 
 LabeledImage = tuple[Tensor, int]  # image (C, H, W) and class, -1 without a label
@@ -50,6 +51,7 @@ class Images(Dataset[LabeledImage], ABC):
     classes: tuple[str, ...]
     inputs: Pixels
     labels_are_names = False
+    labels_are_values = False  # numbers of a regression, no classes
     label_names: Mapping[int, str] | None = None  # where not every label has a name; None: `classes`
 
     @abstractmethod
@@ -135,7 +137,7 @@ def stack_examples(examples: Iterable[LabeledImage], name: str) -> Batch:
 
 
 def _stack_labels(labels: list[int], name: str) -> Tensor | None:
-    n_missing = labels.count(-1)
+    n_missing = sum(is_missing_label(label, is_value=isinstance(label, float)) for label in labels)
     if n_missing == len(labels):
         return None
     if n_missing:

@@ -19,9 +19,10 @@ from ..inputs.features import Features
 from ..inputs.frames import is_data_frame
 from ..inputs.images import require_pixels
 from ..inputs.labels import classes_from_label_names, label_to_value
+from ..inputs.pixels import Pixels
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
-from .rows import FeatureRows, read_rows
+from .rows import FeatureRows, finite_number, label_to_text, read_rows
 
 FILE_COLUMN_NAMES = (
     "file",
@@ -94,7 +95,10 @@ def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = No
         if is_data_frame(path)
         else _open_table_of_files_and_labels(path)
     )
-    label_by_file = _labels_by_file(source, _with_whole_number_labels(rows), skipped)
+    listed = _with_texts_of_numbers(rows, source) if is_regression else _with_whole_number_labels(rows)
+    label_by_file = _labels_by_file(source, listed, skipped)
+    if is_regression:
+        return _files_with_values(source, label_by_file, pixels, skipped)
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
     numbered = classes_from_label_names(list(names.values()))
     number_of = {name: _class_number(name, numbered) for name in names.values()}
@@ -102,12 +106,36 @@ def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = No
         (file, number_of[names[file]] if file in names else -1)
         for file in _readable_image_paths(label_by_file, skipped)
     ]
-    if not files:
-        reasons = "; ".join(map(_skipped_file_text, skipped[:3]))
-        raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
+    _require_files(files, source, skipped)
     label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
     dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
     return dataset if classes is None else dataset.relabeled_by_classes(classes)
+
+
+def _files_with_values(
+    source: Path, label_by_file: dict[Path, Any], pixels: Pixels, skipped: SkippedFileReasons
+) -> LabeledFiles:
+    """Images with a number each, NaN where the table has no labels. Raises DataError."""
+    files = [
+        (file, math.nan if label_by_file[file] is None else float(label_by_file[file]))
+        for file in _readable_image_paths(label_by_file, skipped)
+    ]
+    _require_files(files, source, skipped)
+    dataset = LabeledFiles(source, files, (), pixels, skipped, {})  # type: ignore[arg-type]  # numbers, as of `FeatureRows`
+    dataset.labels_are_values = True
+    return dataset
+
+
+def _require_files(files: Sequence[Any], source: Path, skipped: SkippedFileReasons) -> None:
+    if not files:
+        reasons = "; ".join(map(_skipped_file_text, skipped[:3]))
+        raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
+
+
+def _with_texts_of_numbers(rows: Iterator[FileAndLabel], source: Path) -> list[FileAndLabel]:
+    """The rows, with labels that are numbers as text; None for NaN and nothing. Raises DataError for other labels."""
+    texts = [(file, label_to_text(label)) for file, label in rows]
+    return [(file, str(finite_number(text, "label", source)) if text else None) for file, text in texts]
 
 
 def _skipped_file_text(skipped: tuple[Path, str]) -> str:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,6 +50,17 @@ def label_to_value(label: Any, where: str = "an example") -> int | str | None:
     if number < -1:
         raise DataError(f"the label of {where} is {number}; wanted a class number from 0, or -1 for none")
     return None if number == -1 else number
+
+
+def is_missing_label(label: Any, *, is_value: bool = False) -> bool:
+    """Whether an example has no label: None, "" or NaN, and -1 where labels are classes."""
+    if label is None or isinstance(label, str):
+        return not (label or "").strip()
+    try:
+        numbers = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return bool(numbers.isnan().any()) or (not is_value and numbers.numel() == 1 and numbers.item() == -1)
 
 
 def class_numbers(y: Any, classes: Sequence[str]) -> Any:

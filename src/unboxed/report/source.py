@@ -187,10 +187,11 @@ def _to_dataset(
     labels of outputs that are no classes are set aside in `targets`."""
     if isinstance(box.inputs, Tokens) and (isinstance(data, str) or not isinstance(data, (Iterable, Dataset))):
         raise DataError(f"wanted texts: ub.data.texts(path), a list of str, or (texts, labels); got {name}")
-    data = data if isinstance(data, sets.Images) else _make_indexable(open_data(data, box.inputs), skipped)
+    is_ready = isinstance(data, sets.Images) and not data.labels_are_values
+    data = data if is_ready else _make_indexable(open_data(data, box.inputs), skipped)
     if len(data) == 0:
         skipped.raise_if_none_read(0)
-    if isinstance(data, sets.Images):
+    if is_ready:
         return data
     if binary or not labeled:
         data = _MappedDataset(data, _with_binary_label if binary else partial(_store_target_and_return_input, targets))
