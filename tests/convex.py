@@ -37,7 +37,7 @@ class Convex:
     def hessian(self, theta: Tensor, weights: Tensor | None = None) -> Tensor:
         """(P, P)."""
         weights = self.ones if weights is None else weights
-        return torch.autograd.functional.hessian(lambda t: self.objective(t, weights), theta)
+        return torch.func.hessian(self.objective)(theta, weights)
 
     @property
     def ones(self) -> Tensor:

@@ -38,7 +38,8 @@ def compared_by_tensors(source: str) -> list[str]:
 def test_no_dataclass_compares_tensors() -> None:
     files = sorted(ROOT.rglob("*.py"))
     assert len(files) > 100
-    found = {str(f): compared_by_tensors(f.read_text(encoding="utf-8")) for f in files}
+    texts = {str(f): f.read_text(encoding="utf-8") for f in files}
+    found = {f: compared_by_tensors(text) for f, text in texts.items() if "dataclass" in text}
     assert {f: names for f, names in found.items() if names} == {}
     planted = "@dataclass(frozen=True)\nclass A:\n    x: dict[str, Tensor]\n"
     planted += "@dataclass(eq=False)\nclass B:\n    x: Tensor\n"
@@ -47,17 +48,18 @@ def test_no_dataclass_compares_tensors() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_results_compare_and_copy(name: str) -> None:
-    one, other = (call_example(CARDS[name], shared_case("plain")) for _ in range(2))
+    one = call_example(CARDS[name], shared_case("plain"))
     if isinstance(one, torch.Tensor):
         return
+    maps_hold_their_box = name == "tsne"
+    other = call_example(CARDS[name], shared_case("plain")) if maps_hold_their_box else copy.deepcopy(one)
     assert isinstance(one == other, bool)
     assert one == one
     assert one in [one]
     if not isinstance(one, dict):
         hash(one)
-    if name != "tsne":  # its maps hold their box
+    if not maps_hold_their_box:
         pickle.loads(pickle.dumps(one))
-        copy.deepcopy(one)
 
 
 def own_card(module: str, **more: Any) -> Any:

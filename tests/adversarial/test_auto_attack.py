@@ -99,10 +99,9 @@ class Dies:
 def test_a_checkpoint_resumes_the_run(tmp_path: Path, monkeypatch: Any) -> None:
     """Ended anywhere, by Ctrl-C or by an error, and called again with its checkpoint: the very same result."""
     monkeypatch.setattr(sys.modules[auto_attack.__module__], "MAX_ROWS_BETWEEN_CHECKPOINTS", 3)
-    whole = auto_attack(wide().box, wide().x, wide().y, **SMALL)
-    c = wide()
+    c = wide(5)
     dies = Dies(c.box.model, ValueError)
-    auto_attack(c.box, c.x, c.y, **SMALL)
+    whole = auto_attack(c.box, c.x, c.y, **SMALL)
     total = dies.calls
     for nth, k in enumerate((2, total // 5, total // 2, 3 * total // 4, total)):
         file = tmp_path / f"{k}.pt"
@@ -121,13 +120,12 @@ def test_a_checkpoint_resumes_the_run(tmp_path: Path, monkeypatch: Any) -> None:
 def test_square_resumes_within_a_chunk(model: str, tmp_path: Path, monkeypatch: Any) -> None:
     """All of its queries are one chunk here; of them, at most those since the last write are asked again."""
     monkeypatch.setattr(sys.modules[auto_attack.__module__], "SQUARE_QUERIES_BETWEEN_CHECKPOINTS", 4)
-    settings = {**SMALL, "eps": 0.004, "queries": 60}
-    whole = auto_attack(wide(model=model).box, wide(model=model).x, wide(model=model).y, **settings)
-    c = wide(model=model)
+    settings = {**SMALL, "eps": 0.004, "queries": 30}
+    c = wide(5, model)
     dies = Dies(c.box.model, KeyboardInterrupt)
-    auto_attack(c.box, c.x, c.y, **settings)
+    whole = auto_attack(c.box, c.x, c.y, **settings)
     total = dies.calls
-    for before_end in (50, 7):
+    for before_end in (22, 7):
         file = tmp_path / f"{before_end}.pt"
         dies.calls, dies.at = 0, total - before_end
         assert auto_attack(c.box, c.x, c.y, **settings, checkpoint=file).interrupted

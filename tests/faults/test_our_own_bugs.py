@@ -82,7 +82,8 @@ def silent(source: ast.AST) -> list[int]:
 
 
 def test_no_broad_handler_is_silent() -> None:
-    found = {str(f.relative_to(ROOT)): silent(ast.parse(f.read_text("utf-8"))) for f in ROOT.rglob("*.py")}
+    texts = {str(f.relative_to(ROOT)): f.read_text("utf-8") for f in ROOT.rglob("*.py")}
+    found = {f: silent(ast.parse(text)) for f, text in texts.items() if "except" in text}
     found.pop("testing/models/structures.py")  # a model that swallows exceptions, on purpose
     assert not {f for f, lines in found.items() if lines}
     assert silent(ast.parse("try: f()\nexcept Exception:\n    pass")) == [2]

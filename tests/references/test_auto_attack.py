@@ -110,7 +110,7 @@ EPS = {"linf": (0.02, 0.12), "l2": (0.1, 0.5)}
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("way", ["ce", "dlr", "targeted"])
 def test_apgd_is_the_papers_algorithm(norm: str, way: str) -> None:
-    box, x, steps = opened(), images(5), 60
+    box, x, steps = opened(), images(4), 40
     y = box.predict(x)
     fooled = list[bool]()
     for eps in EPS[norm]:
