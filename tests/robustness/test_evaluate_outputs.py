@@ -15,6 +15,7 @@ import unboxed as ub
 from unboxed.engine.read.output_values import check_output_values
 from unboxed.errors import DataError, InputError, OutputError
 from unboxed.plots.figures import figures
+from unboxed.report.survey import position_confusion_matrix
 from unboxed.robustness.output_metrics import metric_intervals, output_metrics, output_statistics
 from unboxed.robustness.pooled_answers import bootstrap_interval_of_sums
 
@@ -259,3 +260,24 @@ def test_many_examples_are_all_counted() -> None:
     interval = bootstrap_interval_of_sums(statistics, lambda s: s[:, 1] / s[:, 0])
     assert interval.n_examples == 12_001
     assert interval.high - interval.low == pytest.approx(2 * 1.645 * (1 / 12 / 12_001) ** 0.5, rel=0.1)
+
+
+DOORS: dict[str, Any] = {
+    "evaluate_outputs": lambda box, x, y: ub.robustness.evaluate_outputs(
+        box, (x, y), {"fgsm": ub.adversarial.fgsm}, eps=[0.1]
+    ),
+    "calibration": lambda box, x, y: ub.robustness.calibration(box, (x, y)),
+    "pgd": lambda box, x, y: ub.adversarial.pgd(box, x, y, eps=0.1),
+    "pgd of pairs": lambda box, x, y: ub.adversarial.pgd(box, (x, y), eps=0.1),
+    "report": lambda box, x, y: position_confusion_matrix(box(x), [*y]),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_label_maps_above_the_last_class_are_refused(door: str) -> None:
+    """As labels that count from 1; 255 and numbers below 0 mark positions without a class."""
+    box, x, y = opened("map")
+    with pytest.raises(InputError, match=r"classes 0 to 2.*labels up to 3.*255"):
+        DOORS[door](box, x, torch.where(y == 255, y, y + 1))
+    for unlabeled in (255, -1, -100):
+        DOORS[door](box, x, torch.where(y == 255, unlabeled, y))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..engine.read.output_values import IGNORED_POSITION_LABEL, label_map_classes
 from ..errors import DataError, OutputError
 from .source import ReportData
 
@@ -199,14 +200,14 @@ def _target_to_values_or_none(target: Any) -> Tensor | None:
 def position_confusion_matrix(logits: Tensor, targets: Sequence[Any]) -> Tensor | None:
     """(K, K) how often each label (row) of the label maps got each prediction; None unless they fit.
 
-    Labels below 0 or above the classes mark positions that do not count.
+    Positions without a class do not count (see `label_map_classes`). Raises InputError for unknown classes.
     """
     k, predicted = logits.shape[1], logits.argmax(1).cpu()  # (n, ...)
     values = [_target_to_values_or_none(target) for target in targets]
     if any(v is None or len(v) != predicted[0].numel() for v in values):
         return None
-    labels = torch.stack([v for v in values if v is not None]).long()  # (n, positions)
-    counts = (labels >= 0) & (labels < k)
+    labels = label_map_classes(torch.stack([v for v in values if v is not None]).long(), k)  # (n, positions)
+    counts = labels != IGNORED_POSITION_LABEL
     return torch.bincount(labels[counts] * k + predicted.flatten(1)[counts], minlength=k * k).view(k, k)
 
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import DataError, InputError
+from ...objectives.outputs import class_numbers_text
 from .examples import examples_with_unread_labels
 
 IGNORED_POSITION_LABEL = -1  # of a position of a label map that has no class
+UNLABELED_POSITION_LABEL = 255  # that label maps have there, as have all numbers below 0
 
 
 def inputs_and_output_values(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Tensor | None]:
@@ -58,8 +60,9 @@ def check_output_values(box: Box, y: Any, n: int) -> Tensor:
     """The values that the outputs of n examples should have, on the model's device.
 
     Numbers (n, K, ...) of a regression; zeros and ones (n, K, ...) of several labels; classes (n, ...) of a label map,
-    where those below 0 or above the last class, as 255 often is, become `IGNORED_POSITION_LABEL`. Axes of size one may
-    be there or not. Raises InputError.
+    where those below 0 and 255 become `IGNORED_POSITION_LABEL`. Axes of size one may be there or not.
+
+    Raises InputError.
     """
     is_class_map = box.outputs not in ("regression", "multilabel")
     wanted = (n, *box.output_map_shape) if is_class_map else (n, box.n_outputs, *box.output_map_shape)
@@ -102,8 +105,21 @@ def _to_tensor(y: Any) -> Tensor:
 def _class_map(values: Tensor, box: Box) -> Tensor:
     if values.is_floating_point() or values.is_complex():
         raise InputError(f"wanted {wanted_values_text(box)}, whole numbers; got {values.dtype}")
-    labels = values.to(box.device, torch.long)
-    labels = torch.where((labels >= 0) & (labels < box.n_outputs), labels, IGNORED_POSITION_LABEL)
+    labels = label_map_classes(values.to(box.device, torch.long), box.n_outputs)
     if bad := (labels == IGNORED_POSITION_LABEL).flatten(1).all(1).nonzero()[:, 0].tolist():
         raise InputError(f"example {bad[0]} has no position with a class from 0 to {box.n_outputs - 1}")
     return labels
+
+
+def label_map_classes(labels: Tensor, n_classes: int) -> Tensor:
+    """Label maps (n, ...), int64, with `IGNORED_POSITION_LABEL` where a position has no class: below 0, and 255.
+
+    Raises InputError for other labels above the last class.
+    """
+    is_class = (labels >= 0) & (labels < n_classes)
+    unknown = labels[(labels >= n_classes) & (labels != UNLABELED_POSITION_LABEL)]
+    if unknown.numel():
+        found = f"{unknown.numel()} positions have labels up to {int(unknown.max())}"
+        advice = f"labels count from 0; {UNLABELED_POSITION_LABEL} or a number below 0 is a position without a class"
+        raise InputError(f"{class_numbers_text(n_classes)}; in the label maps {found}; {advice}")
+    return torch.where(is_class, labels, IGNORED_POSITION_LABEL)
