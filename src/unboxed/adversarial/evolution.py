@@ -18,6 +18,7 @@ from ..engine.optimize.colors import Palette
 from ..engine.optimize.generators import CPPN
 from ..model.batching import BatchSize
 from ..rng import step_generator
+from .predictions import nan_checked_logits
 
 Shape = tuple[int, ...]
 
@@ -140,7 +141,7 @@ def evolve(
     shape, min_log_prob = box.inputs.shape, torch.tensor(min_confidence).log().item()
 
     def class_log_probs(genomes: Tensor) -> Tensor:  # (n, K)
-        logits = box(encoding.to_images(genomes, shape).to(box.dtype), batch_size=batch_size)
+        logits = nan_checked_logits(box, encoding.to_images(genomes, shape).to(box.dtype), batch_size)
         return (F.logsigmoid(logits) if box.outputs == "multilabel" else logits.log_softmax(1))[:, targets]
 
     offspring = encoding.initial_genomes(max(n_children, len(targets)), shape, step_generator(seed, 0, box.device))

@@ -91,6 +91,7 @@ def fooling(
 
     Raises:
         InputError: for settings out of their range, an unknown class, or a box of other inputs than images.
+        NaNError: where the model gives NaN for an image that is tried.
         OutputError: for a model without classes.
 
     Example:

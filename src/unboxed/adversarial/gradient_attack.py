@@ -137,6 +137,7 @@ class _GradientAttackState:
             relu_bypass="no",
             n_samples=self.state.n_samples,
             frozen_rows=frozen_rows,
+            allow_nan=True,  # `update_best` names the rows of all examples
         )
         with explaining_missing_gradient():
             return optimize(

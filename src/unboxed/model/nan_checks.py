@@ -12,6 +12,7 @@ from ..errors import NaNError
 
 MAX_ROWS_IN_ERROR_MESSAGE = 5  # rows that an error names
 MAX_SCORES_CHECKED_IN_PYTHON = 64  # fewer are checked faster in Python than by torch
+OPTIMIZED_INPUT_IN_ERRORS = "the optimized input"
 NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow in it; repair the model, or leave these rows out"
 )

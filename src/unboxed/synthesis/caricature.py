@@ -69,6 +69,7 @@ def caricature(
     Raises:
         InputError: for inputs that are not images, or settings out of their range.
         LayerError: for an unknown layer, or one with integer activations.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub

@@ -102,6 +102,7 @@ def channels(
         InputError: for a model whose inputs are not images, a channel that the layer does not have, settings out of
             their range.
         LayerError: for an unknown layer, or one without channels.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub

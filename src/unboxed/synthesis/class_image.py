@@ -89,6 +89,7 @@ def class_image(
 
     Raises:
         InputError: for a model whose inputs are not images, a class that it does not have, settings out of their range.
+        NaNError: where the score of an image that it makes is NaN.
         OutputError: for a regression model.
 
     Example:

@@ -146,6 +146,7 @@ def deep_visualization(
     Raises:
         InputError: for a model whose inputs are not images, a class that it does not have, settings out of their range.
         LayerError: for an unknown layer of the objective.
+        NaNError: where the score of an image that it makes is NaN.
         OutputError: for classes of a model without.
 
     Example:

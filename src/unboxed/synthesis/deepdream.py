@@ -21,6 +21,7 @@ from ..engine.read.sizes import ANY_SIZE_CARD_EXEMPTION, Size
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, LayerError
 from ..model.batching import BatchSize, map_in_batches
+from ..model.nan_checks import OPTIMIZED_INPUT_IN_ERRORS, check_no_nan
 from ..objectives import Objective, energy, logit
 from ..parameters import FrameInterval, InputBatch, MaxJitter, Seed, Steps, StepSize
 from ..rng import step_generator
@@ -98,6 +99,7 @@ def deepdream(
     Raises:
         InputError: for inputs that are not images, of a size that the model does not take, settings out of their range.
         LayerError: for an unknown layer, or a model without positions.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub
@@ -308,6 +310,8 @@ class _DeepDreamOptimizer:
 
     def _evaluate_and_record(self, base: Tensor, image: Tensor, is_last: bool = False) -> Tensor:
         score, grad, clamped = self.evaluator.evaluate(image, len(self.history), is_last)
+        if is_last or not self.history:
+            check_no_nan(score, what=OPTIMIZED_INPUT_IN_ERRORS)
         self.base_and_image = (base, image)
         self.clamped |= clamped
         if self.frame_every and len(self.history) % self.frame_every == 0:

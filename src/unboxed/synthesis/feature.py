@@ -76,6 +76,7 @@ def feature(
     Raises:
         InputError: for a model whose inputs are not images, what is no objective, settings out of their range.
         LayerError: for an unknown layer, or one with integer activations.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub

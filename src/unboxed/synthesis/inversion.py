@@ -134,6 +134,7 @@ def inversion(
     Raises:
         InputError: for inputs that are not images, or settings out of their range.
         LayerError: for an unknown layer, or one with integer activations or without a batch axis.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub

@@ -82,6 +82,7 @@ def inversions(
     Raises:
         InputError: for inputs that are not images, or settings out of their range.
         LayerError: for an unknown layer, or an empty list of layers.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub

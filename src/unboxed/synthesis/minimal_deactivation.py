@@ -27,6 +27,7 @@ from ..engine.results import ResultMixin
 from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..model.batching import map_in_batches
+from ..model.nan_checks import check_no_nan
 from ..objectives import Objective, RowIndex, logit
 from ..parameters import BatchSize, Eps, InputBatch, LinfOrL2Norm, RequiredObjective, Steps
 from ..settings import check_settings
@@ -108,6 +109,7 @@ def minimal_deactivation(
     Raises:
         InputError: for what is no objective, inputs or settings out of their range.
         LayerError: for an unknown layer, or one with integer activations.
+        NaNError: where the score of an input is NaN.
 
     Example:
         >>> import unboxed as ub
@@ -172,6 +174,7 @@ class _DeactivationRadiusSearch:
         self.box, self.x, self.objective, self.steps, self.batch_size = box, x, objective, steps, batch_size
         self.ball, self.norm = BALL_BY_NORM[norm](1.0), norm
         self.score_before, self.interrupted = retry_on_interrupt(lambda: self._objective_scores(x))
+        check_no_nan(self.score_before)
         self.threshold = threshold
         self.target_score = threshold + THRESHOLD_TOLERANCE_FRACTION * (self.score_before - threshold).clamp_min(0)
         self.images, self.lower_radius = x.clone(), torch.zeros_like(self.score_before)
@@ -255,6 +258,7 @@ class _DeactivationRadiusSearch:
                 self.ball, x, radius[rows], 2.5 / max(1, self.steps), self.box.inputs.clip
             ),
             stop_when=-objective + self.target_score[rows],
+            allow_nan=True,  # a radius in which nothing was found
         )
         result = optimize(self.box, -objective, RawCanvas(x), config, batch_size=self.batch_size)
         self.interrupted |= result.interrupted

@@ -92,6 +92,7 @@ def morph(
 
     Raises:
         InputError: for a class that the model does not have, inputs or settings out of their range.
+        NaNError: where the score of an image that it makes is NaN.
         OutputError: for a regression model.
 
     Example:

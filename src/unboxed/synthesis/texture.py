@@ -87,6 +87,7 @@ def texture(
     Raises:
         InputError: for inputs that are not images, of a size that the model does not take, settings out of their range.
         LayerError: for an unknown layer, or one without channels.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub
@@ -162,6 +163,7 @@ def style_transfer(
     Raises:
         InputError: for inputs that are not images, of a size that the model does not take, settings out of their range.
         LayerError: for an unknown layer, or one without channels.
+        NaNError: where the score of an image that it makes is NaN.
 
     Example:
         >>> import unboxed as ub

@@ -75,6 +75,7 @@ class OptimizationConfig:
     sum_abs_grads: bool = False  # compute `abs_grad_sum`
     n_samples: int = 1  # samples of the model's own noise that each evaluation averages over
     frozen_rows: Tensor | None = None  # (N,) bool: not changed, but part of a batch whose rows depend on one another
+    allow_nan: bool = False  # the caller judges scores that are NaN; else they are refused, at the start and at the end
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", check_int("steps", self.steps))  # a plain int, of NumPy's too

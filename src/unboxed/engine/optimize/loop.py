@@ -11,6 +11,7 @@ from torch import Tensor
 from ...box import Box
 from ...model.batching import BatchSize, map_in_batches
 from ...model.hooks import Acts
+from ...model.nan_checks import OPTIMIZED_INPUT_IN_ERRORS, check_no_nan
 from ...model.state import waits_for_device_on_read
 from ...objectives import Objective
 from ...rng import step_generator
@@ -35,7 +36,10 @@ SYNC_INTERVAL_STEPS = 8  # steps between reads of values on an accelerator: each
 def optimize(
     box: Box, objective: Objective, canvas: Canvas, config: OptimizationConfig, *, batch_size: BatchSize = "auto"
 ) -> OptimizationResult:
-    """Maximize `objective` over the canvas's images. On Ctrl-C the result so far is returned, `interrupted`."""
+    """Maximize `objective` over the canvas's images. On Ctrl-C the result so far is returned, `interrupted`.
+
+    Raises NaNError where a score is NaN at the start or at the end, unless `config.allow_nan`.
+    """
     n, interruptions = len(next(canvas.parameters())), list[bool]()
     batch_dependent = [box.check_objective(o, n).batch_dependent for o in (objective, *config.extra_objectives)]
 
@@ -73,6 +77,7 @@ class _BatchOptimizer:
         self.optimizer = config.optimizer(self.params)
         frozen_rows = None if config.frozen_rows is None else config.frozen_rows[rows]
         self.state = BatchState.initial(canvas().detach().clone(), config.sum_abs_grads, frozen_rows)
+        self.first_row = rows.start or 0
         self.forward_count = self.step_count = 0  # of the active rows
         self.active = torch.arange(len(self.state.input), device=self.state.input.device)
         self.sync_is_slow = waits_for_device_on_read(self.active.device)
@@ -147,6 +152,8 @@ class _BatchOptimizer:
                 if self.config.n_samples == 1
                 else self._forward_over_model_noise(x, step, is_last)
             )
+            if not self.config.allow_nan and (step == 0 or is_last):
+                check_no_nan(score.detach(), self.first_row + self.active, OPTIMIZED_INPUT_IN_ERRORS)
             self._record_evaluation(x, score, None if stop_value is None else stop_value > 0, step)
             if is_last or self._sync_and_check_all_finished(step):
                 return []
