@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -250,7 +251,23 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())
     assert "inputs: Pixels((1, 8, 8))" in text
+    assert "no names: pass --classes" in text
+    assert re.search(r"language: 0 of \d+ work(?!:)", text)
     assert "guided_backprop," in text.partition("why, and what to do")[2]
     facts = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert {check["method"] for check in facts["methods"]} >= CARDS.keys()
     assert not next(check for check in facts["methods"] if check["method"] == "rollout")["works"]
+
+
+def test_the_remedy_names_no_method_twice() -> None:
+    """A reason may say itself what to use."""
+    checks = [
+        MethodCheck("gradient", "Gradient", "attribution", True),
+        MethodCheck("occlusion", "Occlusion", "attribution", True),
+        MethodCheck("guided_backprop", "GBP", "attribution", False, "there is no ReLU: use gradient"),
+        MethodCheck("rollout", "Rollout", "attribution", False, "there is no attention"),
+    ]
+    remedies = [diagnosis_module._with_alternatives_as_remedy(check, checks).remedy for check in checks]
+    assert remedies == ["", "", "or use occlusion", "or use gradient, occlusion"]
+    alone = [checks[0], checks[2]]
+    assert diagnosis_module._with_alternatives_as_remedy(checks[2], alone).remedy == "or use gradient"

@@ -43,13 +43,14 @@ from .objectives import (
     logit,
     to_class_tensor,
 )
+from .table_views import NotebookTablesMixin
 from .validation import check_class_names, count_class_names
 
 LayersToRead = str | nn.Module | Sequence[str | nn.Module] | None
 MAX_AUTO_BATCH_ACTIVATION_BYTES = 2**29  # for the activations of one automatic batch
 
 
-class Box:
+class Box(NotebookTablesMixin):
     """An opened model: the module, what its inputs are, what its output means, and its class names.
 
     Every method takes a box as its first argument. Opening runs the model once on noise, to list its layers and to see

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from .inputs.labels import are_default_class_names
 from .objectives import Objective, logit, mean_over_positions
 from .parameters import InputBatch
 from .settings import Above, Unit, check_settings
+from .table_views import TableViewsMixin
 
 N_TRIAL_EXAMPLES = 3
 MIN_FORWARD_CALL_BUDGET, MIN_FORWARD_ROW_BUDGET = 3, 16  # model runs that a method is let do, whatever they cost
@@ -46,7 +48,7 @@ class MethodCheck:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(TableViewsMixin):
     """What works on a model: `model` are facts on it, {what: text}, and `methods` a check of each method."""
 
     model: Mapping[str, str]
@@ -61,6 +63,11 @@ class Diagnosis:
     def refused(self) -> dict[str, str]:
         """{name: why not, and what to do} of the methods that do not work."""
         return {c.method: f"{c.reason}; {c.remedy}" for c in self.methods if not c.works}
+
+    def working_by_family(self) -> list[tuple[str, list[str], int]]:
+        """(family, the names of its methods that work, how many it has) in the order of the families."""
+        by_family = {check.family: [c for c in self.methods if c.family == check.family] for check in self.methods}
+        return [(family, [c.method for c in cs if c.works], len(cs)) for family, cs in by_family.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -201,9 +208,15 @@ def _with_alternatives_as_remedy(check: MethodCheck, checks: Sequence[MethodChec
     if check.works or check.remedy:
         return check
     family = [c for c in checks if c.family == check.family]
+    others = [c for c in family if not _says_to_use(check.reason, c.method)]
+    family = others if any(c.works for c in others) else family
     return replace(
         check, remedy=_works_with_objective_text(check.objective) or _alternatives_text(check.family, family)
     )
+
+
+def _says_to_use(reason: str, method: str) -> bool:
+    return re.search(rf"\buse {method}\b", reason) is not None
 
 
 def _works_with_objective_text(objective: str) -> str:

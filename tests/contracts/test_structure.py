@@ -21,7 +21,7 @@ FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence
 TIERS = [
     {
         "errors", "cards", "settings", "spellings", "validation", "atomic_write", "checkpointing", "rng", "namespaces",
-        "weight_files",
+        "weight_files", "table_views",
     },
     {"objectives", "inputs", "model"},
     {"box", "parameters"},

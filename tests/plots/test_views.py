@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageShow
 
 import unboxed as ub
 from contracts.common import CARDS, call_example, make_case
 from unboxed.engine.result_views import ResultViewsMixin
-from unboxed.errors import InputError, WriteError
+from unboxed.errors import InputError, UnboxedWarning, WriteError
 
 
 def attribution() -> Any:
@@ -43,7 +43,8 @@ def test_a_picture_by_name() -> None:
 
 def test_show_in_a_notebook_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(image))
+    monkeypatch.setattr(ImageShow, "show", lambda image: shown.append(image) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
     attribution().show()
     shell = types.SimpleNamespace(kernel=object())
     display = types.SimpleNamespace(display=lambda image: shown.append(("cell", image)))
@@ -52,6 +53,22 @@ def test_show_in_a_notebook_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
     attribution().show()
     assert isinstance(shown[0], Image.Image)
     assert shown[1][0] == "cell"
+
+
+@pytest.mark.parametrize("screen", [True, False])
+def test_show_without_a_viewer_names_save(screen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no display is named, no viewer is started: the system's opener prints errors of its own."""
+    started: list[Any] = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ImageShow, "show", lambda image: bool(started.append(image)))
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    if screen:
+        monkeypatch.setenv("DISPLAY", ":0")
+    else:
+        monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.warns(UnboxedWarning, match=r"write it to a file with \.save\("):
+        attribution().show()
+    assert len(started) == screen
 
 
 def test_an_animation_of_what_has_frames(tmp_path: Path) -> None:

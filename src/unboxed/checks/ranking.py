@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..box import Box
 from ..cards import Card, card_of, cards, find_card
@@ -14,6 +14,7 @@ from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..parameters import InputBatch, Seed, Target
 from ..settings import Above, Unit, check_settings, takes_texts
+from ..table_views import TableViewsMixin
 from ..validation import valid_seed
 from .control_boxes import sharing_control_boxes
 from .fill_agreement import fill_dependence_sentence, method_orders_by_fill
@@ -166,17 +167,24 @@ def forward_flops(box: Box) -> float:
     return max(1.0, box.flops_per_example)
 
 
-class MethodRanking(dict[str, Verdict]):
-    """Verdicts by method, the most trustworthy first."""
+class MethodRanking(dict[str, Verdict], TableViewsMixin):
+    """Verdicts by method, the most trustworthy first. Each verdict has its own pictures."""
 
     @property
     def method_orders_by_fill(self) -> dict[str, list[str]]:
         """{fill: the methods by their relevance gain with it, the largest first}."""
         return method_orders_by_fill(self)
 
+    def notes(self) -> list[str]:
+        """What is to be said of the order, and of verdicts that are undecided."""
+        return [note for note in (fill_dependence_sentence(self), undecided_legend(self.values())) if note]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the evidence."""
+        return {name: v.to_dict() for name, v in self.items()}
+
     def __str__(self) -> str:
-        lines = [f"{v.method}: {v.badge} ({v.reason})" for v in self.values()]
-        return "\n".join([*lines, *filter(None, [fill_dependence_sentence(self), undecided_legend(self.values())])])
+        return "\n".join([*(f"{v.method}: {v.badge} ({v.reason})" for v in self.values()), *self.notes()])
 
 
 @takes_texts

@@ -37,11 +37,10 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
     """The facts, the methods that work by family, and those that don't or that warn, with the reason."""
     console = Console()
     for what, text in diagnosis.model.items():
-        console.print(f"[bold]{what}[/]: {escape(text)}", highlight=False)
-    for family in dict.fromkeys(check.family for check in diagnosis.methods):
-        checks = [check for check in diagnosis.methods if check.family == family]
-        working = [check.method for check in checks if check.works]
-        console.print(f"[bold]{family}[/]: {len(working)} of {len(checks)} work: {', '.join(working)}", highlight=False)
+        console.print(f"[bold]{what}[/]: {escape(rewrite_advice_for_command_line(text))}", highlight=False)
+    for family, working, n_methods in diagnosis.working_by_family():
+        names = f": {', '.join(working)}" * bool(working)
+        console.print(f"[bold]{family}[/]: {len(working)} of {n_methods} work{names}", highlight=False)
     methods_column = Column("method", max_width=MAX_METHODS_COLUMN_CHARS)
     table = Table(methods_column, "", "why, and what to do", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for verdict, methods in _method_names_by_status_markup(diagnosis.methods).items():

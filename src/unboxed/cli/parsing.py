@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OBJECTIVE_CODE_PATTERN = r"(-?ub\.logit\(\w+\)(?: - (?:ub\.logit\(\w+\)|[\d.]+))?)"
 COMMAND_LINE_ADVICE_BY_PATTERN: Mapping[str, str] = {
     r"\b(outputs|classes|root|norm)=\"(\w+)\"": r"--\1 \2",
+    r"\bpass classes=(?!\S)": "pass --classes",
     r"pass inputs=ub\.Pixels\(.*?, on the command line ": "give ",
     r"give eps \(and norm\), or ball= instead of both": "give --eps (and --norm), such as --eps 8/255",
     r"\b(?:attack it by )?ub\.adversarial\.(\w+)\(box, x, (?:eps=([\d.]+), )?objective="

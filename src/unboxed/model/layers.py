@@ -145,13 +145,18 @@ class Layers:
         names = [*self.by_path, *(f"{path}:{op}" for path, op in self._op_counts)]
         return f"there is no layer {str(address)!r} in this model; {suggestion_text(str(address), names)}"
 
-    def __str__(self) -> str:
-        rows = [("layer", "type", "output", "parameters", "FLOPs")]
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table in text, its head first."""
+        rows: list[tuple[str, ...]] = [("layer", "type", "output", "parameters", "FLOPs")]
         for row in self:
             name = row.path + (f" (runs {row.n_calls}x)" if row.n_calls > 1 else "")
             rows.append(
                 (name, row.type, "x".join(map(str, row.shape)), f"{row.n_parameters:,}", f"{row.flops_share:.1%}")
             )
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.cells()
         widths = [max(len(r[i]) for r in rows) for i in range(5)]
         return "\n".join(
             "  ".join(_align_cell(c, w, i) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()

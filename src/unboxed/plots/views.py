@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, ImageShow
 
 from ..atomic_write import encode_utf8, write_bytes
 from ..engine.results import json_summary, nonfinite_to_none
-from ..errors import InputError
+from ..errors import InputError, warn
 from .figures import figures
 from .files import png_bytes, save
 from .generated import save_animation
@@ -54,12 +55,23 @@ def plot_on_axes(image: Image.Image, ax: Axes | None = None) -> Axes:
 
 
 def show_image(image: Image.Image) -> None:
-    """Show an image in the notebook that runs, else in the system's viewer."""
+    """Show an image in the notebook that runs, else in the system's viewer; warn where there is none."""
+    if not display_in_notebook(image) and not (has_screen() and ImageShow.show(image)):
+        warn("there is no screen to show the picture on: write it to a file with .save('picture.png')")
+
+
+def display_in_notebook(shown: Any) -> bool:
+    """Show it in the cell of the notebook that runs; returns whether one runs."""
     ipython = sys.modules.get("IPython")
-    if ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None:
-        ipython.display.display(image)
-    else:
-        image.show()
+    if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+        return False
+    ipython.display.display(shown)
+    return True
+
+
+def has_screen() -> bool:
+    """Whether windows can open: on Linux and its kin, where a display is named."""
+    return sys.platform in ("win32", "darwin") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def save_result(result: Any, path: Path, *, box: Box | None = None, data: Any = None) -> Path:

@@ -11,10 +11,12 @@ import logging
 import os
 import sys
 import warnings
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +29,9 @@ from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checks.control_boxes import sharing_control_boxes
 from ..checks.verdict_cache import VerdictCache
-from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError
+from ..errors import InputError, UnboxedError, UnboxedWarning, WriteError, warn
 from ..inputs.pixels import Pixels
+from ..plots.views import display_in_notebook, has_screen
 from ..validation import check_int, suggestion_text, valid_seed
 from . import (
     activations,
@@ -108,6 +111,18 @@ class Report:
 
     path: Path
     failures: dict[str, str]
+
+    def show(self) -> None:
+        """Show a link to the page in the cell of a notebook, else open the page in the browser."""
+        if display_in_notebook(self):
+            return
+        if not (has_screen() and webbrowser.open(self.path.resolve().as_uri())):
+            warn(f"there is no screen to open the page on: it is saved as {self.path}")
+
+    def _repr_html_(self) -> str:
+        """A link to the page and what is missing from it, for notebooks."""
+        link = f'Report: <a href="{escape(self.path.as_posix())}" target="_blank">{escape(str(self.path))}</a>'
+        return "<br>".join([link, *(escape(f"section {name} failed: {why}") for name, why in self.failures.items())])
 
 
 @dataclass

@@ -12,8 +12,9 @@ from ..errors import InputError
 from ..explaining import Explanation
 from ..language import WordMap
 from ..plots.figures import figures
+from ..plots.text_tables import TextTable
 from ..plots.views import verdict_and_reason_text
-from .blocks import Block, Caution, Code, Figure, FigureGrid, MethodInterpretation
+from .blocks import Block, Caution, Code, Figure, FigureGrid, Heading, MethodInterpretation, Table
 from .explanation_page import write_explanation_page
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_page
@@ -40,6 +41,15 @@ def write_result_page(result: Any, path: Path, *, box: Box | None = None, data: 
     )
     blocks = [grid, *_card_verdict_and_repr_blocks(result, card)]
     return _write_page(title, title, verdict_and_reason_text(result), blocks, path)
+
+
+def write_tables_page(title: str, tables: Sequence[TextTable], path: Path) -> Path:
+    """Write the tables of an answer in words as a page. Raises WriteError."""
+    blocks: list[Block] = []
+    for table in tables:
+        blocks += [Heading(table.title)] * bool(table.title)
+        blocks.append(Table(table.columns, table.rows))
+    return _write_page(title, title, "", blocks, path)
 
 
 def _write_page(title: str, section_title: str, headline: str, blocks: Sequence[Block], path: Path) -> Path:

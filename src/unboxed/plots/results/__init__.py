@@ -22,3 +22,4 @@ from . import language as language
 from . import language_models as language_models
 from . import robustness as robustness
 from . import synthesis as synthesis
+from . import tables as tables
