@@ -120,6 +120,34 @@ def test_label_maps_are_reported_class_by_class(tmp_path: Path) -> None:
     assert "output=lambda out: out.mean((2, 3))" in page
 
 
+def test_images_are_ranked_by_the_overlap_with_their_own_label_map(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    box, x = ub.Box(nn.Conv2d(1, 3, 3, padding=1).eval(), PIXELS, classes=["sky", "sea", "land"]), images(6)
+    predicted = box.predict(x)
+    y = torch.where(torch.rand(6, 6, 6) < torch.tensor([0.3, 0, 0.9, 0.1, 0.5, 0])[:, None, None], 2, predicted)
+    y[:, 0, 0], y[5] = 255, 255  # positions that do not count; no position of the last image does
+    page, facts = written(box, (x, y), tmp_path, ["overview"])
+    flat_labels, flat_predicted, counts = y.flatten(1), predicted.flatten(1), y.flatten(1) != 255
+    want = [
+        metrics.jaccard_score(flat_labels[i][counts[i]], flat_predicted[i][counts[i]], average="macro")
+        for i in range(5)
+    ]
+    order = sorted(range(5), key=lambda i: want[i])
+    assert facts["findings"]["overview"]["lowest_margin"] == [*order, 5]
+    worst = order[0]
+    share = metrics.accuracy_score(flat_labels[worst][counts[worst]], flat_predicted[worst][counts[worst]])
+    assert facts["headline"][-1] == (
+        f"The worst image is example {worst}: IoU {want[worst]:.2f}, {share:.1%} of positions correct."
+    )
+    scores = [s for s in facts["findings"]["overview"]["position_scores"] if s["iou"] is not None]
+    least = min(scores, key=lambda s: s["iou"])
+    assert f"the class with the least is {least['name']} ({least['iou']:.2f})" in facts["headline"][-2]
+    wrong = int(((y != predicted) & (y != 255))[worst].sum())
+    assert f'alt="errors, example {worst}: {wrong} positions that are wrong"' in page
+    assert page.count('alt="labels, example') == 4 + 6  # the worst at once, all below
+    assert "does not count" in page
+
+
 @pytest.mark.parametrize("outputs", ["regression", "multilabel"])
 def test_labels_of_another_form_are_left_out(outputs: Any, tmp_path: Path) -> None:
     box = ub.Box(flat(3), PIXELS, outputs=outputs)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.report import SECTIONS, concepts, map, overview, score_intervals
+from unboxed.report import SECTIONS, concepts, headline, map, score_intervals
 from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word_length, n_phone_columns
 from unboxed.report.finding import Example
 from unboxed.report.pictures import PageImage, PageImageStore
@@ -105,6 +105,6 @@ def test_a_class_is_the_title_only_where_it_stands_out(predicted: list[int], tit
         predicted=torch.tensor(predicted), classes=["cat", "dog", "ant", "bee", "fly"], rows=predicted
     )
     context = SimpleNamespace(survey=survey, class_name=lambda k: survey.classes[k])
-    found, (told,) = overview._most_frequent_prediction(context, "4 examples")  # type: ignore[arg-type]
+    found, (told,) = headline._most_frequent_prediction(context, "4 examples")  # type: ignore[arg-type]
     assert found == title
     assert told.startswith(sentence)

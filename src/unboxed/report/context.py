@@ -26,7 +26,7 @@ from .chapters import MORE, Chapter
 from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
 from .source import ReportData
-from .survey import Survey, evenly_spaced_indices
+from .survey import Survey, evenly_spaced_indices, map_score_text
 from .words import format_named_prob, format_prob
 
 TRAINING_DATA_NEED, TEXTS_NEED = "training data", "texts"  # what a section may need
@@ -196,7 +196,7 @@ class ReportContext:
             return self._format_output_values(self.survey.outputs[index])
         if self.data.binary:
             return f"p\u00a0of\u00a0{self.class_name(1)} {format_prob(float(self.survey.outputs[index, 1]))}"
-        return format_named_prob(value)
+        return f"mean {format_named_prob(value)}" if self.box.output_map_shape else format_named_prob(value)
 
     def label_name(self, index: int) -> str | None:
         """The label of an example: its class, its true values, or the labels that it has; None where it has none."""
@@ -228,21 +228,27 @@ class ReportContext:
             Example(
                 s.rows[i],
                 x,
-                "" if self.is_regression else self.class_name(int(s.predicted[i])),
+                "" if self.is_regression else self.predicted_class_text(i),
                 self.output_text(i, int(s.predicted[i])),
                 self.label_name(i),
                 self._runner_up_text(i),
                 None if s.is_correct is None else bool(s.is_correct[i]),
                 text,
                 self.data.file_name(s.rows[i]),
+                map_score_text(s, i),
             )
             for i, x, text in zip(indices, inputs, texts, strict=True)
         ]
 
     def prediction_text(self, index: int) -> str:
         """The prediction of an example with its probability."""
-        text = self.output_text(index, k := int(self.survey.predicted[index]))
-        return text if self.is_regression else f"{self.class_name(k)}, {text}"
+        text = self.output_text(index, int(self.survey.predicted[index]))
+        return text if self.is_regression else f"{self.predicted_class_text(index)}, {text}"
+
+    def predicted_class_text(self, index: int) -> str:
+        """The predicted class; of a map of classes the one of the largest mean probability."""
+        name = self.class_name(int(self.survey.predicted[index]))
+        return f"mostly {name}" if self.box.output_map_shape else name
 
     def _runner_up_text(self, index: int) -> str:
         if len(self.survey.classes) < 2 or self.data.binary or self.is_regression:

@@ -72,6 +72,7 @@ class Example:
     is_correct: bool | None = None
     text: str = ""  # of a model of texts
     file: str = ""  # its file, where it has one
+    score: str = ""  # how well its label map is predicted
 
     @property
     def name(self) -> str:
@@ -105,7 +106,7 @@ class Example:
         probability = self.output if self.prediction else ""
         label = "" if self.label is None else f"label {self.label}"
         rival = f"or {self.runner_up}" if show_runner_up and self.runner_up else ""
-        return (*filter(None, (probability, label, rival)), breakable(self.name))
+        return (*filter(None, (self.score, probability, label, rival)), breakable(self.name))
 
     def figure(self, side: int = 112, *, show_runner_up: bool = False) -> Figure:
         """The input with its prediction and label."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .context import ReportContext
 from .pictures import EncodedImageRef, PageImageStore
+from .survey import map_score_text
 
 CHOOSER_SIDE_PIXELS = 48
 
@@ -48,4 +49,6 @@ def _why_followed(context: ReportContext, place: int) -> str:
         return "It is a typical example of its class." if s.exclusive_classes else ""
     if s.exclusive_classes:
         return "Its margin is the lowest."
+    if s.map_scores is not None:
+        return f"Its prediction overlaps least with its label map: {map_score_text(s, i)}."
     return "Its error is the largest." if s.targets is not None else "It is the first."

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..model.layers import Layer
@@ -24,11 +23,11 @@ from .blocks import (
 )
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, examples_block
+from .headline import MAX_CONFUSED_PAIRS_IN_JSON, no_accuracy_reason, title_and_headline
 from .input_nouns import input_shapes_text
+from .label_maps import LabelMapExample, label_map_blocks, worst_label_maps
 from .layer_table import layer_table_blocks
-from .score_intervals import accuracy_interval_text, score_interval_text
 from .scores import (
-    HEADLINE_FN_BY_SCORE_KIND,
     LabelMapClassScore,
     LabelScore,
     RegressionOutputErrors,
@@ -37,18 +36,16 @@ from .scores import (
 )
 from .skipped import skipped_text
 from .survey import Survey
-from .words import count_noun, format_percent, format_shape
+from .words import count_noun
 
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
-N_EXPLAINED_ERRORS, N_PREVIEW_EXAMPLES = 3, 7  # before the section is opened
+N_EXPLAINED_ERRORS, N_PREVIEW_MAPS, N_PREVIEW_EXAMPLES = 3, 4, 7  # before the section is opened
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
-MAX_CONFUSED_PAIRS_IN_JSON = 50  # and in the headline
 MAX_COLLAPSED_MISCLASSIFIED = 40  # misclassified examples in the fold
 MAX_MISCLASSIFIED_IN_JSON = 100  # misclassified examples in report.json
 MAX_LISTED_SKIPPED_FILES = 200  # that are listed
-MIN_SHARE_OF_FREQUENT_CLASS = 0.25  # of the predictions, from which the most frequent class is the page's title
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,6 +79,8 @@ class OverviewFinding(Finding):
     output_errors: list[RegressionOutputErrors] = field(default_factory=list)  # of a regression with true values
     label_scores: list[LabelScore] = field(default_factory=list)  # of yes/no labels
     position_scores: list[LabelMapClassScore] = field(default_factory=list)  # of label maps
+    worst_maps: list[LabelMapExample] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON, default_factory=list)
+    classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON, default=())
 
     def cover(self, place: int) -> Sequence[Figure]:
         return [e.figure(show_runner_up=not self.misclassified) for e in self.followed[place : place + 1]]
@@ -94,7 +93,7 @@ def find(context: ReportContext) -> OverviewFinding:
     s, box = context.survey, context.box
     shown_classes = _most_confused_classes(s.confusion)
     scored = scores_by_finding_field(s, box.outputs)
-    title, headline = _title_and_headline(context, scored)
+    title, headline = title_and_headline(context, scored)
     is_shown = context.has_images or context.has_texts
     errors = s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if is_shown else []
     pairs = [
@@ -123,7 +122,7 @@ def find(context: ReportContext) -> OverviewFinding:
         f"{count_noun(len(box.classes), 'output')} ({box.outputs})",
         skipped=skipped_text(context.data, s),
         skipped_files=[(str(path), str(reason)) for path, reason in context.data.skipped[:MAX_LISTED_SKIPPED_FILES]],
-        no_accuracy_reason="" if s.exclusive_classes else _no_accuracy_reason(context),
+        no_accuracy_reason="" if s.exclusive_classes else no_accuracy_reason(context),
         folded_confusions=pairs,
         matrix_classes=[context.class_name(k) for k in shown_classes],
         matrix=s.confusion[shown_classes][:, shown_classes],
@@ -133,6 +132,8 @@ def find(context: ReportContext) -> OverviewFinding:
         ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if is_shown else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
+        worst_maps=worst_label_maps(context, MAX_OVERVIEW_EXAMPLES_PER_ROW),
+        classes=s.classes,
         **scored,
     )
 
@@ -151,81 +152,6 @@ def _overview_answer_text(survey: Survey, title: str) -> str:
         if survey.is_correct is None
         else f"{count_noun(len(survey.misclassified), 'error')} in {examples}."
     )
-
-
-def _title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The page's title and the sentences below it."""
-    s = context.survey
-    examples_text = f"{count_noun(len(s.rows), 'example')}{context.data.prefixed_name_or_empty(' of ')}"
-    for name, scores in scored.items():
-        title, sentence = HEADLINE_FN_BY_SCORE_KIND[name](scores)
-        return title, (
-            f"Measured on {examples_text}{score_interval_text(s, context.box.outputs, context.seed)}.",
-            sentence,
-        )
-    if s.accuracy is not None:
-        return f"{format_percent(s.accuracy)} accuracy", (
-            f"Measured on {examples_text}{accuracy_interval_text(s)}.",
-            *_misclassification_sentences(context),
-        )
-    if s.exclusive_classes:
-        return _most_frequent_prediction(context, examples_text)
-    title = count_noun(len(s.classes), "output")
-    if context.is_regression and len(s.classes) == 1:
-        low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
-        title = f"Outputs from {low} to {high}" if low != high else f"Its output is always {low}"
-    return title, (f"Measured on {examples_text}. {_no_accuracy_reason(context)}, so there is no accuracy.",)
-
-
-def _most_frequent_prediction(context: ReportContext, examples_text: str) -> tuple[str, tuple[str, ...]]:
-    """A title and a sentence of a page without labels: the class that is predicted most often, if one stands out."""
-    s = context.survey
-    counts = torch.bincount(s.predicted, minlength=len(s.classes))
-    k, n_predicted = int(counts.argmax()), int((counts > 0).sum())
-    share, name = float(counts[k]) / len(s.rows), context.class_name(k)
-    prediction = f"its prediction for {format_percent(share)} of {examples_text}. Without labels there is no accuracy."
-    if share < MIN_SHARE_OF_FREQUENT_CLASS:
-        title = f"Predicts {count_noun(n_predicted, 'class', 'classes')}"
-        return title, (f"The most frequent one, {name}, is {prediction}",)
-    return f"Predicts {name} most often", (f"This is {prediction}",)
-
-
-def _no_accuracy_reason(context: ReportContext) -> str:
-    if shape := context.box.output_map_shape:
-        return f"The output is a map ({format_shape(shape)} positions), and no label maps of that size were given"
-    if len(context.survey.classes) == 1:
-        return f"The output is one number, not a choice between classes ({context.box.outputs})"
-    return f"The outputs don't exclude one another ({context.box.outputs})"
-
-
-def _misclassification_sentences(context: ReportContext) -> list[str]:
-    s = context.survey
-    if not s.misclassified:
-        return [
-            f"It makes no error; its least certain prediction is {context.prediction_text(s.indices_by_margin[0])}."
-        ]
-    worst = s.misclassified[0]
-    return [
-        _most_common_confusion_sentence(context),
-        f"Its most confident error: {context.label_name(worst)} classified as {context.prediction_text(worst)}.",
-    ]
-
-
-def _most_common_confusion_sentence(context: ReportContext) -> str:
-    """Which label is most often classified as which other class; ties are reported."""
-    pairs = context.survey.confused_pairs(MAX_CONFUSED_PAIRS_IN_JSON)
-    errors = count_noun(len(context.survey.misclassified), "error")
-    names = [f"{context.class_name(a)} classified as {context.class_name(b)}" for a, b, _ in pairs]
-    count = pairs[0][2]
-    if count == 1:
-        return f"It makes {errors}{' (no confusion occurs twice)' if len(pairs) > 1 else ': ' + names[0]}."
-    top = [name for name, (_, _, n) in zip(names, pairs, strict=True) if n == count]
-    if len(top) > 2:
-        return (f"Its most common confusion: {top[0]} ({count} of {errors}); "
-                f"{len(top) - 1} other pairs are as common.")  # fmt: skip
-    each = " each" if len(top) > 1 else ""
-    plural = "s" if len(top) > 1 else ""
-    return f"Its most common confusion{plural}: {' and '.join(top)} ({count} of {errors}{each})."
 
 
 def _most_confused_classes(confusion: Tensor) -> list[int]:
@@ -252,6 +178,8 @@ def best(finding: OverviewFinding) -> list[Block]:
     """The worst errors; the least certain examples where there is no error, the scores where inputs are no images."""
     if 0 < len(finding.misclassified) <= N_EXPLAINED_ERRORS and not finding.misclassified[0].text:
         return []  # the next section shows them with their maps
+    if finding.worst_maps:
+        return label_map_blocks(finding.worst_maps[:N_PREVIEW_MAPS], finding.classes)
     if shown := (finding.misclassified or finding.ambiguous)[:N_PREVIEW_EXAMPLES]:
         return [examples_block(shown, show_runner_up=not finding.misclassified)]
     if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
@@ -305,6 +233,8 @@ def _confused_pair_blocks(finding: OverviewFinding) -> list[Block]:
 
 def _error_and_margin_example_blocks(finding: OverviewFinding) -> list[Block]:
     blocks: list[Block] = []
+    if finding.worst_maps:
+        return [Heading("Least overlap with the labels"), *label_map_blocks(finding.worst_maps, finding.classes)]
     if not finding.ambiguous:
         return blocks
     if finding.misclassified:

@@ -155,9 +155,12 @@ def position_scores_headline(scores: Sequence[LabelMapClassScore]) -> tuple[str,
     n = sum(s.n_positions for s in scores)
     accuracy = sum(s.accuracy * s.n_positions for s in scores if s.n_positions) / max(n, 1)
     mean_iou = mean_without_nan([s.iou for s in scores])
+    known = [s for s in scores if not math.isnan(s.iou)]
+    worst = min(known, key=lambda s: s.iou) if known else None
+    least = f"; the class with the least is {worst.name} ({_format_score_or_dash(worst.iou)})" if worst else ""
     return (
         f"{format_percent(accuracy)} of positions correct",
-        f"Mean intersection over union {_format_score_or_dash(mean_iou)}.",
+        f"Mean intersection over union (IoU) {_format_score_or_dash(mean_iou)}{least}.",
     )
 
 

@@ -15,6 +15,7 @@ from ..box import Box
 from ..engine.read.output_values import IGNORED_POSITION_LABEL, label_map_classes
 from ..errors import DataError, OutputError
 from .source import ReportData
+from .words import format_percent
 
 MAX_EVALUATED_EXAMPLES = 10_000  # evaluated
 MAX_EVALUATED_INPUT_VALUES = 40_000_000  # in these examples: photos have many values each
@@ -34,6 +35,7 @@ class Survey:
     n_requested: int = 0  # examples that were to be evaluated, with broken ones
     targets: Tensor | None = None  # (n, K) true values of a regression, zeros and ones of yes/no labels
     position_confusion: Tensor | None = None  # (K, K) labels x predictions over the positions of all label maps
+    map_scores: Tensor | None = None  # (n, 2) of each label map: mean IoU over its classes, share of positions correct
 
     @property
     def n_broken(self) -> int:
@@ -83,11 +85,13 @@ class Survey:
 
     @cached_property
     def indices_by_margin(self) -> list[int]:
-        """All indices, the lowest margin first; where outputs don't exclude one another, the largest error first, or in
-        the order of the data."""
+        """All indices, the lowest margin first; where outputs don't exclude one another, the largest error or the
+        least overlap with its label map first, or in the order of the data."""
         indices = torch.arange(len(self.rows))
         if self.exclusive_classes:
             return _indices_sorted_by(indices, self.margin)
+        if self.map_scores is not None:
+            return _indices_sorted_by(indices, self.map_scores[:, 0].nan_to_num(torch.inf))
         return indices.tolist() if self.targets is None else _indices_sorted_by(indices, -self.error)
 
     @property
@@ -147,16 +151,17 @@ def collect_outputs_and_labels(
     labels: list[int] = []
     outputs: list[Tensor] = []
     truths: list[Tensor | None] = []
+    map_scores: list[Tensor] = []
     for start in range(0, len(requested), SURVEY_BATCH_EXAMPLES):
         readable, x, y, targets = source.read(requested[start : start + SURVEY_BATCH_EXAMPLES])
         if readable:
             logits = box(x)
             outputs.append(_probs_or_outputs(box, logits))
-            truths.append(
-                targets_to_tensor_or_none(box, targets)
-                if not box.output_map_shape
-                else position_confusion_matrix(logits, targets)
-            )
+            if not box.output_map_shape:
+                truths.append(targets_to_tensor_or_none(box, targets))
+            else:
+                truths.append(position_confusion_matrix(logits, targets))
+                map_scores += [] if truths[-1] is None else [score_each_map(logits, targets)]
         rows += readable
         labels += y
     if not rows:
@@ -166,6 +171,7 @@ def collect_outputs_and_labels(
     checked_labels = _check_labels_or_none(labels, source, box)
     known = [truth for truth in truths if truth is not None]
     is_map, is_complete = bool(box.output_map_shape), len(known) == len(truths)
+    is_class_map = is_complete and is_map and box.outputs != "regression"
     return Survey(
         tuple(rows),
         len(source),
@@ -175,7 +181,8 @@ def collect_outputs_and_labels(
         exclusive_classes,
         len(requested),
         torch.cat(known) if is_complete and not is_map else None,
-        torch.stack(known).sum(0) if is_complete and is_map and box.outputs != "regression" else None,
+        torch.stack(known).sum(0) if is_class_map else None,
+        torch.cat(map_scores) if is_class_map else None,
     )
 
 
@@ -209,6 +216,29 @@ def position_confusion_matrix(logits: Tensor, targets: Sequence[Any]) -> Tensor 
     labels = label_map_classes(torch.stack([v for v in values if v is not None]).long(), k)  # (n, positions)
     counts = labels != IGNORED_POSITION_LABEL
     return torch.bincount(labels[counts] * k + predicted.flatten(1)[counts], minlength=k * k).view(k, k)
+
+
+def score_each_map(logits: Tensor, targets: Sequence[Any]) -> Tensor:
+    """(n, 2): of each label map the mean intersection over union of the classes that are labeled or predicted in it,
+    and the share of its positions that are correct; NaN where none counts."""
+    scores = torch.full((len(targets), 2), torch.nan, dtype=torch.double)
+    for i, target in enumerate(targets):
+        confusion = position_confusion_matrix(logits[i : i + 1], [target])
+        if confusion is None or not bool(confusion.any()):
+            continue
+        hits = confusion.diagonal()
+        unions = confusion.sum(0) + confusion.sum(1) - hits
+        scores[i, 0] = (hits / unions)[unions > 0].mean()
+        scores[i, 1] = hits.sum() / confusion.sum()
+    return scores
+
+
+def map_score_text(s: Survey, index: int) -> str:
+    """Like "IoU 0.31, 62.5% of positions correct"; "" where there is no label map, or no position counts."""
+    if s.map_scores is None or bool(s.map_scores[index].isnan().any()):
+        return ""
+    iou, accuracy = s.map_scores[index].tolist()
+    return f"IoU {iou:.2f}, {format_percent(accuracy)} of positions correct"
 
 
 def _check_outputs_not_nan(outputs: Tensor, rows: Sequence[int]) -> Tensor:
