@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 
-import unboxed
+from contracts.sources import FILES, ROOT, nodes, nodes_of
 from unboxed.cards import FAMILIES, cards
 
-ROOT = Path(unboxed.__file__).parent
-FILES = {str(f.relative_to(ROOT)): f for f in sorted(ROOT.rglob("*.py"))}
 MIN_METHODS = 3  # that make a list
 OURS = [card for card in cards() if card.method.__module__.startswith("unboxed.")]
 METHODS = {card.key for card in OURS}
@@ -25,10 +22,10 @@ EXCEPTIONS = {f"{family}/__init__.py": "a family's face: it imports each of its 
 }
 
 
-def docstrings(source: ast.AST) -> set[int]:
+def docstrings(source: Collection[ast.AST]) -> set[int]:
     """The ids of the docstrings, which may name methods: they tell a reader where to turn."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    firsts = [n.body[0] for n in ast.walk(source) if isinstance(n, owners) and n.body]
+    firsts = [n.body[0] for n in source if isinstance(n, owners) and n.body]
     return {id(first.value) for first in firsts if isinstance(first, ast.Expr)}
 
 
@@ -50,10 +47,10 @@ def members(node: ast.AST) -> list[ast.expr | None]:
     return [*node.keys, *node.values] if isinstance(node, ast.Dict) else []
 
 
-def hand_lists(source: ast.AST) -> Iterator[str]:
+def hand_lists(source: Collection[ast.AST]) -> Iterator[str]:
     """The places that name three methods or more, in a literal, a text or an import."""
     skipped = docstrings(source)
-    for node in ast.walk(source):
+    for node in source:
         if isinstance(node, ast.ImportFrom):
             names = {alias.name for alias in node.names} & METHODS
         else:
@@ -64,19 +61,19 @@ def hand_lists(source: ast.AST) -> Iterator[str]:
             yield from (f"line {node.lineno}: {match.group()}" for match in IN_TEXT.finditer(node.value))
 
 
-def imported_methods(source: ast.AST, folder: str = "") -> set[str]:
+def imported_methods(source: Collection[ast.AST], folder: str = "") -> set[str]:
     """The methods that a module in a folder of the package imports, each from its own file."""
-    nodes = [n for n in ast.walk(source) if isinstance(n, ast.ImportFrom)]
-    from_a_family = [n for n in nodes if {folder * (n.level == 1), *(n.module or "").split(".")} & {*FAMILIES}]
+    imports = [n for n in source if isinstance(n, ast.ImportFrom)]
+    from_a_family = [n for n in imports if {folder * (n.level == 1), *(n.module or "").split(".")} & {*FAMILIES}]
     return {alias.name for n in from_a_family for alias in n.names} & METHODS
 
 
 def test_no_module_lists_methods_by_hand() -> None:
     found = dict[str, list[str]]()
-    for name, file in FILES.items():
-        source = ast.parse(file.read_text(encoding="utf-8"))
-        lists = [*hand_lists(source)]
-        if len(imported := imported_methods(source, name.partition("/")[0])) >= MIN_METHODS:
+    for file in FILES:
+        name = str(file.relative_to(ROOT))
+        lists = [*hand_lists(nodes(file))]
+        if len(imported := imported_methods(nodes(file), name.partition("/")[0])) >= MIN_METHODS:
             lists.append(f"imports {', '.join(sorted(imported))}")
         if lists:
             found[name] = lists
@@ -92,11 +89,9 @@ def test_hand_lists_are_found() -> None:
         'raise InputError(f"{name}: square, boundary and hop_skip_jump need no gradient")',
         "from ..adversarial import fgsm, pgd, square",
     ):
-        assert len([*hand_lists(ast.parse(planted))]) == 1, planted
+        assert len([*hand_lists(nodes_of(planted))]) == 1, planted
     for fine in ('"""pgd, fgsm or bim."""', 'A = {"pgd": pgd, "fgsm": fgsm}', 'A = "the gradient, or a patch"'):
-        assert not [*hand_lists(ast.parse(fine))], fine
-    source = ast.parse(
-        "from ..adversarial.fgsm import fgsm\nfrom ..adversarial.pgd import pgd\nfrom .x import gradient"
-    )
+        assert not [*hand_lists(nodes_of(fine))], fine
+    source = nodes_of("from ..adversarial.fgsm import fgsm\nfrom ..adversarial.pgd import pgd\nfrom .x import gradient")
     assert imported_methods(source) == {"fgsm", "pgd"}
     assert imported_methods(source, "attribution") == {"fgsm", "pgd", "gradient"}

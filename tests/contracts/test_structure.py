@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import unboxed
+from contracts.sources import FILES, ROOT, dotted_name, nodes, nodes_of, text, tree
 
-ROOT = Path(unboxed.__file__).parent
-FILES = sorted(ROOT.rglob("*.py"))
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
     {
@@ -78,16 +76,6 @@ def each_file(check: Callable[[Path], None]) -> Callable[[], None]:
 
     test.__doc__ = check.__doc__
     return test
-
-
-@cache
-def tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
-@cache
-def nodes(file: Path) -> tuple[ast.AST, ...]:
-    return tuple(ast.walk(tree(file)))
 
 
 def room(file: Path) -> str:
@@ -201,7 +189,7 @@ def test_no_draw_is_global(file: Path) -> None:
     for node in nodes(file):
         if not isinstance(node, ast.Call):
             continue
-        called = ast.unparse(node.func)
+        called = dotted_name(node.func)
         assert not called.startswith(("np.random", "numpy.random", "random.")), f"line {node.lineno}: {called}"
         assert called not in ("torch.manual_seed", "torch.seed"), f"line {node.lineno}: {called}"
         if called in DRAWS:
@@ -218,7 +206,7 @@ def docstring_lines(node: ast.AST) -> int:
 @each_file
 def test_files_and_functions_stay_short(file: Path) -> None:
     """Without their docstrings."""
-    lines = len(file.read_text(encoding="utf-8").splitlines()) - docstring_lines(tree(file))
+    lines = len(text(file).splitlines()) - docstring_lines(tree(file))
     assert lines < 320, f"{lines} lines"
     for function in functions(file):
         length = (function.end_lineno or 0) - function.lineno + 1 - docstring_lines(function)
@@ -263,12 +251,12 @@ def test_the_checks_above_can_fail() -> None:
     assert "unboxed.box.Box" in [name for _, name in imports(ROOT / "engine" / "optimize" / "loop.py")]
 
 
-def counted_by_hand(source: ast.AST) -> list[int]:
+def counted_by_hand(source: Iterable[ast.AST]) -> list[int]:
     """The lines that issue a warning themselves, or count the calls up to whom it is for."""
     lines = []
-    for node in ast.walk(source):
+    for node in source:
         if isinstance(node, ast.Call):
-            issues = ast.unparse(node.func) in ("warnings.warn", "warnings.warn_explicit")
+            issues = dotted_name(node.func) in ("warnings.warn", "warnings.warn_explicit")
             if issues or {k.arg for k in node.keywords} & {"stacklevel", "skip_file_prefixes"}:
                 lines.append(node.lineno)
         elif isinstance(node, ast.arg) and node.arg == "stacklevel":
@@ -280,10 +268,10 @@ def counted_by_hand(source: ast.AST) -> list[int]:
 
 def test_warnings_go_through_one_function() -> None:
     """`errors.warn` finds the caller's line; a level counted by hand is wrong as soon as a call is put between."""
-    found = {file.relative_to(ROOT): counted_by_hand(tree(file)) for file in FILES if file != ROOT / "errors.py"}
+    found = {file.relative_to(ROOT): counted_by_hand(nodes(file)) for file in FILES if file != ROOT / "errors.py"}
     assert not {str(file): lines for file, lines in found.items() if lines}
     planted = "import warnings\nwarnings.warn('a', UserWarning, 3)\nfew(game, stacklevel=4)\ndef f(stacklevel): ...\n"
-    assert counted_by_hand(ast.parse(planted + "from warnings import warn")) == [2, 3, 4, 5]
+    assert counted_by_hand(nodes_of(planted + "from warnings import warn")) == [2, 3, 4, 5]
 
 
 # -- modules keep their private names, and import each other in one direction -----------------------------------------
@@ -293,23 +281,23 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def private_names(source: ast.AST) -> set[str]:
+def private_names(source: Iterable[ast.AST]) -> set[str]:
     """The private names that a file defines: functions, classes, variables, attributes of `self` and `cls`."""
     names = set[str]()
-    for n in ast.walk(source):
+    for n in source:
         if isinstance(n, (ast.FunctionDef, ast.ClassDef)):
             names.add(n.name)
         elif isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store):
             names.add(n.id)
         elif isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and is_private(n.attr):
-            names |= {n.attr} if ast.unparse(n.value) in ("self", "cls") else set()
+            names |= {n.attr} if dotted_name(n.value) in ("self", "cls") else set()
     return {name for name in names if is_private(name)}
 
 
-def foreign_attributes(source: ast.AST, ours: set[str]) -> list[str]:
+def foreign_attributes(source: Collection[ast.AST], ours: set[str]) -> list[str]:
     """Private attributes of ours that another file defines; torch's own are no concern of ours."""
     names = ours - private_names(source)
-    uses = [n for n in ast.walk(source) if isinstance(n, ast.Attribute) and n.attr in names]
+    uses = [n for n in source if isinstance(n, ast.Attribute) and n.attr in names]
     return [f"line {n.lineno}: {ast.unparse(n)}" for n in uses if not hasattr(torch.Tensor, n.attr)]
 
 
@@ -341,18 +329,18 @@ MODULES = {dotted(file): file for file in FILES}
 
 @cache
 def our_private_names() -> set[str]:
-    return set[str]().union(*(private_names(tree(file)) for file in FILES))
+    return set[str]().union(*(private_names(nodes(file)) for file in FILES))
 
 
 @each_file
 def test_private_names_stay_in_their_module(file: Path) -> None:
     """What another module needs is public; a folder's own helpers may be files that start with _."""
-    found = foreign_attributes(tree(file), our_private_names()) + foreign_imports(package_of(file), imports(file))
+    found = foreign_attributes(nodes(file), our_private_names()) + foreign_imports(package_of(file), imports(file))
     assert not found, found
 
 
 def test_private_names_of_others_are_found() -> None:
-    source = ast.parse("from ..box import _reopened\nbox._asked = 1\nself._own = x._version\nlayers._ops.x\nx._own\n")
+    source = nodes_of("from ..box import _reopened\nbox._asked = 1\nself._own = x._version\nlayers._ops.x\nx._own\n")
     found = foreign_attributes(source, {"_asked", "_own", "_ops", "_version"})
     assert found == ["line 2: box._asked", "line 4: layers._ops"]
     names = [(1, "unboxed.box._reopened"), (2, "torch.utils._pytree"), (3, "unboxed.box.Box")]
