@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ def needs(code: str) -> set[str]:
     return {name.split(".")[0] for name in re.findall(r"^(?:from|import) ([\w.]+)", code, re.MULTILINE)}
 
 
+installed_packages = cache(packages_distributions)
+
+
 def is_installed(name: str) -> bool:
     """As a package: benchmarks have files of the same names as peers."""
-    return name in packages_distributions()
+    return name in installed_packages()
 
 
 @pytest.fixture

@@ -339,8 +339,8 @@ def test_an_unknown_option_is_exit_code_2() -> None:
 
 def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
     handler = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a parent may ignore it (nohup)
-    source = f"import os, signal\ndef make():\n    {handler}\n    os.kill(os.getpid(), {int(signal.SIGINT)})\n"
-    (tmp_path / "mine.py").write_text(source)
-    words = ["report", "--model", "mine.py:make", "--data", "digits"]
+    source = f"import os, signal\n{handler}\nos.kill(os.getpid(), {int(signal.SIGINT)})\n"
+    (tmp_path / "torch.py").write_text(source)  # is imported in place of torch, in the middle of the command
+    words = ["report", "--model", "zoo:digits-cnn", "--data", "digits"]
     done = subprocess.run([sys.executable, "-m", "unboxed", *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")

@@ -186,7 +186,7 @@ def test_the_importance_is_that_of_the_model_under_masks() -> None:
 
 def test_random_weights_say_nothing() -> None:
     box, x, y = digits()
-    data = (x[:100], y[:100])
+    data = (x[:60], y[:60])
     assert discover(box, data, n_concepts=8, n_masks=2, n_random=4).verdict == "pass"
     untrained = randomize_all_layers(box, 5)
     r = discover(untrained, data, n_concepts=8, n_masks=2, n_random=4)

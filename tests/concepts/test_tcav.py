@@ -74,7 +74,7 @@ def test_the_smooth_score_settles_with_more_examples_where_the_score_does_not() 
     variances = []
     for size in (8, 100):
         g = torch.Generator().manual_seed(0)
-        x, concepts, pool = (torch.randn(*n, HIDDEN, generator=g) for n in ((200,), (40, size), (6 * size,)))
+        x, concepts, pool = (torch.randn(*n, HIDDEN, generator=g) for n in ((200,), (24, size), (6 * size,)))
         concepts[..., 0] += 3
         settings: dict[str, Any] = {"random_data": pool, "n_random": 6, "set_size": size}
         draws = {str(i): concept for i, concept in enumerate(concepts)}

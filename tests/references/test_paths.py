@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import captum.attr
@@ -56,8 +57,13 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 models = pytest.mark.parametrize("model", NETS)
 
 
+@cache
+def box_of(model: str) -> ub.Box:
+    return ub.Box(NETS[model]().double(), awkward.GRAY_INPUTS)
+
+
 def opened(model: str) -> tuple[ub.Box, Tensor]:
-    return ub.Box(NETS[model]().double(), awkward.GRAY_INPUTS), awkward.get_model("plain").images().double()
+    return box_of(model), awkward.get_model("plain").images().double()
 
 
 def slope(box: ub.Box, x: Tensor, k: int) -> Tensor:
@@ -67,9 +73,11 @@ def slope(box: ub.Box, x: Tensor, k: int) -> Tensor:
     return g[0]
 
 
-def riemann(box: ub.Box, x: Tensor, x0: Tensor, m: int, shift: float) -> Tensor:
+@cache
+def riemann(model: str, kind: str | None, m: int, shift: float) -> Tensor:
     """Sundararajan et al. 2017, equation 3: (x - x0) / m * sum_k dF(x0 + k / m (x - x0)) / dx, k moved by `shift`."""
-    found = torch.zeros_like(x)
+    box, x = opened(model)
+    x0, found = baseline(box, x, kind), torch.zeros_like(x)
     for i in range(len(x)):
         for k in range(1, m + 1):
             found[i] += slope(box, x0[i] + (k + shift) / m * (x[i] - x0[i]), int(K[i]))
@@ -82,10 +90,10 @@ def riemann(box: ub.Box, x: Tensor, x0: Tensor, m: int, shift: float) -> Tensor:
 def test_fixed_steps_against_the_papers_sum(model: str, kind: str | None, size: Any) -> None:
     box, x = opened(model)
     x0 = baseline(box, x, kind)
-    want = riemann(box, x, x0, 7, -0.5)
+    want = riemann(model, kind, 7, -0.5)
     found = integrated_gradients(box, x, K, baseline=kind, n_steps=7, batch_size=size)
     assert torch.allclose(found.map, want, rtol=1e-9, atol=1e-12)
-    assert not torch.allclose(riemann(box, x, x0, 7, 0), want, rtol=1e-2)  # right-hand ends give another sum
+    assert not torch.allclose(riemann(model, kind, 7, 0), want, rtol=1e-2)  # right-hand ends give another sum
     rows = torch.arange(3)
     difference = (box(x) - box(x0))[rows, K]
     assert torch.allclose(found.score_difference, difference, rtol=1e-9)
@@ -149,6 +157,17 @@ def noisy_slopes(box: ub.Box, x: Tensor, samples: int, noise: float, seed: int) 
     return torch.stack(found)
 
 
+@cache
+def slopes_of(model: str) -> Tensor:
+    return noisy_slopes(*smoothed(model), 11, 0.2, 5)
+
+
+def smoothed(model: str) -> tuple[ub.Box, Tensor]:
+    box, x = opened(model)
+    x[1] *= 0.5  # another range, and so another noise
+    return box, x
+
+
 MOMENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda g: g.mean(1),  # Smilkov et al. 2017, section 3
     "squared": lambda g: (g**2).mean(1),  # Hooker et al. 2019
@@ -160,9 +179,8 @@ MOMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", MOMENTS)
 @pytest.mark.parametrize("size", ["auto", 1, 7])
 def test_smoothgrad_against_the_loop(model: str, kind: Any, size: Any) -> None:
-    box, x = opened(model)
-    x[1] *= 0.5  # another range, and so another noise
-    g = noisy_slopes(box, x, 11, 0.2, 5)
+    box, x = smoothed(model)
+    g = slopes_of(model)
     found = smoothgrad(box, x, K, n_samples=11, noise=0.2, kind=kind, seed=5, batch_size=size)
     assert torch.allclose(found, MOMENTS[kind](g), rtol=1e-9, atol=1e-12)
     assert not any(torch.allclose(found, m(g), rtol=1e-2) for name, m in MOMENTS.items() if name != kind)
@@ -202,11 +220,9 @@ def test_noise_tunnel(kind: Any) -> None:
 # ---- expected gradients ----------------------------------------------------------------------------------------------
 
 
-@models
-@pytest.mark.parametrize(("m", "samples"), [(3, 8), (9, 4), (1, 5)])
-@pytest.mark.parametrize("size", ["auto", 1, 5])
-def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, size: Any) -> None:
-    """Erion et al. 2021: the mean of (x - x') dF(x' + alpha (x - x')) / dx over draws of x' and alpha."""
+@cache
+def expected_by_loop(model: str, m: int, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """References (M, 1, 8, 8), the map and the mean score of the references drawn."""
     box, x = opened(model)
     others = torch.rand(m, 1, 8, 8, generator=torch.Generator().manual_seed(9)).double()
     order, alpha = _draw_reference_orders_and_alphas(3, m, samples, 4)
@@ -216,6 +232,16 @@ def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, s
             ref = others[order[i, s % m]]
             want[i] += (x[i] - ref) * slope(box, ref + alpha[i, s] * (x[i] - ref), int(K[i])) / samples
             low[i] += box(ref[None])[0, K[i]] / samples
+    return others, want, low
+
+
+@models
+@pytest.mark.parametrize(("m", "samples"), [(3, 8), (9, 4), (1, 5)])
+@pytest.mark.parametrize("size", ["auto", 1, 5])
+def test_expected_gradients_against_the_loop(model: str, m: int, samples: int, size: Any) -> None:
+    """Erion et al. 2021: the mean of (x - x') dF(x' + alpha (x - x')) / dx over draws of x' and alpha."""
+    box, x = opened(model)
+    others, want, low = expected_by_loop(model, m, samples)
     found = expected_gradients(box, x, K, references=others, n_samples=samples, seed=4, batch_size=size)
     assert torch.allclose(found.map, want, rtol=1e-9, atol=1e-12)
     difference = box(x)[torch.arange(3), K] - low

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,10 @@ def train(
         disable_tqdm=True, seed=0, num_train_epochs=1, **more,
     )  # fmt: skip
     make = trainer(transformers.Trainer) if trainer else transformers.Trainer
-    make(model, args, train_dataset=rows, eval_dataset=rows[:6], callbacks=[confused.huggingface(batch_fn)]).train()
+    made = make(model, args, train_dataset=rows, eval_dataset=rows[:6], callbacks=[confused.huggingface(batch_fn)])
+    with pytest.MonkeyPatch.context() as patch:  # else accelerate collects the garbage of all tests before each training
+        patch.setattr("accelerate.utils.memory.gc", SimpleNamespace(collect=lambda: 0))
+        made.train()
     return model
 
 
@@ -358,7 +362,7 @@ def test_rank_zero_watches_and_the_others_go_on(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    other = torch.multiprocessing.get_context("spawn").Process(target=one_rank, args=(1, port, str(tmp_path)))
+    other = torch.multiprocessing.get_context("fork").Process(target=one_rank, args=(1, port, str(tmp_path)))
     other.start()
     one_rank(0, port, str(tmp_path))  # in this process: the other one imports everything again
     other.join(60)
