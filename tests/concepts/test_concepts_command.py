@@ -58,7 +58,7 @@ def test_the_command_refuses_what_is_no_concept(tmp_path: Path) -> None:
 
 
 def test_the_report_has_a_section(tmp_path: Path) -> None:
-    x, y = ub.data.digits("train").first(300)
+    x, y = ub.data.digits("train").first(150)
     written = ub.report(digits_box(), (x, y), tmp_path / "r", sections=[SECTION.slug], quiet=True)
     assert written.failures == {}
     facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"][SECTION.slug]

@@ -16,8 +16,8 @@ SLUG = SECTION.slug
 
 
 def test_a_group_with_errors_is_reported(tmp_path: Path) -> None:
-    x, y = ub.data.digits("train").first(300)
-    x[:60] = 1 - x[:60]
+    x, y = ub.data.digits("train").first(160)
+    x[:40] = 1 - x[:40]
     written = ub.report(digits_box(), (x, y), tmp_path / "r", sections=[SLUG], quiet=True)
     assert written.failures == {}
     facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"][SLUG]
@@ -32,7 +32,7 @@ def test_a_group_with_errors_is_reported(tmp_path: Path) -> None:
 
 
 def test_without_labels_there_are_shortcuts_alone(tmp_path: Path) -> None:
-    x, _ = ub.data.digits("train").first(150)
+    x, _ = ub.data.digits("train").first(110)
     written = ub.report(digits_box(), x, tmp_path / "r", sections=[SLUG], quiet=True)
     assert written.failures == {}
     facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"][SLUG]

@@ -30,11 +30,28 @@ def train() -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def test_the_report_shows_the_training_examples_of_its_answers(tmp_path: Path, train: tuple[Tensor, Tensor]) -> None:
-    box, test = digits_box(), ub.data.digits("test").first(20)
-    written = ub.report(box, test, tmp_path / "r", training=train, sections=["influence"], quiet=True)
-    assert written.failures == {}
-    facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"]["influence"]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, train: tuple[Tensor, Tensor]) -> tuple[Any, list[str]]:
+    """A report of this section, and the weights of each model whose curvature was fitted for it."""
+    module = importlib.import_module("unboxed.influence.solvers.kronecker")
+    real, fitted = module.fit_fisher, list[str]()
+
+    def counted(gradients: Any, *args: Any, **settings: Any) -> Any:
+        fitted.append(tensor_digest(*gradients.parameters.values()))
+        return real(gradients, *args, **settings)
+
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fit_fisher", counted)
+        test = ub.data.digits("test").first(20)
+        made = ub.report(digits_box(), test, folder, training=train, sections=["influence"], quiet=True)
+    return made, fitted
+
+
+def test_the_report_shows_the_training_examples_of_its_answers(written: Any, train: tuple[Tensor, Tensor]) -> None:
+    box, test, (made, _) = digits_box(), ub.data.digits("test").first(20), written
+    assert made.failures == {}
+    facts = json.loads((made.path.parent / "report.json").read_text())["findings"]["influence"]
     assert facts["n_train"] == len(train[0])
     x, _ = test
     expected = ub.influence.influence_functions(box, x, None, train, solver="ekfac")
@@ -45,7 +62,7 @@ def test_the_report_shows_the_training_examples_of_its_answers(tmp_path: Path, t
         assert [e["label"] for e in answer["helpful"]] == [box.classes[int(train[1][i])] for i in helpful]
         assert all(e["score"] > 0 for e in answer["helpful"])
         assert all(e["score"] < 0 for e in answer["harmful"])
-    page = (tmp_path / "r" / "index.html").read_text()
+    page = made.path.read_text()
     assert "Who taught it that?" in page
     assert "its pixels" in page
     assert facts["verdict"]["grade"] == "inconclusive"  # nothing was retrained
@@ -120,20 +137,9 @@ def test_the_command_names_examples_by_their_place_and_file(tmp_path: Path) -> N
     assert all(e["label"] == Path(e["file"]).parent.name for e in entries)
 
 
-def test_the_report_fits_the_curvature_once_for_a_model(
-    tmp_path: Path, train: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_fits_the_curvature_once_for_a_model(written: Any) -> None:
     """For scores, pixels and the verdict; once more for each model with random weights."""
-    module = importlib.import_module("unboxed.influence.solvers.kronecker")
-    real, fitted = module.fit_fisher, list[str]()
-
-    def counted(gradients: Any, *args: Any, **settings: Any) -> Any:
-        fitted.append(tensor_digest(*gradients.parameters.values()))
-        return real(gradients, *args, **settings)
-
-    monkeypatch.setattr(module, "fit_fisher", counted)
-    ub.report(digits_box(), ub.data.digits("test").first(20), tmp_path / "r", training=train, sections=["influence"],
-              quiet=True)  # fmt: skip
+    _, fitted = written
     own = tensor_digest(*dict(digits_box().model.named_parameters()).values())
     assert fitted.count(own) == 1
     assert len({*fitted}) == len(fitted) > 1

@@ -17,6 +17,7 @@ from unboxed.report.parts import SECTION
 SLUG = SECTION.slug
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_concepts_and_features_are_shown_with_their_controls(tmp_path: Path) -> None:
     written = ub.report(digits_box(), ub.data.digits("test"), tmp_path / "r", sections=[SLUG], quiet=True,
                         max_examples=120)  # fmt: skip
@@ -32,6 +33,7 @@ def test_concepts_and_features_are_shown_with_their_controls(tmp_path: Path) -> 
         assert words in page
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_table_has_both_without_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))

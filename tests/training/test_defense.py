@@ -473,7 +473,7 @@ def test_a_defense_is_a_lightning_training_step(lightning: Any, defense: Any) ->
         losses.append(defense(Box(module, INPUTS), INPUTS.decode(z).clamp(0, 1), y, progress))
         return losses[-1]
 
-    module = lightning(step, max_epochs=12)
+    module = lightning(step, max_epochs=6)
     assert torch.stack(losses[-4:]).mean() < torch.stack(losses[:4]).mean()
     assert module.model[2].num_batches_tracked == len(losses) * (1 + isinstance(defense, Trades))
 
