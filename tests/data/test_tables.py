@@ -199,6 +199,16 @@ def test_numbers_of_classes_and_of_regression(tmp_path: Path) -> None:
     assert (unlabeled.first(1).y, unlabeled[0][1]) == (None, -1)
 
 
+@pytest.mark.parametrize("outputs", ["logits", "regression"])
+def test_rows_without_a_label_are_left_out(outputs: Any, tmp_path: Path) -> None:
+    box = ub.Box(nn.Linear(2, 2 if outputs == "logits" else 1), IRIS, outputs=outputs)
+    for missing in ("", "nan"):
+        path = table_of(tmp_path, f"width,length,label\n1,2,1\n3,4,{missing}\n5,6,0\n")
+        with pytest.warns(UnboxedWarning, match=r"rows\.csv: 1 of 3 examples has no label"):
+            x, y = ub.data.table(path, box).tensors()
+        assert (x.tolist(), y.tolist()) == ([[1, 2], [5, 6]], [1, 0])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -569,7 +569,7 @@ def test_image_that_can_not_be_right(image, said):
     assert "tensor(" not in str(caught.value)
 
 
-@pytest.mark.parametrize("label", [1.5, torch.zeros(3), torch.tensor(1.0), -100, object()])
+@pytest.mark.parametrize("label", [1.5, torch.zeros(3), torch.tensor(1.5), -100, object()])
 def test_label_that_can_not_be_right(label):
     with pytest.raises(DataError, match="the label of example 0"):
         data.first([(GOOD, label)], 1)

@@ -14,7 +14,7 @@ from torch import nn
 
 import unboxed as ub
 from unboxed.cli.parsing import parse_class, parse_class_names
-from unboxed.engine.read.examples import examples_with_optional_labels
+from unboxed.engine.read.examples import examples_with_optional_labels, indexed_labeled_examples
 from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.inputs.class_files import read_class_names
 from unboxed.inputs.labels import class_numbers, label_to_value, match_label_names_to_classes
@@ -35,14 +35,14 @@ def box(classes: Any = None, n: int = 3) -> ub.Box:
     [
         (3, 3), (np.int64(3), 3), (np.array(3), 3), (np.array([3]), 3), (np.array([[3]], np.uint8), 3),
         (torch.tensor([3]), 3), (True, 1), (" cat\n", "cat"), (np.array(["cat"]), "cat"), (np.str_("cat"), "cat"),
-        (None, None), (-1, None), ("", None),
+        (None, None), (-1, None), ("", None), (float("nan"), None), (np.array(np.nan), None), (torch.tensor(2.0), 2),
     ],
 )  # fmt: skip
 def test_a_label_has_one_meaning(label: Any, value: Any) -> None:
     assert label_to_value(label) == value
 
 
-@pytest.mark.parametrize("label", [1.5, np.array([1.0]), torch.zeros(3), np.array([1, 2]), -2, {"a": 1}, float("nan")])
+@pytest.mark.parametrize("label", [1.5, np.array([1.5]), torch.zeros(3), np.array([1, 2]), -2, {"a": 1}, float("inf")])
 def test_what_is_no_label(label: Any) -> None:
     with pytest.raises(DataError, match="the label of"):
         label_to_value(label)
@@ -233,15 +233,69 @@ def test_an_order_that_is_guessed_is_said() -> None:
         ub.robustness.calibration(box(n=4), ITEMS)
 
 
-def test_labels_out_of_range_and_missing_ones_are_refused() -> None:
+def test_labels_out_of_range_are_refused() -> None:
     x = torch.rand(2, 1, 8, 8)
     with pytest.raises(InputError, match="classes 0 to 2; got 0 to 3"):
         ub.robustness.calibration(box(), (x, [0, 3]))
-    with pytest.raises(DataError, match="1 of 2 examples have no label"):
-        ub.robustness.calibration(box(), list(zip(x, [1, None], strict=True)))
     for data in ({"image": list(x), "label": [0, 1, 2]}, (list(x), torch.tensor([0, 1, 2])), (list(x), list("abc"))):
         with pytest.raises(DataError, match="2 inputs and 3 labels"):
             ub.robustness.calibration(box(), data)
+
+
+MISSING: dict[str, Any] = {
+    "-1": lambda x, y: (x, torch.where(torch.arange(len(y)) == 2, -1, y)),
+    "NaN": lambda x, y: (x, torch.where(torch.arange(len(y)) == 2, torch.nan, y.float())),
+    "None": lambda x, y: [(h, None if i == 2 else int(k)) for i, (h, k) in enumerate(zip(x, y, strict=True))],
+    "a list": lambda x, y: (list(x), [-1 if i == 2 else int(k) for i, k in enumerate(y)]),
+    "a loader": lambda x, y: torch.utils.data.DataLoader(
+        [(h, -1 if i == 2 else int(k)) for i, (h, k) in enumerate(zip(x, y, strict=True))],  # type: ignore[arg-type]
+        batch_size=2,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", MISSING)
+def test_examples_without_a_label_are_left_out(form: str, tmp_path: Path) -> None:
+    """By all that reads labels, with a warning; the others keep their indices in the data."""
+    x, y, model = torch.rand(6, 1, 8, 8), torch.arange(6) % 3, box()
+    kept = torch.tensor([0, 1, 3, 4, 5])
+    accuracy = float((model.predict(x[kept]) == y[kept]).double().mean())
+    warns = pytest.warns(UnboxedWarning, match=r"^1 of 6 examples has no label \(-1, NaN or none\) and is left out$")
+    with warns:
+        found = indexed_labeled_examples(model, MISSING[form](x, y))
+    assert torch.equal(found.x, x[kept])
+    assert torch.equal(found.y, y[kept])
+    assert torch.equal(found.dataset_rows, kept)
+    with warns:
+        assert ub.robustness.calibration(model, MISSING[form](x, y)).accuracy == accuracy
+    with warns:
+        assert len(ub.adversarial.pgd(model, MISSING[form](x, y), eps=0.1, steps=2).success) == 5
+    with warns:
+        out = ub.report(model, MISSING[form](x, y), tmp_path / "out", sections=["overview"], quiet=True)
+    overview = json.loads((out.path.parent / "report.json").read_text())["findings"]["overview"]
+    assert (overview["accuracy"], overview["examples_requested"]) == (accuracy, 5)
+
+
+def test_examples_without_a_number_are_left_out(tmp_path: Path) -> None:
+    """Of a regression NaN is no label, and -1 is one."""
+    x, y = torch.rand(6, 1, 8, 8), torch.tensor([-1.0, 2, torch.nan, 4, -1, 0.5])
+    model = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1)), GRAY, outputs="regression")
+    kept = torch.tensor([0, 1, 3, 4, 5])
+    error = float((model(x[kept])[:, 0] - y[kept]).abs().mean())
+    with pytest.warns(UnboxedWarning, match="1 of 6 examples has no label"):
+        clean = ub.robustness.evaluate_outputs(model, (x, y), {"fgsm": ub.adversarial.fgsm}, eps=[0.1]).clean
+    assert clean["MAE"].mean == pytest.approx(error, rel=1e-5)
+    with pytest.warns(UnboxedWarning, match="1 of 6 examples has no label"):
+        out = ub.report(model, (x, y), tmp_path / "out", sections=["overview"], quiet=True)
+    overview = json.loads((out.path.parent / "report.json").read_text())["findings"]["overview"]
+    assert overview["output_errors"][0]["mae"] == pytest.approx(error, rel=1e-5)
+    unlabeled = ub.report(model, (x, y * torch.nan), tmp_path / "none", sections=["overview"], quiet=True)
+    assert json.loads((unlabeled.path.parent / "report.json").read_text())["title"].startswith("Outputs from")
+
+
+def test_the_followed_example_of_a_report_needs_a_label(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="example 1 has no label"):
+        ub.report(box(), (torch.rand(3, 1, 8, 8), [0, -1, 1]), tmp_path / "out", example=1, quiet=True)
 
 
 def test_a_report_takes_names_too(tmp_path: Path) -> None:

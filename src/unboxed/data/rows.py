@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, warn
 from ..inputs.features import Features
-from ..inputs.labels import classes_from_label_names, match_label_names_to_classes
+from ..inputs.labels import classes_from_label_names, match_label_names_to_classes, missing_labels_text
 from ..validation import normalized_name
 from .sets import Batch, Images, check_n_examples
 
@@ -57,19 +57,23 @@ def read_rows(
 ) -> FeatureRows:  # fmt: skip
     """The rows of a table {column: values} that has the inputs' columns, in any order, and perhaps one of labels.
 
-    Raises DataError for a missing column, values that are no numbers, and other columns of which none says that it is
-    the labels'.
+    Rows without a label beside others are left out with a warning. Raises DataError for a missing column, values that
+    are no numbers, and other columns of which none says that it is the labels'.
     """
     x = select_feature_columns(columns, inputs.names, source)
     column = _find_label_column(source, [name for name in columns if name not in inputs.names], label_columns)
     if column is None:
         return FeatureRows(source.name, x, None, (), inputs, is_regression)
-    if is_regression:
-        numbers = torch.tensor([finite_number(label, column, source) for label in columns[column]])
-        return FeatureRows(source.name, x, numbers, (), inputs, is_regression)
     names = [label_to_text(label) for label in columns[column]]
-    if missing := [i for i, name in enumerate(names) if not name]:
-        raise DataError(f"{source}: {len(missing)} rows have no {column!r}, such as row {missing[0]}")
+    kept = [i for i, name in enumerate(names) if name]
+    if not kept:
+        raise DataError(f"{source}: {len(names)} rows have no {column!r}, such as row 0")
+    if len(kept) < len(names):
+        warn(f"{source.name}: {missing_labels_text(len(names) - len(kept), len(names))}")
+        x, names = x[kept], [names[i] for i in kept]
+    if is_regression:
+        numbers = torch.tensor([finite_number(name, column, source) for name in names])
+        return FeatureRows(source.name, x, numbers, (), inputs, is_regression)
     numbered = tuple(classes_from_label_names(names)) if classes is None else tuple(classes)
     number_of = (
         {n: i for i, n in enumerate(numbered)} if classes is None else match_label_names_to_classes(names, numbered)

@@ -61,8 +61,8 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
 
     Returns:
         Images (C, H, W) in [0, 1], or rows (F,), with class numbers, -1 without labels; with numbers where `like` is a
-        box of regression. Of images, rows without a label or a sound image are
-        left out with a warning, and listed in `.skipped`.
+        box of regression. Rows without a label are left out with a warning; of images, those without a sound image,
+        too, and they are listed in `.skipped`.
 
     Raises:
         DataError: for a wrong path, a table without such columns, a file with two labels, labels that are not the

@@ -41,6 +41,8 @@ def label_to_value(label: Any, where: str = "an example") -> int | str | None:
         label = label.item()
     if label is None or isinstance(label, str):
         return (label or "").strip() or None
+    if isinstance(label, float) and (math.isnan(label) or label.is_integer()):  # as pandas writes them beside NaN
+        label = -1 if math.isnan(label) else int(label)
     try:
         number = operator.index(label)
     except TypeError:
@@ -61,6 +63,12 @@ def is_missing_label(label: Any, *, is_value: bool = False) -> bool:
     except (TypeError, ValueError, RuntimeError):
         return False
     return bool(numbers.isnan().any()) or (not is_value and numbers.numel() == 1 and numbers.item() == -1)
+
+
+def missing_labels_text(n_missing: int, n_examples: int) -> str:
+    """That examples without a label are left out."""
+    verbs = "has no label (-1, NaN or none) and is" if n_missing == 1 else "have no label (-1, NaN or none) and are"
+    return f"{n_missing} of {n_examples} examples {verbs} left out"
 
 
 def class_numbers(y: Any, classes: Sequence[str]) -> Any:

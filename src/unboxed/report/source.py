@@ -49,7 +49,7 @@ class ReportData:
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _type_name_of_data(data))
         skipped = SkippedExamples()
-        self._data = _to_dataset(data, box, self.labeled, self.name, self.binary, skipped, self._targets)
+        self._data = _to_dataset(data, box, self.labeled, self.name, skipped, self._targets)
         self._broken_reasons = dict(enumerate(skipped.reasons, -len(skipped.reasons)))  # of a stream, before its rows
         if len(self._data) == 0:
             raise DataError("the data are empty; a report needs one example or more")
@@ -154,19 +154,6 @@ def _store_target_and_return_input(targets: dict[int, Any], i: int, item: Any) -
     return item[0]
 
 
-def _with_binary_label(i: int, item: Any) -> Any:
-    """(input, 0 or 1), in whatever form the 0 or 1 comes; -1 where it is neither."""
-    return (item[0], _to_binary_label(item[1])) if isinstance(item, (tuple, list)) and len(item) > 1 else item
-
-
-def _to_binary_label(label: Any) -> int:
-    try:
-        value = float(label)
-    except (TypeError, ValueError, RuntimeError):
-        return -1
-    return int(value) if value in (0.0, 1.0) else -1
-
-
 def _type_name_of_data(data: Any) -> str:
     return DEFAULT_DATA_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
 
@@ -181,7 +168,7 @@ def _make_indexable(data: OpenedData, skipped: SkippedExamples) -> Any:
 
 
 def _to_dataset(
-    data: Any, box: Box, labeled: bool, name: str, binary: bool, skipped: SkippedExamples, targets: dict[int, Any]
+    data: Any, box: Box, labeled: bool, name: str, skipped: SkippedExamples, targets: dict[int, Any]
 ) -> Any:
     """Something with a length whose items are (input, label) or inputs; what a stream leaves out is recorded, and
     labels of outputs that are no classes are set aside in `targets`."""
@@ -193,8 +180,8 @@ def _to_dataset(
         skipped.raise_if_none_read(0)
     if is_ready:
         return data
-    if binary or not labeled:
-        data = _MappedDataset(data, _with_binary_label if binary else partial(_store_target_and_return_input, targets))
+    if not labeled:
+        data = _MappedDataset(data, partial(_store_target_and_return_input, targets))
     if not isinstance(box.inputs, Pixels) or box.inputs.n_axes != 2:
         return data
     template = box.inputs if box.inputs.shape[0] in (1, 3) else None  # what image files can become

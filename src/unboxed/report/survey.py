@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.read.output_values import IGNORED_POSITION_LABEL, label_map_classes
-from ..errors import DataError, OutputError
+from ..errors import DataError, OutputError, warn
+from ..inputs.labels import is_missing_label, missing_labels_text
 from .source import ReportData
 from .words import format_percent
 
@@ -152,38 +154,59 @@ def collect_outputs_and_labels(
     outputs: list[Tensor] = []
     truths: list[Tensor | None] = []
     map_scores: list[Tensor] = []
+    have_label: list[bool] = []
     for start in range(0, len(requested), SURVEY_BATCH_EXAMPLES):
         readable, x, y, targets = source.read(requested[start : start + SURVEY_BATCH_EXAMPLES])
         if readable:
             logits = box(x)
             outputs.append(_probs_or_outputs(box, logits))
-            if not box.output_map_shape:
-                truths.append(targets_to_tensor_or_none(box, targets))
-            else:
-                truths.append(position_confusion_matrix(logits, targets))
-                map_scores += [] if truths[-1] is None else [score_each_map(logits, targets)]
+            known_targets = [not is_missing_label(target, is_value=True) for target in targets]
+            if any(known_targets):
+                logits, targets = logits[known_targets], list(compress(targets, known_targets))
+                truths.append(_truths_or_none(box, logits, targets))
+                if box.output_map_shape and truths[-1] is not None:
+                    map_scores.append(score_each_map(logits, targets))
+            have_label += [label >= 0 for label in y] if source.labeled else known_targets
         rows += readable
         labels += y
     if not rows:
         raise DataError(f"none of the {len(requested)} examples of {source.name} can be read")
     exclusive_classes = source.labeled and len(source.classes) > 1
     all_outputs = _check_outputs_not_nan(torch.cat(outputs), rows)
-    checked_labels = _check_labels_or_none(labels, source, box)
     known = [truth for truth in truths if truth is not None]
-    is_map, is_complete = bool(box.output_map_shape), len(known) == len(truths)
+    is_map, is_complete = bool(box.output_map_shape), bool(known) and len(known) == len(truths)
     is_class_map = is_complete and is_map and box.outputs != "regression"
+    kept = range(len(rows))
+    if not all(have_label) and any(have_label) and (source.labeled or is_complete):
+        kept = _kept_rows(rows, have_label, include)
     return Survey(
-        tuple(rows),
+        tuple(rows[i] for i in kept),
         len(source),
-        all_outputs,
-        checked_labels,
+        all_outputs[list(kept)],
+        _check_labels_or_none([labels[i] for i in kept], source, box),
         source.classes,
         exclusive_classes,
-        len(requested),
+        len(requested) - (len(rows) - len(kept)),
         torch.cat(known) if is_complete and not is_map else None,
         torch.stack(known).sum(0) if is_class_map else None,
         torch.cat(map_scores) if is_class_map else None,
     )
+
+
+def _kept_rows(rows: Sequence[int], have_label: Sequence[bool], include: int | None) -> Sequence[int]:
+    """Of the rows read, those with a label; the others are warned of. Raises DataError where `include` has none."""
+    kept = [i for i, has_label in enumerate(have_label) if has_label]
+    if include in rows and not have_label[rows.index(include)]:
+        raise DataError(f"example {include} has no label, and others have one: a report leaves it out; follow another")
+    warn(missing_labels_text(len(rows) - len(kept), len(rows)))
+    return kept
+
+
+def _truths_or_none(box: Box, logits: Tensor, targets: Sequence[Any]) -> Tensor | None:
+    """What the outputs of some examples should have been; None where the targets are of another form."""
+    if box.output_map_shape:
+        return position_confusion_matrix(logits, targets)
+    return targets_to_tensor_or_none(box, targets)
 
 
 def targets_to_tensor_or_none(box: Box, targets: Sequence[Any]) -> Tensor | None:
@@ -258,7 +281,7 @@ def _probs_or_outputs(box: Box, logits: Tensor) -> Tensor:
 
 
 def _check_labels_or_none(labels: Sequence[int], source: ReportData, box: Box) -> Tensor | None:
-    """The labels (n,), checked; None where not every example has one."""
+    """The labels (n,), checked; None where there are none."""
     if min(labels) < 0:
         return None
     if max(labels) >= len(source.classes):

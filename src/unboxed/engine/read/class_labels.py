@@ -87,6 +87,8 @@ def labels_to_classes(box: Box, data: Any, labels: Tensor | Sequence[Any]) -> Te
     """Labels (N,) of `data`, numbers or names, as classes of the box, -1 where there is none. Raises DataError."""
     class_of = dataset_class_names(data).class_by_label(box, data_name_for_messages(data))
     if isinstance(labels, Tensor):
+        if labels.is_floating_point() and bool((labels == labels.round()).all()):
+            labels = labels.long()
         is_same = all(label == k for label, k in class_of.items())
         column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
         if is_same or labels.is_floating_point() or column.ndim != 1:

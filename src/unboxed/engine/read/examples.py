@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...errors import DataError, InputError
+from ...errors import DataError, InputError, warn
 from ...inputs.base import Inputs
 from ...inputs.examples import (
     OpenedData,
@@ -25,7 +25,7 @@ from ...inputs.examples import (
     stack_inputs,
 )
 from ...inputs.items import SkippedExamples, drop_label
-from ...inputs.labels import label_to_value
+from ...inputs.labels import is_missing_label, missing_labels_text
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch
@@ -52,7 +52,7 @@ class ExamplesWithUnreadLabels(NamedTuple):
     """Examples with labels of any form, without those that could not be read."""
 
     x: Tensor  # (N, ...)
-    labels: Tensor | list[Any] | None  # one per example; None where some have none
+    labels: Tensor | list[Any] | None  # one per example; None where all have none
     dataset_rows: Tensor  # (N,) indices in the data
 
 
@@ -86,17 +86,16 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
     """The first inputs (N, ...) and classes (N,) of (x, y) tensors or a Dataset or iterable of (input, class).
 
     Labels are matched to the box's classes by name where the data has names (see `class_labels`). Image files that
-    cannot be read are left out. Raises DataError where there are no examples or no labels, InputError for what does not
-    fit the box.
+    cannot be read are left out, and so are examples without a label (None, NaN, -1) beside others with one. Raises
+    DataError where there are no examples or no labels, InputError for what does not fit the box.
     """
     return indexed_labeled_examples(box, data, max_examples)[:2]
 
 
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled_examples`, with the indices of the examples in the data."""
-    first = _read_first_examples(box, data, max_examples).require_labels()
-    n = len(first.x)
-    return LabeledExamples(first.x, first.classes(box, data), first.skipped.dataset_rows(torch.arange(n)))
+    first = _read_first_examples(box, data, max_examples).require_labels().without_unlabeled()
+    return LabeledExamples(first.x, first.classes(box, data), first.dataset_rows)
 
 
 def first_inputs(box: Box, data: Any, max_examples: int | None = None) -> Tensor:
@@ -107,19 +106,19 @@ def first_inputs(box: Box, data: Any, max_examples: int | None = None) -> Tensor
 def indexed_inputs(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor]:
     """As `first_inputs`, with the indices (N,) of the examples in the data: files that cannot be read are left out."""
     first = _read_first_examples(box, data, max_examples)
-    return first.x, first.skipped.dataset_rows(torch.arange(len(first.x)))
+    return first.x, first.dataset_rows
 
 
 def examples_with_optional_labels(box: Box, data: Any, max_examples: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """As `labeled_examples`; the classes are None where the examples have no labels."""
+    """As `labeled_examples`; the classes are None where no example has a label."""
     return indexed_examples(box, data, max_examples)[:2]
 
 
 def indexed_examples(box: Box, data: Any, max_examples: int | None = None) -> OptionallyLabeledExamples:
     """As `examples_with_optional_labels`, with the indices of the examples in the data."""
-    first = _read_first_examples(box, data, max_examples)
-    y = first.classes(box, data) if first.has_labels else None
-    return OptionallyLabeledExamples(first.x, y, first.skipped.dataset_rows(torch.arange(len(first.x))))
+    first = _read_first_examples(box, data, max_examples).without_unlabeled()
+    y = first.classes(box, data) if first.has_labels() else None
+    return OptionallyLabeledExamples(first.x, y, first.dataset_rows)
 
 
 def inputs_and_labels(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Any]:
@@ -138,12 +137,12 @@ def inputs_and_labels(box: Box, x: Any, y: Any = None) -> tuple[Tensor, Any]:
 def examples_with_unread_labels(box: Box, data: Any, max_examples: int | None = None) -> ExamplesWithUnreadLabels:
     """The first inputs (N, ...) of data, with their labels as they came, which may be numbers or maps.
 
-    Raises DataError and InputError.
+    Examples without a label (None, NaN) beside others with one are left out. Raises DataError and InputError.
     """
     first = _read_first_examples(box, data, max_examples, has_label_maps=bool(box.output_map_shape))
-    is_missing = not isinstance(first.labels, Tensor) and any(label is None for label in first.labels)
-    rows = first.skipped.dataset_rows(torch.arange(len(first.x)))
-    return ExamplesWithUnreadLabels(first.x, None if is_missing else first.labels, rows)
+    first = first.without_unlabeled(are_values=True)
+    labels = first.labels if first.has_labels(are_values=True) else None
+    return ExamplesWithUnreadLabels(first.x, labels, first.dataset_rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,13 +151,29 @@ class _ExamplesWithOptionalLabels:
     labels: Tensor | list[Any]  # (N,) numbers or names, None where there is none
     skipped: SkippedExamples
 
+    kept: Tensor | None = None  # (N,) indices among those that could be read; None is all
+
     @property
-    def has_labels(self) -> bool:
-        return isinstance(self.labels, Tensor) or any(label_to_value(label) is not None for label in self.labels)
+    def dataset_rows(self) -> Tensor:
+        """The indices (N,) in the data."""
+        return self.skipped.dataset_rows(torch.arange(len(self.x)) if self.kept is None else self.kept)
+
+    def has_labels(self, *, are_values: bool = False) -> bool:
+        """Whether an example has a label."""
+        return not all(is_missing_label(label, is_value=are_values) for label in self.labels)
+
+    def without_unlabeled(self, *, are_values: bool = False) -> _ExamplesWithOptionalLabels:
+        """Those with a label, where there are some: the others are left out, and warned of."""
+        kept = [i for i, label in enumerate(self.labels) if not is_missing_label(label, is_value=are_values)]
+        if len(kept) in (0, len(self.labels)):
+            return self
+        warn(missing_labels_text(len(self.labels) - len(kept), len(self.labels)))
+        labels = self.labels[kept] if isinstance(self.labels, Tensor) else [self.labels[i] for i in kept]
+        return replace(self, x=self.x[kept], labels=labels, kept=torch.tensor(kept))
 
     def require_labels(self) -> _ExamplesWithOptionalLabels:
         """The examples themselves. Raises DataError where they have no labels."""
-        if self.has_labels:
+        if self.has_labels():
             return self
         expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
         raise DataError(f"these examples have no labels; wanted {expected}")
