@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import cards
-from ..engine.column_units import categorical_mask, inputs_to_original_units, to_scaled_box_and_inputs
+from ..engine.column_units import categorical_mask, inputs_to_original_units, table_inputs, to_scaled_box_and_inputs
 from ..engine.cpu_cache import gradient_batch_size_and_max_rows
 from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
 from ..engine.optimize.constraints import NormBall, eps_with_rounding_tolerance, norm_of
@@ -158,6 +158,7 @@ class AttackState:
             self.own_box.restore_structure(self.own_x),
             self.box.classes,
             self.goal.kind,
+            input_spec=table_inputs(self.own_box.inputs),
         )
         return result if self.goal.has_threshold else measured_losses(result, self.goal, self.own_box, self.batch_size)
 

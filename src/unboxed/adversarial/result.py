@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from ..engine.result_views import ResultViewsMixin
+from ..inputs.base import Inputs
 
 GoalKind = Literal["untargeted", "targeted", "objective", "loss"]
 SUCCESS_WORDS_BY_GOAL: dict[GoalKind, tuple[str, str]] = {
@@ -42,6 +43,7 @@ class Adversarial(ResultViewsMixin):
     output_after: Tensor | None = None  # of `images`; both only of outputs that are not one class per example
     loss_before: Tensor | None = None  # (N,) of a regression the error in the output's unit, else the cross-entropy
     loss_after: Tensor | None = None
+    input_spec: Inputs | None = field(default=None, repr=False, metadata={"in_summary": False})  # of inputs with tables
 
     @property
     def output_change(self) -> Tensor | None:

@@ -13,11 +13,15 @@ from torch.utils._pytree import tree_map
 
 from ..box import Box
 from ..errors import InputError
+from ..inputs.base import Inputs
+from ..inputs.features import Features
+from ..inputs.multi import MultiInput
 from ..inputs.tokens import EmbeddingReduction, Tokens
 from ..objectives import Constant, Objective
+from .column_units import table_inputs
 from .result_views import ResultViewsMixin
 
-COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "classes", "unit")
+COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "classes", "unit", "columns")
 MAX_REPR_VALUES = 5  # targets and scores that a repr lists
 
 
@@ -38,6 +42,8 @@ class Attribution(ResultViewsMixin, Tensor):
         classes: The names of the model's classes.
         unit: What one value means, such as "logit lost when the segment is removed"; "" where it has no other unit than
             an attribution to the score.
+        columns: {part: names} of the columns of a table, or of the parts of several inputs that are tables; the part
+            of a table by itself is "".
         extras: {name: value} of what the method gives besides. Of texts `tokens`, the words of each row of the map, and
             `special` (N, T), which of them the tokenizer added.
 
@@ -61,6 +67,7 @@ class Attribution(ResultViewsMixin, Tensor):
     layer: str | None
     classes: tuple[str, ...]
     unit: str
+    columns: Mapping[str, tuple[str, ...]]
     values: Any  # of Shapley values; torch's method of this name is for sparse tensors, which no map is
 
     def __new__(
@@ -76,13 +83,14 @@ class Attribution(ResultViewsMixin, Tensor):
         layer: str | None = None,
         classes: tuple[str, ...] = (),
         unit: str = "",
+        columns: Mapping[str, tuple[str, ...]] | None = None,
         **extras: Any,
     ) -> Self:
         if isinstance(map, Tensor):  # as the inputs came: of signals and volumes, of another shape than `data`
             data = map
         plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
-        fields = (plain if map is None else map, input, target, score, method, layer, classes, unit)
+        fields = (plain if map is None else map, input, target, score, method, layer, classes, unit, columns or {})
         vars(attribution).update(zip(COMMON_FIELD_NAMES, fields, strict=True), **extras)
         return attribution
 
@@ -170,8 +178,21 @@ def make_attribution(
         score=score,
         method=method,
         classes=box.classes,
+        columns=_column_names_by_part(box.inputs),
         **extras,
     )
+
+
+def slope_unit(box: Box, slope: str = "slope: change of the score") -> str:
+    """The unit of a gradient in the columns of a table, each in its own unit; "" of other inputs."""
+    if table_inputs(box.inputs) is None:
+        return ""
+    return f"{slope} per unit of the {'column' if isinstance(box.inputs, Features) else 'value'}"
+
+
+def _column_names_by_part(inputs: Inputs) -> dict[str, tuple[str, ...]]:
+    parts = inputs.keys_and_parts() if isinstance(inputs, MultiInput) else [("", inputs)]
+    return {str(key): tuple(map(str, part.names)) for key, part in parts if isinstance(part, Features)}
 
 
 def restore_map(box: Box, h: Tensor, over_embedding: EmbeddingReduction) -> Any:

@@ -72,6 +72,12 @@ class ScaledInputs:
         return self.to_scaled_units(self.base.random_inputs(n, generator))
 
 
+def table_inputs(inputs: Inputs) -> Inputs | None:
+    """The inputs themselves where they are a table or have one: what a result keeps for its figures; else None."""
+    parts = [part for _, part in inputs.keys_and_parts()] if isinstance(inputs, MultiInput) else [inputs]
+    return inputs if any(isinstance(part, Features) for part in parts) else None
+
+
 def column_unit_text(inputs: Inputs) -> str:
     """The unit of a change of a column, to follow an amount."""
     if isinstance(inputs, Features):

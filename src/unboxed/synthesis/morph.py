@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -16,11 +16,13 @@ from ..engine.column_units import (
     categorical_mask,
     gradient_to_original_units,
     inputs_to_original_units,
+    table_inputs,
     to_scaled_box_and_inputs,
 )
 from ..engine.optimize.constraints import L2, Constraint, ball_constraint
 from ..engine.optimize.loop import OptimizationConfig, optimize, retry_on_interrupt
 from ..engine.optimize.parameterizations import RawCanvas
+from ..inputs.base import Inputs
 from ..inputs.labels import ClassLabels
 from ..model.output_advice import MINIMAL_ATTACK_CALL_TEMPLATE
 from ..objectives import Objective, logit, logprob
@@ -47,6 +49,7 @@ class Morph(GeneratedImages):
     confidence_reached: Tensor  # (N,) bool
     steps: Tensor  # (N,) steps taken
     classes: tuple[str, ...]  # the names of the model's classes
+    input_spec: Inputs | None = field(default=None, repr=False, metadata={"in_summary": False})  # of inputs with tables
 
 
 @card(
@@ -141,6 +144,7 @@ def morph(
         method="Morph",
         names=tuple(box.classes[k] for k in targets.tolist()),
         classes=box.classes,
+        input_spec=table_inputs(own_box.inputs),
     )
 
 

@@ -89,13 +89,14 @@ def _sheet_without_predictions(result: Adversarial) -> Image.Image:
 
 def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
     """Of tables: which columns were changed, and how far."""
+    spec = result.input_spec if box is None else box.inputs
     parts = zip(input_part_by_name(result.input).items(), input_part_by_name(result.images).values(), strict=True)
     rows = _rows_fooled_first(result)[:MAX_TABLE_ROW_PANELS]
     titles = [_row_title(result, i) for i in rows]
     return {
         f"change {name}".rstrip(): stack_panels(
             [
-                column_change_bars(changed_columns_of_row(box, name, x[i], z[i]), title=t)
+                column_change_bars(changed_columns_of_row(spec, name, x[i], z[i]), title=t)
                 for i, t in zip(rows, titles, strict=True)
             ]
         )

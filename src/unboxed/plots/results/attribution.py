@@ -42,7 +42,7 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
     for name, m in input_part_by_name(attribution.map).items():
         drawn[f"attribution {name}".rstrip()] = _maps_figure(attribution, name, m, inputs.get(name), box)
         if m.ndim == 2 and len(m) >= MIN_ROWS_FOR_SWARM and inputs.get(name) is not None:
-            names = column_names(box, name, m.shape[1])
+            names = column_names(box, name, m.shape[1], attribution.columns)
             title, label = (
                 f"{attribution.method or 'Attribution'} of {len(m)} rows",
                 f"{_value_label(attribution)}; red: high values",
@@ -98,7 +98,7 @@ def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Bo
             m,
             x,
             heads[:MAX_TABLE_ROW_PANELS],
-            column_names(box, part, m[0].numel() if len(m) else 0),
+            column_names(box, part, m[0].numel() if len(m) else 0, attribution.columns),
             _value_label(attribution),
         )
     scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...engine.column_units import ColumnChange, column_changes
 from ...engine.read.examples import fetch_inputs
+from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
 from ...objectives import Objective
@@ -86,9 +88,8 @@ def numbered_names(n: int, word: str = "example") -> list[str]:
     return [f"{word} {i}" for i in range(n)]
 
 
-def _input_spec_of_part(box: Box | None, part: str) -> Any:
-    """What the inputs of a box are, or those of one part of several."""
-    inputs = getattr(box, "inputs", None)
+def _input_spec_of_part(inputs: Inputs | None, part: str) -> Any:
+    """What the inputs are, or those of one part of several."""
     return dict(map(_with_name_as_str, inputs.keys_and_parts())).get(part) if isinstance(inputs, MultiInput) else inputs
 
 
@@ -96,15 +97,17 @@ def _with_name_as_str(pair: tuple[str | int, Any]) -> tuple[str, Any]:
     return str(pair[0]), pair[1]
 
 
-def changed_columns_of_row(box: Box | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
-    """The columns of a row (F,) that were changed, the farthest first; in their own units where no box is given."""
-    inputs = _input_spec_of_part(box, part)
+def changed_columns_of_row(spec: Inputs | None, part: str, before: Tensor, after: Tensor) -> list[ColumnChange]:
+    """The columns of a row (F,) that were changed, the farthest first; in their own units where there is no `spec`."""
+    inputs = _input_spec_of_part(spec, part)
     inputs = inputs if isinstance(inputs, Features) else Features(tuple(numbered_names(before.numel(), "feature")))
     return column_changes(inputs, before.flatten(), after.flatten())
 
 
-def column_names(box: Box | None, part: str, n: int) -> list[str]:
-    """The names of the n columns of a table, or of one part of several inputs; numbers where the box is not given."""
-    inputs = _input_spec_of_part(box, part)
-    names = [str(name) for name in getattr(inputs, "names", ())]
+def column_names(
+    box: Box | None, part: str, n: int, names_by_part: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> list[str]:
+    """The names of the n columns of a table, or of one part of several inputs; numbers where they are not known."""
+    inputs = _input_spec_of_part(getattr(box, "inputs", None), part)
+    names = [str(name) for name in getattr(inputs, "names", names_by_part.get(part, ()))]
     return names if len(names) == n else numbered_names(n, "feature")

@@ -94,7 +94,8 @@ def _counterfactual_bars_image(result: Morph, i: int, box: Box | None) -> Image.
     k = int(result.targets[i])
     ending = "" if result.confidence_reached[i] else ", not reached"
     title = f"example {i} to {result.names[i]}: p {result.probs[0, i, k]:.2f} → {result.probs[-1, i, k]:.2f}{ending}"
-    return column_change_bars(changed_columns_of_row(box, "", result.input[i], result.images[i]), title=title)
+    spec = result.input_spec if box is None else box.inputs
+    return column_change_bars(changed_columns_of_row(spec, "", result.input[i], result.images[i]), title=title)
 
 
 @figures.register(MinimalDeactivation)
