@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.report import adversarial, attack_budget, report
+from unboxed.report import attack_budget, report
 from unboxed.report.attack_budget import default_attacks_in_few_steps
 from unboxed.report.attack_words import attack_sentence
 from unboxed.report.context import ReportContext
@@ -45,8 +45,8 @@ def written(box: ub.Box, data: Any, out: Path) -> tuple[str, dict[str, Any]]:
 def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
     most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adversarial, "MAX_ATTACKED_EXAMPLES", most)
-    monkeypatch.setattr(adversarial, "MIN_ATTACKED_EXAMPLES", 1)
+    monkeypatch.setattr(attack_budget, "MAX_ATTACKED_EXAMPLES", most)
+    monkeypatch.setattr(attack_budget, "MIN_ATTACKED_EXAMPLES", 1)
     x, y = steps(4)
     box = ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits")
     for i, order in enumerate([torch.arange(20), torch.arange(20).view(5, 4).T.flatten()]):
@@ -99,7 +99,7 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
         scaled,
         (box.inputs.encode(x), y),
         default_attacks_in_few_steps(),
-        eps=adversarial.GRAYSCALE_EPS_VALUES,
+        eps=attack_budget.GRAYSCALE_EPS_VALUES,
         check_masking=False,
     )
     assert facts["findings"]["attacks"]["robustness"]["this model"]["all"] == [

@@ -16,7 +16,7 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 import unboxed as ub
-from unboxed.report import report
+from unboxed.report import attack_budget, report
 from unboxed.report.score_intervals import mean_absolute_error, mean_average_precision, mean_r2
 from unboxed.report.scores import average_precision, label_scores, output_errors, position_scores
 
@@ -90,8 +90,12 @@ def test_a_regression_is_reported_with_its_errors(k: int, tmp_path: Path) -> Non
     assert facts["findings"]["overview"]["lowest_margin"][0] == 7
     assert "Largest errors" in page
     assert f"label {float(y[7, 0]):.3g}" in page or k > 1
-    assert "needs classes, and a regression model has none" in page
-    assert "objective=ub.logit(0) - 3.5" in page
+    assert "needs classes, and a regression model has none" in page  # morphs do
+    curve = facts["findings"]["attacks"]["robustness"]["attacked"]["all attacks"]["MAE"]
+    mae = facts["findings"]["attacks"]["robustness"]["clean"]["MAE"][0]
+    assert mae == pytest.approx(float((box(x) - y).abs().mean()), rel=1e-5)
+    assert [mae, *(point[0] for point in curve)] == sorted([mae, *(point[0] for point in curve)])
+    assert f"raise the mean absolute error of all 30 examples from {mae:.3g} to {curve[-1][0]:.3g}." in page
 
 
 def test_yes_no_labels_are_reported_label_by_label(tmp_path: Path) -> None:
@@ -105,7 +109,9 @@ def test_yes_no_labels_are_reported_label_by_label(tmp_path: Path) -> None:
     want = metrics.average_precision_score(y[:, 1].numpy(), p[:, 1].numpy())
     assert scores[1]["average_precision"] == pytest.approx(want)
     assert "label cat, dog" in page
-    assert "open one label k by itself" in page
+    robustness = facts["findings"]["attacks"]["robustness"]
+    assert robustness["clean"]["exact match"][0] == pytest.approx(((box(x) > 0) == y).all(1).double().mean().item())
+    assert "lower the share of labels that are right of all 30 examples from" in page
     assert "class-images" in facts["findings"]
 
 
@@ -146,6 +152,35 @@ def test_images_are_ranked_by_the_overlap_with_their_own_label_map(tmp_path: Pat
     assert f'alt="errors, example {worst}: {wrong} positions that are wrong"' in page
     assert page.count('alt="labels, example') == 4 + 6  # the worst at once, all below
     assert "does not count" in page
+
+
+def test_label_maps_are_attacked_as_by_evaluate_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attack_budget, "MAX_ATTACKED_EXAMPLES", 4)
+    monkeypatch.setattr(attack_budget, "MIN_ATTACKED_EXAMPLES", 1)
+    torch.manual_seed(0)
+    box, x = ub.Box(nn.Conv2d(1, 3, 3, padding=1).eval(), PIXELS), images(9)
+    y = torch.where(torch.rand(9, 6, 6) < 0.2, 1, box.predict(x))
+    y[0] = 255  # no position of it counts, so that it cannot be attacked
+    page, facts = written(box, (x, y), tmp_path, ["attacks"])
+    rows = [1, 3, 5, 7]  # evenly spread over the other eight
+    assert facts["findings"]["attacks"]["attacked"] == rows
+    eps, attacks = attack_budget.GRAYSCALE_EPS_VALUES, attack_budget.default_output_attacks_in_few_steps()
+    found = ub.robustness.evaluate_outputs(box, (x[rows], y[rows]), attacks, eps=eps)
+    assert facts["findings"]["attacks"]["robustness"]["attacked"]["all attacks"]["pixel accuracy"] == [
+        [i.mean, i.low, i.high] for i in found.attacked["all attacks"]["pixel accuracy"]
+    ]
+    clean, robust = (f"{100 * i.mean:.1f}%" for i in (found.clean["pixel accuracy"], found.metric("pixel accuracy")))
+    assert f"lower the share of positions that are correct of 4 of the 9 examples from {clean} to {robust}." in page
+
+
+@pytest.mark.parametrize(
+    ("outputs", "need"), [("regression", "has none"), ("multilabel", "open one label k by itself")]
+)
+def test_without_values_the_attacks_say_what_they_need(outputs: Any, need: str, tmp_path: Path) -> None:
+    page, facts = written(ub.Box(flat(2), PIXELS, outputs=outputs), images(4), tmp_path, ["overview", "attacks"])
+    assert "attacks" not in facts["findings"]
+    assert need in page
+    assert ", or data that say what the outputs should be: ub.report(box, (x, y), out)." in page
 
 
 @pytest.mark.parametrize("outputs", ["regression", "multilabel"])

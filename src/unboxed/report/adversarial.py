@@ -17,14 +17,16 @@ from ..box import Box
 from ..engine.optimize.constraints import format_eps
 from ..plots import attack_sheet, colors
 from ..plots.sheet import ColorBar
-from ..robustness.evaluate import OBJECTIVE_ATTACK_CALL_TEMPLATE, evaluate
+from ..robustness.evaluate import evaluate
 from ..robustness.result import Robustness
 from . import chapters
 from .attack_budget import (
-    affordable_attacked_examples,
     affordable_deepfool_steps,
     default_attacks_in_few_steps,
+    eps_values,
     fewer_steps_cautions,
+    is_single_channel_or_flat,
+    n_attacked_examples,
 )
 from .attack_figures import (
     accuracy_by_class_table,
@@ -47,19 +49,23 @@ from .blocks import (
     PerExample,
     Table,
 )
-from .context import ReportContext, Section, require_uninterrupted
+from .context import OUTPUT_VALUES_NEED, ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .input_nouns import InputNouns
 from .judge_model import judge_or_missing_reason
+from .output_attacks import (
+    OutputRobustnessFinding,
+    best_output_robustness,
+    find_output_robustness,
+    show_output_robustness,
+)
 from .pictures import PageFile
+from .rows import show_by_type
 from .survey import evenly_spaced_indices
 from .words import format_percent
 
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
 N_PREVIEW_EXAMPLES = 2  # before the section is opened
-MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8
-GRAYSCALE_EPS_VALUES = (0.1, 0.2, 0.3)  # of line drawings and tables; of photos as Madry et al. 2018
-COLOR_EPS_VALUES = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +131,13 @@ def find(context: ReportContext) -> RobustnessFinding:
         no_robust_model_reason=no_robust_model_reason, shown=context.examples(shown), classes=s.classes, nouns=nouns,
         accuracy=s.accuracy, deepfool_steps=affordable_deepfool_steps(context, len(attacked) + len(shown)),
         n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
-        is_grayscale=_is_single_channel_or_flat(context.box), n_followed=len(context.followed_indices),
+        is_grayscale=is_single_channel_or_flat(context.box), n_followed=len(context.followed_indices),
     )  # fmt: skip
 
 
 def _attacked_indices(context: ReportContext) -> list[int]:
     """Indices of the examples attacked, evenly spread over the examples in the order of their classes."""
-    n = max(MIN_ATTACKED_EXAMPLES, min(MAX_ATTACKED_EXAMPLES, affordable_attacked_examples(context)))
+    n = n_attacked_examples(context)
     order = _labels_or_predictions(context).argsort(stable=True)
     return sorted(int(order[i]) for i in evenly_spaced_indices(len(order), n))
 
@@ -152,21 +158,17 @@ def _labels_or_predictions(context: ReportContext) -> Tensor:
 def _attack_model(
     context: ReportContext, name: str, box: Box, attacked_indices: Sequence[int], figure_indices: Sequence[int]
 ) -> AttackedModel:
-    eps = GRAYSCALE_EPS_VALUES if _is_single_channel_or_flat(box) else COLOR_EPS_VALUES
     y = _labels_or_predictions(context)[list(attacked_indices)]
     x = context.inputs(attacked_indices)
     smallest = partial(deepfool, steps=affordable_deepfool_steps(context, len(x) + len(figure_indices)))
     attacks = default_attacks_in_few_steps()
-    result = evaluate(box, (x, y), attacks, eps=eps, minimal_attack=smallest, check_masking=False, seed=context.seed)
+    result = evaluate(
+        box, (x, y), attacks, eps=eps_values(box), minimal_attack=smallest, check_masking=False, seed=context.seed
+    )
     require_uninterrupted(result)
     x = context.inputs(figure_indices)
     minimal = require_uninterrupted(smallest(box, x, box.predict(x), norm="linf"))
     return AttackedModel(name, result, prediction_changes(box, x, minimal))
-
-
-def _is_single_channel_or_flat(box: Box) -> bool:
-    """Whether the inputs are drawings of one channel, whose budgets are larger."""
-    return box.inputs.shape[0] == 1 or len(box.inputs.shape) == 1
 
 
 def _robust_model_name_and_reason(context: ReportContext) -> tuple[Box | None, str, str]:
@@ -308,13 +310,19 @@ def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
     return [*blocks, FileLinks([PageFile("fooled.png", sheet, "these images as a sheet")])]
 
 
+def find_accuracy_or_errors(context: ReportContext) -> Finding:
+    """Robust accuracy of classes; the errors of other outputs, where the data say what they should be."""
+    if context.survey.has_output_values:
+        return find_output_robustness(context, n_attacked_examples(context), eps_values(context.box))
+    return find(context)
+
+
 SECTION = Section(
     "How little change fools it?",
     "attacks",
-    find,
-    show,
-    ("classes", "exclusive classes"),
-    OBJECTIVE_ATTACK_CALL_TEMPLATE,
+    find_accuracy_or_errors,
+    show_by_type(show, OutputRobustnessFinding, show_output_robustness),
+    ("classes", "exclusive classes", OUTPUT_VALUES_NEED),
     chapter=chapters.FOOLED,
-    best=best,
+    best=show_by_type(best, OutputRobustnessFinding, best_output_robustness),
 )

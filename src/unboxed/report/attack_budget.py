@@ -1,13 +1,19 @@
-"""How many examples are attacked, and in how many steps: fewer where each step costs much."""
+"""How many examples are attacked, how far, and in how many steps: fewer where each step costs much."""
 
 from __future__ import annotations
 
 from functools import partial
 
+from ..adversarial.apgd import apgd
+from ..adversarial.pgd import pgd
+from ..box import Box
 from ..robustness.evaluate import AttackFn, default_attack_cards
 from .blocks import Block, Caution
 from .context import ReportContext
 
+MAX_ATTACKED_EXAMPLES, MIN_ATTACKED_EXAMPLES = 100, 8
+GRAYSCALE_EPS_VALUES = (0.1, 0.2, 0.3)  # of line drawings and tables; of photos as Madry et al. 2018
+COLOR_EPS_VALUES = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 MAX_ATTACK_FLOPS = 1.5e11  # of all attacks on one model
 MAX_DEEPFOOL_COST = 1e13  # of all searches for the smallest change on one model; FLOPs and memory, as FLOPs
 MIN_DEEPFOOL_STEPS, MAX_DEEPFOOL_STEPS = 5, 50
@@ -24,6 +30,24 @@ def default_attacks_in_few_steps() -> dict[str, AttackFn]:
         if card.n_model_runs(**settings) <= MAX_MODEL_RUNS_PER_ATTACK:
             attacks[f"{card.name}-{MAX_ATTACK_STEPS}" if has_steps else card.name] = partial(card.method, **settings)
     return attacks
+
+
+def default_output_attacks_in_few_steps() -> dict[str, AttackFn]:
+    """Those of `evaluate_outputs`, of numbers, several labels and label maps."""
+    return {f"{attack.__name__}-{MAX_ATTACK_STEPS}": partial(attack, steps=MAX_ATTACK_STEPS) for attack in (pgd, apgd)}
+
+
+def eps_values(box: Box) -> tuple[float, ...]:
+    return GRAYSCALE_EPS_VALUES if is_single_channel_or_flat(box) else COLOR_EPS_VALUES
+
+
+def is_single_channel_or_flat(box: Box) -> bool:
+    """Whether the inputs are drawings of one channel, whose budgets are larger."""
+    return box.inputs.shape[0] == 1 or len(box.inputs.shape) == 1
+
+
+def n_attacked_examples(context: ReportContext) -> int:
+    return max(MIN_ATTACKED_EXAMPLES, min(MAX_ATTACKED_EXAMPLES, affordable_attacked_examples(context)))
 
 
 def affordable_attacked_examples(context: ReportContext) -> int:

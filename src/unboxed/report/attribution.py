@@ -40,8 +40,8 @@ from .rows import (
     best_column_contributions,
     find_column_contributions,
     is_table,
+    show_by_type,
     show_column_contributions,
-    show_images_or_rows,
 )
 from .verdict_notes import check_note_from_verdict
 from .words import count_noun, error_sentence
@@ -314,8 +314,8 @@ SECTION = Section(
     "Why this prediction?",
     "gradients",
     find_maps_or_contributions,
-    show_images_or_rows(show, RowAttributionFinding, show_column_contributions),
+    show_by_type(show, RowAttributionFinding, show_column_contributions),
     needs=("pixels or table",),
     chapter=chapters.MISTAKES,
-    best=show_images_or_rows(best, RowAttributionFinding, best_column_contributions),
+    best=show_by_type(best, RowAttributionFinding, best_column_contributions),
 )

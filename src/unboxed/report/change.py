@@ -25,8 +25,8 @@ from .rows import (
     best_counterfactuals,
     find_counterfactuals,
     is_table,
+    show_by_type,
     show_counterfactuals,
-    show_images_or_rows,
 )
 from .words import count_noun, format_named_prob, format_prob, format_range
 
@@ -321,9 +321,9 @@ SECTION = Section(
     "What would change its prediction?",
     "morphs",
     find_morphs_or_counterfactuals,
-    show_images_or_rows(show, CounterfactualFinding, show_counterfactuals),
+    show_by_type(show, CounterfactualFinding, show_counterfactuals),
     needs=("pixels or table", "classes"),
     objective_call=MINIMAL_ATTACK_CALL_TEMPLATE,
     chapter=chapters.PICTURES,
-    best=show_images_or_rows(best, CounterfactualFinding, best_counterfactuals),
+    best=show_by_type(best, CounterfactualFinding, best_counterfactuals),
 )

@@ -29,7 +29,8 @@ from .source import ReportData
 from .survey import Survey, evenly_spaced_indices, map_score_text
 from .words import format_named_prob, format_prob
 
-TRAINING_DATA_NEED, TEXTS_NEED = "training data", "texts"  # what a section may need
+TRAINING_DATA_NEED, TEXTS_NEED, OUTPUT_VALUES_NEED = "training data", "texts", "or output values"  # of a section
+GIVE_OUTPUT_VALUES_TEXT = "or data that say what the outputs should be: ub.report(box, (x, y), out)"
 N_VERDICT_EXAMPLES, N_VERDICT_EXAMPLES_OF_LARGE_MODEL = 8, 4  # examples on which methods are judged
 MAX_DRAWS_OF_LARGE_MODEL = 2  # per test of a verdict
 N_VERDICT_TEXTS = 12  # a text has few words, so that more of them decide
@@ -271,8 +272,9 @@ class Section(Generic[FindingT]):
             the reason; any other error is printed in the section's place and costs no other section.
         show: `show(finding) -> blocks`, from the finding alone: neither the model nor the data are at hand.
         needs: "pixels" (inputs that are images), "pixels or table", "texts", "classes" (one row of class scores per
-            example), "exclusive classes" (classes that exclude one another), "training data". Without training data or
-            texts, what needs them is left out where it is not asked for.
+            example), "exclusive classes" (classes that exclude one another), "or output values" (in place of classes
+            numbers, several labels or label maps, where the data have them), "training data". Without training data
+            or texts, what needs them is left out where it is not asked for.
         objective_call: What does the same for other outputs, in Python, with {score} or {objective} in it.
         chapter: The chapter that it belongs to.
         best: `best(finding) -> blocks`: what is seen of it before it is opened, at most two rows of figures.
@@ -329,6 +331,9 @@ class Section(Generic[FindingT]):
             return (
                 f"This section needs a model that takes images or a table; this one takes {context.input_nouns.inputs}."
             )
+        takes_values = OUTPUT_VALUES_NEED in self.needs
+        if takes_values and context.survey.has_output_values:
+            return ""
         problem = class_scores_problem_text(
             context.box.output_reader,
             context.box.output_map_shape,
@@ -336,7 +341,7 @@ class Section(Generic[FindingT]):
             objective_call=self.objective_call,
         )
         if problem and {"classes", "exclusive classes"} & set(self.needs):
-            return f"This section {problem}."
+            return f"This section {problem}{f', {GIVE_OUTPUT_VALUES_TEXT}' if takes_values else ''}."
         if "classes" in self.needs and len(context.box.classes) < 2:
             return "This section needs several classes; this model has one output."
         return ""

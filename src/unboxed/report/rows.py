@@ -46,11 +46,11 @@ def is_table(context: ReportContext) -> bool:
     return isinstance(context.box.inputs, Features)
 
 
-def show_images_or_rows(
-    show_images: Callable[[Any], list[Block]], row_finding: type[Finding], show_rows: Callable[[Any], list[Block]]
+def show_by_type(
+    show: Callable[[Any], list[Block]], other: type[Finding], show_other: Callable[[Any], list[Block]]
 ) -> Callable[[Finding], list[Block]]:
-    """What shows the findings of images, and those of rows of a table."""
-    return lambda finding: show_rows(finding) if isinstance(finding, row_finding) else show_images(finding)
+    """What shows the findings of a section, and those of another type, as of rows of a table."""
+    return lambda finding: show_other(finding) if isinstance(finding, other) else show(finding)
 
 
 # -- why this prediction? ----------------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ class Survey:
     def n_broken(self) -> int:
         return max(0, self.n_requested - len(self.rows))
 
+    @property
+    def has_output_values(self) -> bool:
+        """Whether the data say what outputs that are not one class per example should be."""
+        return self.targets is not None or self.position_confusion is not None
+
     @cached_property
     def predicted(self) -> Tensor:  # (n,) classes
         return self.outputs.argmax(1)
