@@ -55,6 +55,8 @@ def test_examples_attacked_are_spread_over_sorted_and_over_alternating_classes(
         counts = torch.bincount(y[order][attacked], minlength=CLASSES)
         assert len(attacked) == most
         assert int(counts[:-1].min()) >= most * 4 // 20
+        top = page[: page.index('<section id="attacks"')]  # what is seen before anything is opened
+        assert top.count(f"accuracy on {most} of the 20 examples from") == 2
         assert f"{most} of the 20 examples were attacked, evenly spread over the classes." in page
         n_correct = facts["findings"]["attacks"]["robustness"]["this model"]["clean"]["count"]
         assert f"({n_correct} of these {most} examples; 80.0% of all examples)" in page
@@ -161,20 +163,30 @@ class Half(nn.Module):
         (4, 4, True, "No attack within 0.2 of the pixel range changes a prediction (4 of 4 stay correct)."),
         (3, 4, True, "No attack within 0.2 of the pixel range changes a correct prediction (3 of 3 stay correct)."),
         (4, 4, False, "No attack within 0.2 of the pixel range changes a prediction (4 of 4 stay the same)."),
-        (4, 3, True, "Attacks that change each pixel by at most 0.2 of the pixel range lower the accuracy to 75.0%."),
-        (4, 3, False, "Attacks that change each pixel by at most 0.2 of the pixel range change 25.0% of the predictions."),  # noqa: E501
+        (4, 3, True, "Attacks that change each pixel by at most 0.2 of the pixel range lower the accuracy on all 4 examples from 100% to 75.0%."),  # noqa: E501
+        (4, 3, False, "Attacks that change each pixel by at most 0.2 of the pixel range change 25.0% of the predictions for all 4 examples."),  # noqa: E501
     ],
 )  # fmt: skip
 def test_the_sentence_does_not_contradict_itself(
     n_correct: int, n_robust: int, has_labels: bool, sentence: str
 ) -> None:
     found = robustness_of(n_correct, n_robust)
-    assert attack_sentence(found, input_nouns_for(ub.Pixels((1, 1, 1))), has_labels) == sentence
+    assert attack_sentence(found, input_nouns_for(ub.Pixels((1, 1, 1))), has_labels, 4) == sentence
+
+
+def test_the_sentence_says_how_many_examples_were_attacked() -> None:
+    nouns = input_nouns_for(ub.Pixels((1, 1, 1)))
+    assert "the accuracy on 4 of the 1,200 examples from 75.0% to 50.0%." in attack_sentence(
+        robustness_of(3, 2), nouns, True, 1200
+    )
+    assert attack_sentence(robustness_of(4, 4), nouns, True, 9).endswith(
+        "(4 of 4 stay correct; 4 of the 9 examples were attacked)."
+    )
 
 
 def test_without_labels_the_page_speaks_of_predictions(tmp_path: Path) -> None:
     page, _ = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2)[0], tmp_path)
     section = page[page.index('id="chapter-fooled"') :]
-    assert "of the predictions." in section
+    assert "of the predictions for all 10 examples." in section
     assert "lower the accuracy" not in page
     assert "There are no labels, so every prediction counts as correct" in section

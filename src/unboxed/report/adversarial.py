@@ -35,7 +35,7 @@ from .attack_figures import (
     input_and_change_figures,
     smallest_change_grid,
 )
-from .attack_words import ROBUST_ACCURACY_NOTE_TEMPLATE, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence
+from .attack_words import ROBUST_ACCURACY_NOTE_TEMPLATE, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence, attacked_count_text
 from .blocks import (
     Block,
     Caution,
@@ -125,7 +125,7 @@ def find(context: ReportContext) -> RobustnessFinding:
         models.append(_attack_model(context, name, robust_box, attacked, shown))
     s, nouns, robustness = context.survey, context.input_nouns, models[0].robustness
     has_labels = s.labels is not None and s.exclusive_classes
-    sentence = attack_sentence(robustness, nouns, has_labels)
+    sentence = attack_sentence(robustness, nouns, has_labels, len(s.rows))
     return RobustnessFinding(
         answer=sentence, headline=(sentence,), attacked=[s.rows[i] for i in attacked], models=models,
         no_robust_model_reason=no_robust_model_reason, shown=context.examples(shown), classes=s.classes, nouns=nouns,
@@ -195,7 +195,7 @@ def show(finding: RobustnessFinding) -> list[Block]:
         MethodInterpretation.of(deepfool, *_recheck_note_of_changed_examples(finding)),
         Paragraph(_adversarial_lead_text(finding)),
         Heading("Robust accuracy"),
-        _accuracy_table(finding.models),
+        _accuracy_table(finding, finding.models),
         Paragraph(ROBUST_ACCURACY_NOTE_TEMPLATE.format(value=finding.nouns.value, unit=finding.nouns.unit), "soft"),
     ]
     if finding.no_robust_model_reason:
@@ -216,7 +216,7 @@ def best(finding: RobustnessFinding) -> list[Block]:
     """The followed example and the next, the smallest change that fools the model, and the result; accuracies where
     inputs are no images."""
     if not finding.has_images:
-        return [_accuracy_table(finding.models[:1])]
+        return [_accuracy_table(finding, finding.models[:1])]
     changes = finding.models[0].changes
     pairs = [[c, *changes[i + 1 :], *changes[:i]][:N_PREVIEW_EXAMPLES] for i, c in enumerate(changes)]
     return [PerExample([[smallest_change_grid(pair, finding.classes)] for pair in pairs[: finding.n_followed]])]
@@ -271,19 +271,19 @@ def _recheck_note_of_changed_examples(finding: RobustnessFinding) -> CheckNote:
     return CheckNote(text, "good" if n_fooled == len(changes) else "fair")
 
 
-def _accuracy_table(models: Sequence[AttackedModel]) -> Table:
+def _accuracy_table(finding: RobustnessFinding, models: Sequence[AttackedModel]) -> Table:
     columns = [
         "model",
         "attack",
         *(f"eps {format_eps(e)}" for e in models[0].robustness.eps),
         "median adversarial distance",
     ]
-    rows = []
+    none, rows = f"none, on {attacked_count_text(len(finding.attacked), finding.n_examples)}", []
     for m in models:
         r = m.robustness
         none_found = "none found" if r.clean_accuracy.count else "no correct example"
         distance = f"{r.median_distance:.2g}" if r.median_distance < math.inf else none_found
-        rows.append([m.name, "none", *[format_percent(r.clean_accuracy.value)] * len(r.eps), distance])
+        rows.append([m.name, none, *[format_percent(r.clean_accuracy.value)] * len(r.eps), distance])
         names: dict[str | None, str] = {**{a: a for a in r.attacks}, None: "all, and the smallest changes found"}
         robust = {text: [r.robust_accuracy(e, a).value for e in r.eps] for a, text in names.items()}
         rows += [["", text, *map(format_percent, values), ""] for text, values in robust.items()]

@@ -17,17 +17,26 @@ ROBUST_ACCURACY_NOTE_TEMPLATE = (
 )
 
 
-def attack_sentence(robustness: Robustness, nouns: InputNouns, has_labels: bool) -> str:
-    """How many predictions the attacks change within the largest eps; of accuracy only where there are labels."""
+def attacked_count_text(n: int, n_examples: int) -> str:
+    """How many of the examples were attacked: "100 of the 178 examples"."""
+    return f"{n:,} of the {n_examples:,} examples" if n < n_examples else f"all {n_examples:,} examples"
+
+
+def attack_sentence(robustness: Robustness, nouns: InputNouns, has_labels: bool, n_examples: int) -> str:
+    """How many predictions the attacks change within the largest eps, and on how many of the examples; of accuracy only
+    where there are labels."""
     clean, robust = robustness.clean_accuracy, robustness.robust_accuracy()
     if not clean.count:
         return "The clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
+    attacked = attacked_count_text(clean.n, n_examples)
+    part = f"; {attacked} were attacked" if clean.n < n_examples else ""
     amount = f"{format_eps(robustness.eps[-1])} {nouns.unit}"
     if robust.count == clean.count:
         kind = "correct prediction" if clean.count < clean.n else "prediction"
         stays = "stay correct" if has_labels else "stay the same"
-        return f"No attack within {amount} changes a {kind} ({robust.count} of {clean.count} {stays})."
+        return f"No attack within {amount} changes a {kind} ({robust.count} of {clean.count} {stays}{part})."
     attacks = f"Attacks that change each {nouns.value} by at most {amount}"
     if not has_labels:
-        return f"{attacks} change {format_percent(1 - robust.value)} of the predictions."
-    return f"{attacks} lower the accuracy to {format_percent(robust.value)}."
+        return f"{attacks} change {format_percent(1 - robust.value)} of the predictions for {attacked}."
+    before, after = format_percent(clean.value), format_percent(robust.value)
+    return f"{attacks} lower the accuracy on {attacked} from {before} to {after}."

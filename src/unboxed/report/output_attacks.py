@@ -14,6 +14,7 @@ from ..engine.optimize.constraints import format_eps
 from ..plots.figures import figures
 from ..robustness.evaluate_outputs import ALL_ATTACKS, OutputRobustness, evaluate_outputs
 from .attack_budget import default_output_attacks_in_few_steps
+from .attack_words import attacked_count_text
 from .blocks import Block, Figure, FigureGrid, Paragraph, Table
 from .context import ReportContext, require_uninterrupted
 from .finding import Finding
@@ -83,11 +84,6 @@ def output_attack_sentence(result: OutputRobustness, nouns: InputNouns, n_exampl
         return f"No attack within {amount} changes the {name} {on} ({clean})."
     attacks = f"Attacks that change each {nouns.value} by at most {amount}"
     return f"{attacks} {verb} the {name} {on} from {clean} to {attacked}."
-
-
-def attacked_count_text(n: int, n_examples: int) -> str:
-    """How many of the examples were attacked: "100 of the 178 examples"."""
-    return f"{n:,} of the {n_examples:,} examples" if n < n_examples else f"all {n_examples:,} examples"
 
 
 def show_output_robustness(finding: OutputRobustnessFinding) -> list[Block]:
