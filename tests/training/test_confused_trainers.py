@@ -231,7 +231,7 @@ def train(
     )  # fmt: skip
     make = trainer(transformers.Trainer) if trainer else transformers.Trainer
     made = make(model, args, train_dataset=rows, eval_dataset=rows[:6], callbacks=[confused.huggingface(batch_fn)])
-    with pytest.MonkeyPatch.context() as patch:  # else accelerate collects the garbage of all tests before each training
+    with pytest.MonkeyPatch.context() as patch:  # else accelerate collects the garbage of all tests
         patch.setattr("accelerate.utils.memory.gc", SimpleNamespace(collect=lambda: 0))
         made.train()
     return model

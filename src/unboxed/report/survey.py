@@ -181,7 +181,7 @@ def collect_outputs_and_labels(
     known = [truth for truth in truths if truth is not None]
     is_map, is_complete = bool(box.output_map_shape), bool(known) and len(known) == len(truths)
     is_class_map = is_complete and is_map and box.outputs != "regression"
-    kept = range(len(rows))
+    kept: Sequence[int] = range(len(rows))
     if not all(have_label) and any(have_label) and (source.labeled or is_complete):
         kept = _kept_rows(rows, have_label, include)
     return Survey(
