@@ -276,7 +276,7 @@ def peers(attack: Any, n: int = 6) -> tuple[ub.Box, Tensor, Tensor, Tensor, int]
 
 @pytest.mark.parametrize(
     ("attack", "peer"),
-    [(hop, fb.attacks.HopSkipJumpAttack(steps=3)), (walk, fb.attacks.BoundaryAttack(steps=150))],
+    [(hop, fb.attacks.HopSkipJumpAttack(steps=2)), (walk, fb.attacks.BoundaryAttack(steps=80))],
 )
 def test_no_weaker_than_foolbox_at_equal_queries(attack: Any, peer: Any) -> None:
     box, x, y, far, queries = peers(peer)

@@ -95,7 +95,7 @@ def test_examples_stop_one_by_one() -> None:
     assert steps[0] == adaptive_quadrature.MAX_INITIAL_POINTS
     assert max(steps) > adaptive_quadrature.MAX_INITIAL_POINTS
     assert sum(box.model.rows) == sum(steps) + 2 * 3  # and the score at both ends
-    limit = integrated_gradients(box, x, 0, n_steps=20_000).map
+    limit = integrated_gradients(box, x, 0, n_steps=8_000).map
     assert torch.allclose(found.map, limit, atol=1e-3 * float(limit.abs().max()))
 
 

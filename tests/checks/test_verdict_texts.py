@@ -21,7 +21,7 @@ from language.planted_trigger import TRIGGER, mixed_texts, planted_box, random_b
 METHODS = {
     "integrated_gradients": ub.attribution.integrated_gradients,
     "feature_ablation": ub.attribution.feature_ablation,
-    "lime": partial(ub.attribution.lime, n_samples=200),
+    "lime": partial(ub.attribution.lime, n_samples=100),
     "attn_lrp": ub.attribution.attn_lrp,
 }
 
@@ -42,7 +42,7 @@ def test_a_planted_word_is_on_top_and_believed(name: str) -> None:
 
 
 def test_of_a_random_model_nothing_is_believed() -> None:
-    random = ub.checks.verdict(random_box(), mixed_texts(16).texts, METHODS["attn_lrp"])
+    random = ub.checks.verdict(random_box(), mixed_texts(8).texts, METHODS["attn_lrp"])
     assert (random.grade, random.reason) == ("fail", "the model has learned nothing")
 
 
@@ -54,7 +54,7 @@ def lengths(box: ub.Box, x: Any, target: Any = None) -> Tensor:
 
 
 def test_a_map_of_the_text_alone_fails() -> None:
-    v = ub.checks.verdict(planted_box(), mixed_texts(16).texts, lengths)
+    v = ub.checks.verdict(planted_box(), mixed_texts(8).texts, lengths)
     assert (v.grade, v.reason) == ("fail", "same map for random weights")
 
 

@@ -124,7 +124,7 @@ class Planted(nn.Module):
 
 def test_planted_units_are_found_and_their_twins_are_not() -> None:
     box = ub.Box(Planted(), ub.Pixels((1, 28, 28)), outputs="logits")
-    result = dissect(box, images(24), layers="mix", quantile=0.005)
+    result = dissect(box, images(12), layers="mix", quantile=0.005)
     layer = result.layers[0]
     assert torch.allclose(layer.iou[5:].diagonal(), torch.ones(11))
     assert layer.concept[5:].tolist() == list(range(11))
@@ -193,7 +193,7 @@ def test_shown_examples_are_those_with_the_largest_activation() -> None:
 
 def test_generators_are_dissected_on_their_images() -> None:
     box = ub.load("zoo:digits-gan")
-    z = torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
     result = dissect(box, z, layers=["relu2", "conv4"], n_random=1, n_rotations=1, quantile=0.15)
     assert result.is_generator
     ink = result.layers[1].iou[0, 0]  # the image before its sigmoid

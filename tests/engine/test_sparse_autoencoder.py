@@ -80,7 +80,7 @@ def test_dead_features_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         if not revived:
             monkeypatch.setattr(module, "RESTART_EVERY_STEPS", 10**9)
             monkeypatch.setattr(module, "AUXILIARY_WEIGHT", 0.0)
-        (found,), _ = fit_autoencoders(h, AutoencoderConfig(40, 1, n_steps=400), [0])
+        (found,), _ = fit_autoencoders(h, AutoencoderConfig(40, 1, n_steps=200), [0])
         shares.append(float((~(found.encode(h) > 0).any(0)).double().mean()))
         monkeypatch.undo()
     assert shares[0] > 0.15

@@ -118,7 +118,7 @@ def test_verdicts_judge_maps_of_signals_and_volumes(kind: str, method: str) -> N
 @pytest.mark.parametrize("kind", SHAPES)
 def test_the_report_and_figures_show_curves_and_slices(kind: str, tmp_path: Path) -> None:
     box, x = opened(kind)
-    x = torch.rand(12, *SHAPES[kind])
+    x = torch.rand(6, *SHAPES[kind])
     sections = ["overview", "activations", "units", "class-images", "gradients", "attacks", "morphs"]
     made = ub.report(box, (x, box.predict(x)), tmp_path, sections=sections, quiet=True)
     assert made.failures == {}

@@ -32,7 +32,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
-    data = mixed_texts(16)
+    data = mixed_texts(8)
     written = ub.report(planted_box(), data, tmp_path, quiet=True)
     assert written.failures == {}
     html = written.path.read_text()
@@ -119,7 +119,7 @@ def test_sections_of_other_inputs(tmp_path: Path) -> None:
 
 
 def test_the_text_that_was_asked_for_comes_first(tmp_path: Path) -> None:
-    ub.report(planted_box(), mixed_texts(12), tmp_path, sections=["words"], example=7, quiet=True)
+    ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words"], example=7, quiet=True)
     assert facts(tmp_path)["findings"]["words"]["texts"][0] == 7
 
 
@@ -149,8 +149,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from unboxed.cli.commands import demo
 
-    monkeypatch.setattr(demo, "N_DEMO_TRAINING_TEXTS", 128)
-    monkeypatch.setattr(demo, "N_DEMO_TEXTS", 12)
+    monkeypatch.setattr(demo, "N_DEMO_TRAINING_TEXTS", 32)
+    monkeypatch.setattr(demo, "N_DEMO_TEXTS", 6)
     said = CliRunner().invoke(cli.app, ["demo", "--text", "-o", str(tmp_path), "--quiet"])
     assert said.exit_code == 0, said.output
     assert (tmp_path / "index.html").is_file()
