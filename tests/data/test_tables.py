@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
 import unboxed as ub
 from unboxed import loading
+from unboxed.cli.app import app
 from unboxed.data.tables import _with_whole_number_labels
 from unboxed.errors import DataError, MissingPackageError, UnboxedWarning
 
@@ -233,3 +235,33 @@ def test_a_report_of_a_table_file(tmp_path: Path) -> None:
         box, loading.dataset_with_model_classes(str(path), box), tmp_path / "r", sections=["overview"], quiet=True
     )
     assert written.failures == {}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["attack", "--attack", "fgsm", "--eps", "0.1"],
+        ["run", "calibration"],
+        ["report", "--sections", "overview"],
+        ["doctor"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_take_the_column_of_labels(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it they name the option."""
+    monkeypatch.setenv("COLUMNS", "300")
+    model = tmp_path / "made.py"
+    model.write_text(
+        "import torch, unboxed as ub\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Linear(2, 2), ub.Features(('width', 'length'))\n"
+    )
+    table = table_of(tmp_path, "soil,width,length,cultivar\nclay,1,2,0\nsand,3,4,1\nsand,5,6,1\n")
+    words = [*words, "--model", f"{model}:make", "--data", str(table), "-q"]
+    words += [] if words[0] == "doctor" else ["--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "which of the columns 'soil', 'cultivar' has the labels? Name it: --label COLUMN" in refused.output
+    done = CliRunner().invoke(app, [*words, "--label", "cultivar"])
+    assert done.exit_code == 0, done.output

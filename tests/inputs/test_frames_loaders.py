@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import unboxed as ub
+from unboxed import loading
 from unboxed.errors import DataError, InputError
 
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -103,6 +105,9 @@ class Series:
     def __init__(self, values: Any) -> None:
         self.values = values
 
+    def __len__(self) -> int:
+        return len(self.values)
+
     def to_numpy(self) -> Any:
         return self.values
 
@@ -135,6 +140,78 @@ def test_columns_of_a_frame_are_matched_by_name() -> None:
 def test_frames_that_do_not_fit(frame: Frame, words: str) -> None:
     with pytest.raises(InputError, match=words):
         rows()[0](frame)
+
+
+def test_the_labels_of_a_frame_are_those_of_its_table(tmp_path: Path) -> None:
+    """At every door that reads labels; names, numbers and floats alike."""
+    model, plain, x = rows()
+    y = torch.tensor([1, 0, 2])
+    named = ub.Box(model.model, model.inputs, classes=("ill", "well", "dead"), outputs="logits")
+    for opened, ill in ((model, ["1", "0", "2"]), (model, [1.0, 0.0, 2.0]), (named, ["well", "ill", "dead"])):
+        frame = Frame(age=plain["age"].values, ill=ill, height=plain["height"].values)
+        assert torch.equal(torch.as_tensor(ub.data.table(frame, opened).tensors().y), y)
+        accuracy = (model.predict(x) == y).double().mean()
+        assert ub.robustness.calibration(opened, frame).accuracy == accuracy
+        found = ub.adversarial.pgd(opened, frame, eps=0.3, seed=0)
+        assert torch.equal(found.images, ub.adversarial.pgd(opened, x, y, eps=0.3, seed=0).images)
+        made = ub.report(opened, frame, tmp_path / "out", sections=["overview"], quiet=True)
+        assert (
+            json.loads((made.path.parent / "report.json").read_text())["findings"]["overview"]["accuracy"] == accuracy
+        )
+    with pytest.raises(DataError, match=r"no labels.*ub\.data\.table\(data, box, label="):
+        ub.robustness.calibration(model, plain)  # two columns could be the labels
+    with pytest.raises(InputError, match=r"needs the correct classes y.*ub\.data\.table\(data, box, label="):
+        ub.adversarial.pgd(model, plain, eps=0.3)
+
+
+def test_the_column_of_labels_can_be_named(tmp_path: Path) -> None:
+    model, frame, x = rows()
+    with pytest.raises(DataError, match=r"which of the columns 'note', 'ill' has the labels\?.*label=.*--label"):
+        ub.data.table(frame, model)
+    with pytest.raises(DataError, match="no column 'sick' for labels; beside the inputs it has 'note', 'ill'"):
+        ub.data.table(frame, model, label="sick")
+    assert ub.data.table(frame, model, label="ill").tensors().y.tolist() == [1, 0, 2]
+    path = tmp_path / "rows.csv"
+    path.write_text("soil,height,age,cultivar\nclay,1.6,30,1\nsand,1.8,40,0\nsand,1.7,50,2\n")
+    for table in (ub.data.table(path, model, label="cultivar"),
+                  loading.dataset_with_model_classes(str(path), model, label="cultivar")):  # fmt: skip
+        found, y = table.tensors()  # type: ignore[attr-defined]
+        assert torch.equal(found, x)
+        assert y.tolist() == [1, 0, 2]
+    with pytest.raises(DataError, match="label='cultivar' names a column of a table"):
+        loading.dataset_with_model_classes("digits", model, label="cultivar")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "files.csv").write_text("file,label,breed\na.png,no,dog\n")
+    images = ub.data.table(tmp_path / "files.csv", ub.Pixels((1, 8, 8)), label="breed")
+    assert images.classes == ("dog",)
+    with pytest.raises(DataError, match="no column 'sick' for labels"):
+        ub.data.table(tmp_path / "files.csv", ub.Pixels((1, 8, 8)), label="sick")
+
+
+@pytest.mark.parametrize("form", [Series, lambda y: Frame(progress=y)])
+def test_columns_of_numbers_are_labels(form: Any) -> None:
+    """Of a regression: a Series, which may not be written, or a DataFrame of one column."""
+    torch.manual_seed(0)
+    model = ub.Box(nn.Linear(2, 1), ub.Features(("age", "height")), outputs="regression")
+    _, frame, x = rows()
+    values = np.array([1.0, 2.0, 3.0])
+    values.setflags(write=False)
+    y = torch.tensor([1.0, 2.0, 3.0])
+    want = ub.adversarial.pgd(model, x, y, eps=0.1)
+    for inputs in (frame, x):
+        assert torch.equal(ub.adversarial.pgd(model, inputs, form(values), eps=0.1).images, want.images)
+    attacks = {"fgsm": ub.adversarial.fgsm}
+    want_clean = ub.robustness.evaluate_outputs(model, (x, y), attacks, eps=[0.1]).clean
+    for data in ((frame, form(values)), (x, form(values))):
+        assert ub.robustness.evaluate_outputs(model, data, attacks, eps=[0.1]).clean == want_clean
+
+
+def test_whole_numbers_of_a_column_are_classes() -> None:
+    model, _, x = rows()
+    want = ub.adversarial.pgd(model, x, torch.tensor([1, 0, 2]), eps=0.3).images
+    assert torch.equal(ub.adversarial.pgd(model, x, Series(np.array([1.0, 0.0, 2.0])), eps=0.3).images, want)
+    with pytest.raises(InputError, match="float"):
+        ub.adversarial.pgd(model, x, Series(np.array([1.5, 0.0, 2.0])), eps=0.3)
 
 
 def test_a_frame_of_files_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..box import Box
+from ..engine.read.examples import FRAME_ADVICE
 from ..errors import InputError
 from ..inputs.labels import ClassLabels
 from ..objectives import Objective, RowIndex, dlr, loss, margin
@@ -88,5 +89,7 @@ def make_goal(
             "targeted",
         )
     if labels is None:
-        raise InputError("an untargeted attack needs the correct classes y, (N,) ints; others need a target")
+        raise InputError(
+            f"an untargeted attack needs the correct classes y, (N,) ints; others need a target. {FRAME_ADVICE}"
+        )
     return AttackGoal(OBJECTIVE_FACTORY_BY_LOSS_NAME[loss_name](labels), margin(labels), labels)

@@ -64,4 +64,7 @@ MethodsFromOption = Annotated[
     list[str] | None,
     typer.Option(help="A Python file or module with methods of your own; repeat for several."),
 ]
+LabelOption = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The column of labels of a table (default: one called so).")
+]
 RootOption = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]

@@ -19,6 +19,7 @@ from .options import (
     ClassesOption,
     DebugOption,
     JsonOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -111,6 +112,7 @@ def shared_options(
     classes: ClassesOption = None,
     outputs: OutputsOption = None,
     root: RootOption = None,
+    label: LabelOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("result"),
     quiet: QuietOption = False,
     json: JsonOption = False,
@@ -153,7 +155,7 @@ def _setting_to_option_parameter(name: str, setting: Setting) -> inspect.Paramet
 def run(
     card: Card, texts: Mapping[str, str], *, model: str, data: str | None, n: int, compare_with: str | None,
     weights: Path | None, shape: str | None, mean: str | None, std: str | None, classes: str | None,
-    outputs: str | None, root: Path | None, out: Path, quiet: bool, json: bool = False,
+    outputs: str | None, root: Path | None, label: str | None = None, out: Path, quiet: bool, json: bool = False,
 ) -> Any:  # fmt: skip
     """Run a method with settings given as text; write its figures and numbers to `out`, and print a summary.
 
@@ -169,7 +171,9 @@ def run(
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
     quiet = quiet or json
     images = (
-        None if data is None else loading.dataset_with_model_classes(data, box, root=root, classes=names, quiet=quiet)
+        None
+        if data is None
+        else loading.dataset_with_model_classes(data, box, root=root, classes=names, quiet=quiet, label=label)
     )
     print_skipped_files_note(images)
     box = box if images is None or names is not None else box_with_data_class_names(images, box)

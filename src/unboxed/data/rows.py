@@ -12,11 +12,9 @@ from torch import Tensor
 
 from ..errors import DataError, warn
 from ..inputs.features import Features
+from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column, label_to_text
 from ..inputs.labels import classes_from_label_names, match_label_names_to_classes, missing_labels_text
-from ..validation import normalized_name
 from .sets import Batch, Images, check_n_examples
-
-MAX_LISTED_COLUMNS = 8  # in a message
 
 
 class FeatureRows(Images):
@@ -52,8 +50,8 @@ class FeatureRows(Images):
 
 
 def read_rows(
-    source: Path, columns: dict[str, list[Any]], inputs: Features, label_columns: Sequence[str],
-    classes: Sequence[str] | None, *, is_regression: bool = False,
+    source: Path, columns: dict[str, list[Any]], inputs: Features, classes: Sequence[str] | None, *,
+    is_regression: bool = False, label: str | None = None,
 ) -> FeatureRows:  # fmt: skip
     """The rows of a table {column: values} that has the inputs' columns, in any order, and perhaps one of labels.
 
@@ -61,7 +59,7 @@ def read_rows(
     are no numbers, and other columns of which none says that it is the labels'.
     """
     x = select_feature_columns(columns, inputs.names, source)
-    column = _find_label_column(source, [name for name in columns if name not in inputs.names], label_columns)
+    column = find_label_column(source, [name for name in columns if name not in inputs.names], label)
     if column is None:
         return FeatureRows(source.name, x, None, (), inputs, is_regression)
     names = [label_to_text(label) for label in columns[column]]
@@ -101,21 +99,3 @@ def finite_number(value: Any, name: str, source: Path) -> float:
     if not math.isfinite(number):
         raise DataError(f"{source}: the column {name!r} holds {value!r}; this model takes numbers")
     return number
-
-
-def _find_label_column(source: Path, others: Sequence[str], known: Sequence[str]) -> str | None:
-    """Of the columns that are no inputs, the labels': one that is called so, or the only one."""
-    called = [name for name in others if normalized_name(name) in known]
-    if len(called) == 1 or len(others) == 1:
-        return (called or others)[0]
-    if not others:
-        return None
-    listed = ", ".join(map(repr, others[:MAX_LISTED_COLUMNS]))
-    raise DataError(f"{source}: which of the columns {listed} has the labels? Call it label, class or target")
-
-
-def label_to_text(label: Any) -> str:
-    """A label as text; 1.0 is 1, and nothing or NaN is empty."""
-    text = "" if label is None else str(label).strip()
-    whole, _, rest = text.partition(".")
-    return whole if whole.isdecimal() and not rest.strip("0") else "" if text.lower() == "nan" else text

@@ -16,13 +16,13 @@ from ..errors import DataError, MissingPackageError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.features import Features
-from ..inputs.frames import is_data_frame
+from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame, label_to_text
 from ..inputs.images import require_pixels
 from ..inputs.labels import classes_from_label_names, label_to_value
 from ..inputs.pixels import Pixels
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
-from .rows import FeatureRows, finite_number, label_to_text, read_rows
+from .rows import FeatureRows, finite_number, read_rows
 
 FILE_COLUMN_NAMES = (
     "file",
@@ -36,7 +36,6 @@ FILE_COLUMN_NAMES = (
     "imgpath",
     "imageid",
 )
-LABEL_COLUMN_NAMES = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 WANTED_COLUMNS_TEXT = "wanted a column of files (file, path, image, ...) and one of labels (label, class, target, ...)"
 
@@ -45,7 +44,9 @@ WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(\.0*)?")  # also as spreadsheets and
 FileAndLabel = tuple[Any, Any]  # file and label
 
 
-def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | FeatureRows:
+def table(
+    path: Any, like: Inputs | Box, classes: Sequence[str] | None = None, *, label: str | None = None
+) -> LabeledFiles | FeatureRows:
     """The examples of a table with their labels: the images that it lists, or for a model of tables its rows.
 
     Images are decoded on access, as `folder` does.
@@ -58,6 +59,7 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
         like: What the examples are: a box, or its `inputs`.
         classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else those of the
             table in their order. Labels that are whole numbers, also written 1.0, are the class numbers themselves.
+        label: The column of labels. None takes the one that is called so, or else the only one that is no input.
 
     Returns:
         Images (C, H, W) in [0, 1], or rows (F,), with class numbers, -1 without labels; with numbers where `like` is a
@@ -73,7 +75,7 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
         >>> import unboxed as ub
         >>> photos = ub.data.table("labels.csv", ub.Pixels((3, 224, 224)))  # doctest: +SKIP
     """
-    dataset = open_table(path, like, classes)
+    dataset = open_table(path, like, classes, label)
     if isinstance(dataset, FeatureRows):
         return dataset
     if n := len(dataset.skipped):
@@ -82,18 +84,20 @@ def table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -
     return dataset
 
 
-def open_table(path: Any, like: Inputs | Box, classes: Sequence[str] | None = None) -> LabeledFiles | FeatureRows:
+def open_table(
+    path: Any, like: Inputs | Box, classes: Sequence[str] | None = None, label: str | None = None
+) -> LabeledFiles | FeatureRows:
     """As `table`, for callers that say themselves what is left out."""
     is_regression = isinstance(like, Box) and like.outputs == "regression"
     classes, like = resolve_classes_and_inputs(like, classes)
     if isinstance(like, Features):
         source, columns = _read_values_by_column(path)
-        return read_rows(source, columns, like, LABEL_COLUMN_NAMES, classes, is_regression=is_regression)
+        return read_rows(source, columns, like, classes, is_regression=is_regression, label=label)
     pixels, skipped = require_pixels(like), SkippedFileReasons()
     source, rows = (
-        (Path("the DataFrame"), _files_and_labels_of_frame(path))
+        (Path("the DataFrame"), _files_and_labels_of_frame(path, label))
         if is_data_frame(path)
-        else _open_table_of_files_and_labels(path)
+        else _open_table_of_files_and_labels(path, label)
     )
     listed = _with_texts_of_numbers(rows, source) if is_regression else _with_whole_number_labels(rows)
     label_by_file = _labels_by_file(source, listed, skipped)
@@ -181,11 +185,12 @@ def _readable_image_paths(paths: Any, skipped: SkippedFileReasons) -> list[Path]
     return [path for path, reason in faults.items() if not reason]
 
 
-def _open_table_of_files_and_labels(path: str | os.PathLike[str]) -> tuple[Path, Iterator[FileAndLabel]]:
+def _open_table_of_files_and_labels(
+    path: str | os.PathLike[str], label: str | None
+) -> tuple[Path, Iterator[FileAndLabel]]:
     source = check_table_path(path)
-    return source, _iter_parquet_files_and_labels(
-        source
-    ) if source.suffix.lower() == ".parquet" else _iter_csv_files_and_labels(source)
+    is_parquet = source.suffix.lower() == ".parquet"
+    return source, (_iter_parquet_files_and_labels if is_parquet else _iter_csv_files_and_labels)(source, label)
 
 
 def check_table_path(path: str | os.PathLike[str]) -> Path:
@@ -206,9 +211,9 @@ def _read_values_by_column(path: Any) -> tuple[Path, dict[str, list[Any]]]:
     return source, read_columns(source)
 
 
-def _files_and_labels_of_frame(frame: Any) -> Iterator[FileAndLabel]:
+def _files_and_labels_of_frame(frame: Any, label: str | None) -> Iterator[FileAndLabel]:
     """The files and labels of a DataFrame."""
-    files, labels = _find_file_and_label_columns(list(map(str, frame.columns)), Path("the DataFrame"))
+    files, labels = _find_file_and_label_columns(list(map(str, frame.columns)), Path("the DataFrame"), label)
     values = frame[files].to_numpy().tolist()
     return iter(zip(values, [None] * len(values) if labels is None else frame[labels].to_numpy().tolist(), strict=True))
 
@@ -235,9 +240,9 @@ def _open_parquet(source: Path) -> Any:
         raise DataError(f"{source} is no sound Parquet file: {error}") from error
 
 
-def _iter_parquet_files_and_labels(source: Path) -> Iterator[FileAndLabel]:
+def _iter_parquet_files_and_labels(source: Path, label: str | None) -> Iterator[FileAndLabel]:
     contents = _open_parquet(source)
-    file_column, label_column = _find_file_and_label_columns(contents.column_names, source)
+    file_column, label_column = _find_file_and_label_columns(contents.column_names, source, label)
     files = contents.column(file_column).to_pylist()
     labels = [None] * len(files) if label_column is None else contents.column(label_column).to_pylist()
     return iter(zip(files, labels, strict=True))
@@ -253,12 +258,12 @@ def _read_csv_cells(source: Path) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
 
 
-def _iter_csv_files_and_labels(source: Path) -> Iterator[FileAndLabel]:
+def _iter_csv_files_and_labels(source: Path, label: str | None) -> Iterator[FileAndLabel]:
     rows = _read_csv_cells(source)
     file_index, label_index, has_header = 0, (1 if len(rows[0]) > 1 else None), False
-    if _is_header(rows[0], source):
+    if label in rows[0] or _is_header(rows[0], source):
         header, has_header = rows[0], True
-        file_column, label_column = _find_file_and_label_columns(header, source)
+        file_column, label_column = _find_file_and_label_columns(header, source, label)
         file_index = header.index(file_column)
         label_index = None if label_column is None else header.index(label_column)
     width = max(file_index, label_index or 0)
@@ -276,12 +281,17 @@ def _is_header(row: Sequence[str], source: Path) -> bool:
     return any(normalized_name(cell) in (*FILE_COLUMN_NAMES, *LABEL_COLUMN_NAMES) for cell in row) or "." not in row[0]
 
 
-def _find_file_and_label_columns(names: Sequence[str], source: Path) -> tuple[str, str | None]:
-    """The names of the columns of files and labels. Raises DataError."""
+def _find_file_and_label_columns(
+    names: Sequence[str], source: Path, label: str | None = None
+) -> tuple[str, str | None]:
+    """The names of the columns of files and labels, `label` where it is given. Raises DataError."""
+    if label is not None and label not in names:
+        raise DataError(f"{source} has no column {label!r} for labels; it has {', '.join(map(repr, names[:8]))}")
     by_plain_name = {normalized_name(name): name for name in reversed(names)}
     files, labels = (
         [by_plain_name[n] for n in known if n in by_plain_name] for known in (FILE_COLUMN_NAMES, LABEL_COLUMN_NAMES)
     )
+    labels = labels if label is None else [label]
     if not files or (not labels and len(names) > 1):
         raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {WANTED_COLUMNS_TEXT}")
     return files[0], labels[0] if labels else None

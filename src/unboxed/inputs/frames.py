@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..validation import normalized_name
 from .base import Inputs
 from .features import Features
+from .multi import MultiInput
+
+LABEL_COLUMN_NAMES = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
+MAX_LISTED_COLUMNS = 8  # in a message
+LABEL_COLUMN_ADVICE = 'Name it: ub.data.table(data, box, label="COLUMN"), --label COLUMN on the command line'
 
 
 def is_data_frame(data: object) -> bool:
@@ -18,29 +25,76 @@ def is_data_frame(data: object) -> bool:
 
 
 def frames_to_arrays(data: Any, inputs: Inputs | None) -> Any:
-    """A DataFrame, alone or as (frame, labels), as an array of rows; other data as they are. Raises DataError."""
+    """A DataFrame or a Series, alone or as (x, y), as arrays; other data as they are. Raises DataError."""
     if is_data_frame(data):
         return frame_to_rows(data, inputs)
-    if isinstance(inputs, Features) and isinstance(data, (tuple, list)) and len(data) == 2 and is_data_frame(data[0]):
-        return frame_to_rows(data[0], inputs), series_to_array(data[1])
-    return data
+    if _is_series(data):
+        return series_to_array(data)
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(inputs, MultiInput)
+    if not is_pair or not any(is_data_frame(part) or _is_series(part) for part in data):
+        return data
+    x = frame_to_rows(data[0], inputs) if is_data_frame(data[0]) else series_to_array(data[0])
+    return x, series_to_array(data[1])
+
+
+def _is_series(data: object) -> bool:
+    return callable(getattr(data, "to_numpy", None)) and hasattr(data, "__len__") and not is_data_frame(data)
 
 
 def series_to_array(y: Any) -> Any:
-    """A column of labels as an array; other labels unchanged."""
-    return y.to_numpy() if callable(getattr(y, "to_numpy", None)) else y
+    """A column, or a DataFrame of one, as an array of its own, so that it can be written; others unchanged."""
+    return np.array(y.to_numpy()) if callable(getattr(y, "to_numpy", None)) else y
+
+
+def frame_with_labels(frame: Any, features: Features, label: str | None = None) -> tuple[Any, list[Any]] | None:
+    """A DataFrame and the labels in one of its columns; None where no column is the labels'. Raises DataError."""
+    others = [str(name) for name in frame.columns if name not in features.names]
+    column = find_label_column("the DataFrame", others, label)
+    if column is None:
+        return None
+    return frame, frame[next(name for name in frame.columns if str(name) == column)].to_numpy().tolist()
+
+
+def find_label_column(source: object, others: Sequence[str], label: str | None = None) -> str | None:
+    """Of the columns that are no inputs, the labels': `label`, or one that is called so, or the only one.
+
+    None where there is none. Raises DataError for a column that is not there, and where it could be several.
+    """
+    listed = ", ".join(map(repr, others[:MAX_LISTED_COLUMNS]))
+    if label is not None:
+        if label in others:
+            return label
+        raise DataError(f"{source} has no column {label!r} for labels; beside the inputs it has {listed or 'none'}")
+    called = [name for name in others if normalized_name(name) in LABEL_COLUMN_NAMES]
+    if len(called) == 1 or len(others) == 1:
+        return (called or others)[0]
+    if not others:
+        return None
+    raise DataError(f"{source}: which of the columns {listed} has the labels? {LABEL_COLUMN_ADVICE}")
+
+
+def label_to_text(label: Any) -> str:
+    """A label as text; 1.0 is 1, and nothing or NaN is empty."""
+    text = "" if label is None else str(label).strip()
+    whole, _, rest = text.partition(".")
+    return whole if whole.isdecimal() and not rest.strip("0") else "" if text.lower() == "nan" else text
 
 
 def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:
     """The columns that `Features` name, in their order (N, F); others are left out. Raises DataError."""
     if not isinstance(inputs, Features):
-        advice = "ub.data.table(frame, box) takes one of image files and labels"
+        is_text = getattr(inputs, "is_text", False)
+        advice = (
+            "ub.data.texts(frame, box) takes one of texts and labels"
+            if is_text
+            else ("ub.data.table(frame, box) takes one of image files and labels")
+        )
         raise DataError(f"a DataFrame holds rows for Features; these inputs are {type(inputs).__name__}. {advice}")
     columns = list(frame.columns)
     if missing := [name for name in inputs.names if columns.count(name) != 1]:
         names = ", ".join(map(repr, missing[:5]))
         raise DataError(f"the DataFrame has no column, or two, of the name {names}; it has {columns[:12]}")
     try:
-        return np.asarray(frame[list(inputs.names)].to_numpy(), dtype=np.float64)
+        return np.array(frame[list(inputs.names)].to_numpy(), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"the DataFrame has columns that are no numbers: {error}; encode them as numbers") from error

@@ -78,7 +78,9 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
     """
     if isinstance(y, str):
         return _class_number_of(y, classes)
-    y = series_to_array(y)
+    is_series, y = not isinstance(y, np.ndarray), series_to_array(y)
+    if is_series and isinstance(y, np.ndarray) and y.dtype.kind == "f" and (y == y.round()).all():
+        y = y.astype(np.int64)  # as pandas writes them where one is missing
     if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
         y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):

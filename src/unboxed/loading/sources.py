@@ -77,6 +77,7 @@ def dataset_with_model_classes(
     classes: Sequence[str] | None = None,
     *,
     quiet: bool = False,
+    label: str | None = None,
 ) -> Dataset[Any]:
     """The data set that a text names, with labels that mean the model's classes.
 
@@ -86,6 +87,7 @@ def dataset_with_model_classes(
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names, where the model has none.
         quiet: No progress bar while downloading.
+        label: The column of labels of a table; None takes one called so.
 
     Returns:
         A Dataset of (image, label). That of a factory is as it is made where labels are no classes: for regression,
@@ -100,6 +102,8 @@ def dataset_with_model_classes(
         >>> len(loading.dataset_with_model_classes("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
+    if label is not None and (isinstance(box.inputs, Tokens) or not _is_table_file(spec)):
+        raise DataError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {spec}")
     if isinstance(box.inputs, Tokens) and Path(spec).suffix.lower() in TEXT_SUFFIXES:
         return texts(spec, box, classes)
     if _is_factory_spec(spec) and not has_class_labels(box):
@@ -107,7 +111,7 @@ def dataset_with_model_classes(
     names_files = Path(spec).is_dir() or _is_table_file(spec)
     known_classes = class_names_for_matching(box) if names_files else classes
     if _is_table_file(spec):
-        return open_table(spec, box, known_classes)
+        return open_table(spec, box, known_classes, label)
     return data(spec, like=box.inputs, root=root, classes=known_classes, quiet=quiet)
 
 

@@ -16,6 +16,7 @@ from .. import data as sets
 from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, has_class_labels
+from ..engine.read.examples import with_labels_of_frame
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
 from ..inputs.items import SkippedExamples, item_or_data_error
@@ -49,6 +50,7 @@ class ReportData:
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = str(getattr(data, "name", "") or _type_name_of_data(data))
         skipped = SkippedExamples()
+        data = with_labels_of_frame(box, data)
         self._data = _to_dataset(data, box, self.labeled, self.name, skipped, self._targets)
         self._broken_reasons = dict(enumerate(skipped.reasons, -len(skipped.reasons)))  # of a stream, before its rows
         if len(self._data) == 0:

@@ -14,6 +14,7 @@ from ..options import (
     DataOption,
     DebugOption,
     JsonOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -54,7 +55,8 @@ def attack(
         "attacked"
     ),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    seed: SeedOption = 0, quiet: QuietOption = False,
     json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """What fools the model? Clean and robust accuracy, adversarial images, and checks of gradient masking.
@@ -68,7 +70,7 @@ def attack(
         eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "attack")
-        images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
+        images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         print_skipped_files_note(images)
         box = box_with_data_class_names(images, box) if class_names is None else box
         settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed}

@@ -12,6 +12,7 @@ from ..options import (
     ClassesOption,
     DataOption,
     DebugOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -46,7 +47,8 @@ def concepts(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("concepts"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Does it answer by a concept? TCAV of concepts that folders show, against random examples and random weights."""
@@ -56,7 +58,9 @@ def concepts(
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "concepts")
-        examples: Any = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
+        examples: Any = loading.dataset_with_model_classes(
+            data, box, root=root, classes=class_names, quiet=quiet, label=label
+        )
         box = box_with_data_class_names(examples, box) if class_names is None else box
         given = read_concept_options(concept, box) if concept else None
         run_concepts(

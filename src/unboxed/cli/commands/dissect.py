@@ -12,6 +12,7 @@ from ..options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -50,7 +51,8 @@ def dissect(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("dissect"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """What do its units detect? Units against concepts, beside twins; and which units of a generator draw one."""
@@ -62,7 +64,9 @@ def dissect(
         refuse_texts(box, "dissect")
         examples: Any = (
             random_codes(box, n, seed) if data is None
-            else loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
+            else loading.dataset_with_model_classes(
+ data, box, root=root, classes=class_names, quiet=quiet, label=label
+)
         )  # fmt: skip
         addresses = None if layers is None else layers.split(",")
         settings: dict[str, Any] = {

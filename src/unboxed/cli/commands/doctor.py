@@ -11,6 +11,7 @@ from ..options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -31,7 +32,7 @@ def doctor(
     model: ModelOption,
     data: Annotated[str | None, typer.Option(help=f"Data to try methods on: {DATA_HELP} (default: noise).")] = None,
     weights: WeightsOption = None, shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None,
-    classes: ClassesOption = None, outputs: OutputsOption = None, root: RootOption = None,
+    classes: ClassesOption = None, outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     quiet: QuietOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -44,6 +45,6 @@ def doctor(
         images = (
             None
             if data is None
-            else loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
+            else loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         )
         run_doctor(box, images, as_json=json, quiet=quiet or json)

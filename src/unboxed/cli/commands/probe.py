@@ -14,6 +14,7 @@ from ..options import (
     MODEL_HELP,
     ClassesOption,
     DebugOption,
+    LabelOption,
     MeanOption,
     OutputsOption,
     QuietOption,
@@ -53,7 +54,8 @@ def probe(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("probe"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """What does it know? From which layers an attribute can be read, and whether the model uses it.
@@ -77,7 +79,9 @@ def probe(
             raise InputError("wanted --model and --data, or --text with --model or --vectors")
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "probe")
-        examples: Any = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
+        examples: Any = loading.dataset_with_model_classes(
+            data, box, root=root, classes=class_names, quiet=quiet, label=label
+        )
         box = box_with_data_class_names(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)
         run_probe(box, examples, values, addresses, out, max_examples=n, **settings)

@@ -14,6 +14,7 @@ from ..options import (
     ClassesOption,
     DataOption,
     DebugOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OpenBrowserOption,
@@ -60,7 +61,8 @@ def report(
         typer.Option(help="The example that is followed through the page: its index in the data, or its file's name."),
     ] = None,
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    seed: SeedOption = 0, quiet: QuietOption = False,
     show: OpenBrowserOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Open a model on some data: one self-contained page, with its images and numbers beside it."""
@@ -70,12 +72,12 @@ def report(
         from ...report import report as write
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
-        images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet)
+        images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         box = box_with_data_class_names(images, box) if class_names is None else box
         train_data = (
             None
             if training is None
-            else loading.dataset_with_model_classes(training, box, root=root, classes=class_names)
+            else loading.dataset_with_model_classes(training, box, root=root, classes=class_names, label=label)
         )
         judge_box = load_judge(judge, box, seed) if judge else None
         is_untrained = weights is None and not comes_with_weights(model)

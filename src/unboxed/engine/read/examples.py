@@ -24,12 +24,16 @@ from ...inputs.examples import (
     open_data,
     stack_inputs,
 )
+from ...inputs.features import Features
+from ...inputs.frames import frame_with_labels, is_data_frame, label_to_text
 from ...inputs.items import SkippedExamples, drop_label
 from ...inputs.labels import is_missing_label, missing_labels_text
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch
-from .class_labels import labels_to_classes
+from .class_labels import has_class_labels, labels_to_classes
+
+FRAME_ADVICE = 'Of a DataFrame or a file, name the column: ub.data.table(data, box, label="COLUMN")'
 
 
 class LabeledExamples(NamedTuple):
@@ -175,7 +179,9 @@ class _ExamplesWithOptionalLabels:
         """The examples themselves. Raises DataError where they have no labels."""
         if self.has_labels():
             return self
-        expected = "a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y)"
+        expected = (
+            f"a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y). {FRAME_ADVICE}"
+        )
         raise DataError(f"these examples have no labels; wanted {expected}")
 
     def classes(self, box: Box, data: Any) -> Tensor:
@@ -187,12 +193,29 @@ class _ExamplesWithOptionalLabels:
         return box.class_labels(classes, len(self.x))
 
 
+def with_labels_of_frame(box: Box, data: Any) -> Any:
+    """A DataFrame of inputs as (frame, labels), read as `ub.data.table` reads it; other data as they are.
+
+    A column that could be one of several is left for what needs labels. Raises DataError for labels that don't fit.
+    """
+    if not (is_data_frame(data) and isinstance(box.inputs, Features)):
+        return data
+    try:
+        found = frame_with_labels(data, box.inputs)
+    except DataError:  # several columns could be the labels'
+        return data
+    if found is None:
+        return data
+    frame, labels = found
+    return frame, [label_to_text(label) or None for label in labels] if has_class_labels(box) else labels
+
+
 def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs (n, ...) and classes (n,) of all labeled examples, `size` at a time, in bounded memory.
 
     Raises as `labeled_examples`.
     """
-    skipped, opened, n_read = SkippedExamples(), open_data(data, box.inputs), 0
+    skipped, opened, n_read = SkippedExamples(), open_data(with_labels_of_frame(box, data), box.inputs), 0
     for part in _iter_record_batches(opened, size, skipped):
         batch = (
             _read_first_examples(box, part, None)
@@ -228,7 +251,7 @@ def _read_first_examples(
     """The first examples. Raises DataError where there are none, InputError for inputs that do not fit the box."""
     if max_examples is not None:
         check_int("max_examples", max_examples, minimum=1)
-    skipped, opened = SkippedExamples(), open_data(data, box.inputs, has_label_maps)
+    skipped, opened = SkippedExamples(), open_data(with_labels_of_frame(box, data), box.inputs, has_label_maps)
     if isinstance(opened, tuple) and opened[1] is not None:
         x, y = opened
         labels = y[:max_examples] if isinstance(y, Tensor) else list(y[:max_examples])

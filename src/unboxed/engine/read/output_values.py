@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...box import Box
 from ...errors import DataError, InputError
+from ...inputs.frames import series_to_array
 from ...objectives.outputs import class_numbers_text
 from .examples import examples_with_unread_labels
 
@@ -94,6 +95,7 @@ def wanted_values_text(box: Box) -> str:
 
 
 def _to_tensor(y: Any) -> Tensor:
+    y = series_to_array(y)
     try:
         if isinstance(y, (list, tuple)):
             return torch.stack([torch.as_tensor(value).squeeze() for value in y])  # numbers and arrays of one number
