@@ -105,7 +105,7 @@ class Setting:
     optional: bool = False  # None is taken
     aliases: tuple[str, ...] = ()  # other names by which it is taken
     read: Callable[[Any], Any] | None = None  # of values that are spelled in another way
-    or_one_per_part: bool = False  # a dict or a tuple of such values is taken, too
+    or_one_per_part: bool = False  # a dict or a tuple of such values, or 0 for none, is taken, too
 
     @property
     def is_required(self) -> bool:
@@ -133,7 +133,8 @@ class Setting:
             return
         if self.or_one_per_part and isinstance(value, (Mapping, tuple, list)):
             for part_value in value.values() if isinstance(value, Mapping) else value:
-                self.check(part_value)
+                if isinstance(part_value, bool) or part_value != 0:
+                    self.check(part_value)
             return
         if self.kind == "choice":
             raise InputError(f"{self.name} must be {_choices_text(self.choices)}; got {value!r}")

@@ -144,7 +144,7 @@ def test_classes_are_attacked_part_by_part() -> None:
         ((0.1, 0.1, 0.1), "got 3"),
         ({}, "at least one of 'image', 'table'"),
         ((None, None), "at least one of"),
-        ({"image": 0}, "eps must be a number above 0"),
+        ({"image": 0}, "at least one of"),
         ({"image": -0.1}, "eps must be a number above 0"),
         ({"image": "large"}, "eps must be a number"),
         ({"image": 8}, "for 8 gray levels give eps=8/255"),
@@ -154,6 +154,41 @@ def test_what_does_not_fit_is_refused(eps: Any, message: str) -> None:
     box, x = opened()
     with pytest.raises(InputError, match=message):
         pgd(box, x, eps=eps)
+
+
+@every_attack
+@pytest.mark.parametrize("still", [{"image": 0.1, "table": 0}, {"image": 0.1, "table": 0.0}, {"image": 0.1}])
+def test_an_eps_of_zero_leaves_a_part_as_it_is(attack: Callable[..., Adversarial], still: dict[str, float]) -> None:
+    box, x = opened()
+    result = attack(box, x, torch.full((5,), -1e4, dtype=torch.float64), eps=still)
+    assert torch.equal(result.images["table"], x["table"])
+    assert torch.equal(result.images["image"], attack(box, x, torch.full((5,), -1e4, dtype=torch.float64),
+                                                      eps=(0.1, None)).images["image"])  # fmt: skip
+
+
+@pytest.mark.parametrize("eps", [[{"image": 0.1, "table": 0.2}], {"image": 0.1}, [0.1, (0.1, 0.2)]])
+@pytest.mark.parametrize("evaluation", [ub.robustness.evaluate, ub.robustness.evaluate_outputs])
+def test_evaluations_say_what_to_do_with_an_eps_per_part(evaluation: Callable[..., Any], eps: Any) -> None:
+    box, x = opened()
+    if evaluation is ub.robustness.evaluate:
+        box = ub.Box(TwoClasses(box.model), box.inputs, outputs="logits")
+        data = (x, torch.zeros(5, dtype=torch.long))
+    else:
+        data = (x, torch.zeros(5, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"one number per eps, .*pgd\(box, x, y, eps=\{'image'"):
+        evaluation(box, data, eps=eps)
+
+
+class TwoClasses(nn.Module):
+    """The number and its negative as logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        number: Tensor = self.model(image, table)
+        return torch.cat([number, -number], 1)
 
 
 def test_other_models_balls_and_attacks_refuse() -> None:

@@ -181,3 +181,23 @@ def test_the_input_is_part_of_the_result(name: str) -> None:
     result = call_example(CARDS[name], case)
     assert torch.equal(result.input, case.box.validate_inputs(case.x))
     assert "input" not in result.extras
+
+
+def test_maps_of_named_inputs_are_a_dict_and_of_one_input_none(box: ub.Box) -> None:
+    """A single map must not be taken for a mapping, by `dict(...)` or pandas."""
+    from contracts.test_multi_input import case as multi_input_case
+
+    c = multi_input_case("dict")
+    a = ub.attribution.gradient(c.box, c.x, 0)
+    assert [*a.keys()] == [*a.map] == [*c.x]
+    assert all(a[name] is m for name, m in a.items())
+    assert all(m is a.map[name] for name, m in zip(a.keys(), a.values(), strict=True))
+    one = ub.attribution.gradient(box, digits()[0])
+    assert not hasattr(one, "keys")
+    assert not hasattr(one, "items")
+    with pytest.raises(RuntimeError, match="sparse"):
+        one.values()
+    pair = multi_input_case("tuple")
+    assert not hasattr(ub.attribution.gradient(pair.box, pair.x, 0), "items")
+    shares = ub.attribution.shapley(box, digits()[0], segments=("squares", 14))
+    assert isinstance(shares.values, Tensor)

@@ -25,6 +25,12 @@ COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "cla
 MAX_REPR_VALUES = 5  # targets and scores that a repr lists
 
 
+def _maps_of_several_inputs(attribution: Attribution) -> Any:
+    """As `values` of a dict of maps; of one map torch's method of this name, for sparse tensors."""
+    maps = attribution.map
+    return maps.values() if isinstance(maps, Mapping) else Tensor.values(attribution)
+
+
 class Attribution(ResultViewsMixin, Tensor):
     """An attribution map, with what it explains; it is a tensor, and can be used wherever one is wanted.
 
@@ -68,7 +74,7 @@ class Attribution(ResultViewsMixin, Tensor):
     classes: tuple[str, ...]
     unit: str
     columns: Mapping[str, tuple[str, ...]]
-    values: Any  # of Shapley values; torch's method of this name is for sparse tensors, which no map is
+    values: Any = _maps_of_several_inputs  # of Shapley values and the like, the extra of this name
 
     def __new__(
         cls,
@@ -109,6 +115,9 @@ class Attribution(ResultViewsMixin, Tensor):
         return super().__getitem__(index)
 
     def __getattr__(self, name: str) -> Any:
+        """Of several inputs `keys` and `items`, as of a dict of maps: other maps have none, and are no mappings."""
+        if name in ("keys", "items") and isinstance(vars(self).get("map"), Mapping):
+            return getattr(self.map, name)
         extras = ", ".join(self.extras)
         besides = f"; besides the map it gives {extras}" if extras else ""
         raise AttributeError(f"{vars(self).get('method') or 'an attribution'} gives no {name!r}{besides}")

@@ -182,8 +182,16 @@ def require_evaluable(box: Box) -> None:
     box.require_class_scores("an evaluation", exclusive=True, objective_call=OBJECTIVE_ATTACK_CALL_TEMPLATE)
 
 
-def check_eps_values(eps: Sequence[float] | float) -> list[float]:
-    values = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
+def check_eps_values(eps: Any) -> list[float]:
+    """The radii, each one number. Raises InputError where there is none, or an eps for each of several inputs."""
+    if isinstance(eps, Mapping) or (
+        isinstance(eps, Sequence) and any(isinstance(value, (Mapping, Sequence)) for value in eps)
+    ):
+        raise InputError(
+            f"an evaluation takes one number per eps, for all inputs alike; got eps={eps!r}. For an eps of each input "
+            "attack once per choice: ub.adversarial.pgd(box, x, y, eps={'image': 0.1, 'table': 0.2}).success, or apgd"
+        )
+    values: list[float] = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
     if not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
     return values

@@ -18,7 +18,7 @@ from .constraints import NormBall, resolve_ball
 PART_SEED_STRIDE = 15_485_863  # from the seed of one part to that of the next
 
 EpsOfParts = Mapping[str, float | None] | Sequence[float | None]
-"""An eps for each part, by its name or in their order; a part that is left out, or None, is not changed."""
+"""An eps for each part, by its name or in their order; a part that is left out, None or 0 is not changed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def part_balls(inputs: Inputs, eps: EpsOfParts, norm: str) -> PartBalls:
     if not isinstance(inputs, MultiInput):
         raise InputError(f"an eps for each part is for models of several inputs; this one takes one: got eps={eps!r}")
     names = [name for name, _ in inputs.keys_and_parts()]
-    values = _values_of_parts(names, eps)
+    values = [None if value == 0 else value for value in _values_of_parts(names, eps)]
     if all(value is None for value in values):
         raise InputError(f"give an eps for at least one of {', '.join(map(repr, names))}; got {eps!r}")
     balls = tuple(None if value is None else resolve_ball(value, norm, None) for value in values)
