@@ -82,6 +82,7 @@ def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
     assert "nan" not in said
     assert " – " in said  # the spread of one example
     assert "this one takes 1 image and 1 table of features" in said
+    assert "One example, followed" not in said  # nothing is shown of it
 
 
 def test_columns_of_several_inputs() -> None:

@@ -67,8 +67,8 @@ def test_the_report_explains_rows(tmp_path: Path) -> None:
     page, facts = made.path.read_text(encoding="utf-8"), json.loads((tmp_path / "report.json").read_text())
     rows = facts["findings"]["morphs"]["rows"]
     assert {c["name"] for row in rows for c in row["changes"]} == {"size", "weight"}
-    assert "Contribution to the score, from the mean row." in page
-    assert "Over many rows" in page
+    assert "Integrated gradients: contribution to the logit of small, from the mean row" in page
+    assert re.search("Over many rows: the logit of (small|large)<", page)
     assert "standard deviations of its column" in page
     assert (
         "pixel"
@@ -91,10 +91,26 @@ def test_a_reader_chooses_among_rows_of_a_table(tmp_path: Path) -> None:
     assert names[0] == "Example 3"  # the error
     assert len(set(names)) == len(names) >= 3
     assert n_variants(page) == [len(names)] * 3  # at the top, and in both chapters
+    top = page[page.index('<section class="followed"') : page.index('class="chapter"')]
+    assert top.count('<figure class="signed-bars') == len(names)  # the contributions of each
     one = report(box, (x[:1], y[:1]), tmp_path / "one", sections=["gradients"], quiet=True)
     assert "data-choose=" not in one.path.read_text(encoding="utf-8")
     overview = report(box, (x, y), tmp_path / "overview", sections=["overview"], quiet=True)  # follows none
     assert "data-choose=" not in overview.path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("k", "classes", "score"),
+    [(1, None, "output"), (1, ["price"], "output price"), (2, None, "output (0|1)")],
+)
+def test_contributions_to_numbers_name_the_output(
+    k: int, classes: list[str] | None, score: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(4, k).eval(), table()[0].inputs, outputs="regression", classes=classes)
+    page = report(box, table()[1], tmp_path, sections=["gradients"], quiet=True).path.read_text(encoding="utf-8")
+    assert re.search(f"Over many rows: the {score}<", page)
+    assert re.search(f"Integrated gradients: contribution to the {score}, from the mean row", page)
 
 
 def test_bars_are_as_long_as_their_numbers_and_on_their_side() -> None:

@@ -27,8 +27,11 @@ def test_concepts_are_named_as_concepts() -> None:
 
 
 def test_points_are_of_accuracy() -> None:
-    assert "48.3 points of accuracy better" in map._label_separation_check({"input": 0.5, "fc": 0.983}).text
-    assert "10.0 points of accuracy worse" in map._label_separation_check({"input": 0.5, "fc": 0.4}).text
+    assert (
+        "separates the labels 48.3 points better than that of the raw input"
+        in map._label_separation_check({"input": 0.5, "fc": 0.983}).text
+    )
+    assert "10.0 points worse than" in map._label_separation_check({"input": 0.5, "fc": 0.4}).text
 
 
 def test_neighbors_that_are_misclassified_bear_the_mark() -> None:
@@ -39,6 +42,9 @@ def test_neighbors_that_are_misclassified_bear_the_mark() -> None:
     )
     finding = SimpleNamespace(shown=[right, wrong, right], followed=0, neighbors={"fc": torch.tensor([[1, 2]])})
     assert [map._neighbor_figure(finding, 0, rank).tone for rank in (0, 1)] == ["bad", "good"]  # type: ignore[arg-type]
+    top = SimpleNamespace(**{**vars(finding), "followed": [0], "has_images": True})
+    (figure,) = map.TsneMapFinding.cover(top, 0)  # type: ignore[arg-type]
+    assert (figure.head, figure.lines[0], figure.tone) == ("its nearest neighbor", "predicted a", "")
 
 
 @pytest.mark.parametrize(("n", "text"), [(60, "; 95% interval 88.6% to 99.1%"), (999, "; 95% interval"), (1000, "")])

@@ -16,6 +16,7 @@ import unboxed as ub
 from unboxed import cli
 from unboxed.errors import DataError, UnboxedWarning
 from unboxed.report import checks, context, texts
+from unboxed.report.word_effects import WordEffects
 
 pytest.importorskip("transformers")
 from language.planted_trigger import mixed_texts, planted_box
@@ -53,6 +54,20 @@ def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
     n_choices = html.count("data-choose=")
     assert n_choices >= 2
     assert [block.count("data-example=") for block in html.split('class="per-example"')[1:]] == [n_choices] * 2
+    top = html[html.index('<section class="followed"') : html.index('class="chapter"')]
+    assert top.count('<figure class="text') == n_choices  # the words of each
+
+
+def test_texts_whose_words_do_not_count_have_no_colors_and_no_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WordEffects, "is_negligible", lambda effects, i: True)
+    html = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words"], quiet=True).path.read_text()
+    assert "not colored: the words hardly count here" in html
+    assert "Red words raise the score" not in html
+    n = len(facts(tmp_path)["findings"]["words"]["texts"])
+    assert f"Its words hardly count in {n} of the {n} texts shown" in facts(tmp_path)["findings"]["words"]["answer"]
+    assert '<figure class="text good' not in html
 
 
 def test_texts_without_labels_and_other_forms(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_only_words_that_count_are_colored(strength: float) -> None:
     words = colored_words(made, "feature_ablation", 0)
     assert any(word.background for word in words.words) == (strength == 1.0)
     largest = float(made.maps["feature_ablation"][0, : len(TEXTS[0])].abs().max())
+    assert ("not colored: the words hardly count here" in words.lines) == (strength != 1.0)
+    assert any(made.verdicts["feature_ablation"].reason in line for line in words.lines) == (strength == 1.0)
     assert words.lines[-1] == f"scale ±{largest:.2g}"
 
 

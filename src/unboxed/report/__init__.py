@@ -296,7 +296,7 @@ def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedS
         finding, blocks = _find_and_show_with_warnings(work.context, section)
         best = section.best(finding) if section.best else ()
         n_followed, best_html = len(work.context.followed_indices), render_blocks(best, work.pictures)
-        followed = [render_figures(finding.cover(i), work.pictures) for i in range(n_followed)]
+        followed = [_render_followed(finding, i, work.pictures) for i in range(n_followed)]
         html = render_blocks(blocks, work.pictures)
         work.add(section.slug, finding)
         failure = "interrupted: only a part" * work.interrupted
@@ -311,6 +311,12 @@ def _render_section(work: _ReportInProgress, section: Section[Any]) -> RenderedS
     except Exception as error:  # one section that fails is no reason to lose the others
         LOG.warning("the section %r failed", section.title, exc_info=not isinstance(error, UnboxedError))
         return rendered(failure=error_sentence(error))
+
+
+def _render_followed(finding: Finding, place: int, pictures: PageImageStore) -> str:
+    """What a section shows of a followed example at the top of the page, "" where that is nothing."""
+    blocks = finding.followed_blocks(place)
+    return render_blocks(blocks, pictures) if blocks else render_figures(finding.cover(place), pictures)
 
 
 def _find_and_show_with_warnings(context: ReportContext, section: Section[Any]) -> tuple[Finding, list[Block]]:

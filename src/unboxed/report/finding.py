@@ -53,6 +53,10 @@ class Finding:
         """
         return ()
 
+    def followed_blocks(self, place: int) -> Sequence[Block]:
+        """The same where inputs are no images: the bars of a row, the words of a text."""
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """For report.json, which has `title` and `headline` once for all sections."""
         shared = {f.name for f in fields(Finding)} - {"answer"}

@@ -48,7 +48,10 @@ class TsneMapFinding(Finding):
     followed: list[int]  # the places of the followed examples among the N
 
     def cover(self, place: int) -> Sequence[Figure]:
-        return [_neighbor_figure(self, self.followed[place], 0)] if self.has_images else []
+        if not self.has_images:
+            return []
+        figure = _neighbor_figure(self, self.followed[place], 0)
+        return [replace(figure, head="its nearest neighbor", lines=(figure.head, *figure.lines), tone="")]
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -178,11 +181,13 @@ def _label_separation_check(accuracy: dict[str, float]) -> CheckNote:
     if len(accuracy) < 2:
         return CheckNote()
     raw, last = accuracy["input"], list(accuracy.values())[-1]
-    points = f"{100 * abs(last - raw):.1f} points of accuracy"
-    if last > raw:
-        return CheckNote(f"The last hidden layer separates the labels {points} better than the raw input does.", "good")
-    worse = f"{points} worse than" if last < raw else "just as well as"
-    return CheckNote(f"The last hidden layer separates the labels {worse} the raw input does.", "bad" * (last < raw))
+    points = f"{100 * abs(last - raw):.1f} points"
+    compared = f"{points} better than" if last > raw else f"{points} worse than" if last < raw else "just as well as"
+    return CheckNote(
+        f"By a vote of the {N_VOTING_NEIGHBORS} nearest dots, the map of the last hidden layer separates the labels "
+        f"{compared} that of the raw input.",
+        "good" if last > raw else "bad" * (last < raw),
+    )
 
 
 def _tsne_map_block(finding: TsneMapFinding) -> ScatterMapBlock:

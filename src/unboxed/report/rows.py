@@ -13,6 +13,7 @@ from ..attribution import integrated_gradients
 from ..checks.verdict import Verdict
 from ..engine.column_units import ColumnChange, column_changes
 from ..inputs.features import Features
+from ..inputs.labels import are_default_class_names
 from ..plots.tables import MAX_DRAWN_TABLE_COLUMNS, contribution_swarm
 from ..synthesis import morph
 from .blocks import (
@@ -36,10 +37,10 @@ from .words import breakable, count_noun, format_prob
 
 MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
 MAX_MORPH_ITERATIONS = 200
-N_PREVIEW_BARS = 8  # columns of a prediction
+N_PREVIEW_BARS, N_FOLLOWED_BARS = 8, 3  # columns of a prediction, in the chapter and at the top
 N_PREVIEW_COLUMNS = 5  # of what would change a row, before the section is opened
 ROW_ATTRIBUTION_METHOD = integrated_gradients
-CONTRIBUTION_AXIS_LABEL = "contribution to the score, from the mean row"
+CONTRIBUTION_LABEL_TEMPLATE = "integrated gradients: contribution to the {score}, from the mean row"
 
 
 def is_table(context: ReportContext) -> bool:
@@ -68,6 +69,10 @@ class RowAttributionFinding(Finding):
     many: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (M, F) of rows from all over the data
     many_rows: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (M, F)
     targets: list[str]
+    scores: list[str]  # as `targets`: what the columns contribute to
+
+    def followed_blocks(self, place: int) -> Sequence[Block]:
+        return [_contribution_bars(self, place, N_FOLLOWED_BARS)] if place < self.n_followed else []
 
 
 def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
@@ -77,6 +82,7 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
     k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
     verdict = context.verdict(ROW_ATTRIBUTION_METHOD.__name__)
     x, many_rows = context.inputs(indices), context.inputs(many)
+    targets = [int(s.predicted[i]) for i in indices] + [k]
     return RowAttributionFinding(
         answer=f"Integrated gradients: {verdict.badge} ({verdict.reason}).",
         columns=tuple(map(str, getattr(box.inputs, "names", ()))),
@@ -86,8 +92,19 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
         contributions=_column_contributions(context, x, s.predicted[indices]),
         many=_column_contributions(context, many_rows, torch.full((len(many),), k)),
         many_rows=many_rows,
-        targets=[context.class_name(int(s.predicted[i])) for i in indices] + [context.class_name(k)],
+        targets=[context.class_name(target) for target in targets],
+        scores=[_score_name(context, target) for target in targets],
     )
+
+
+def _score_name(context: ReportContext, k: int) -> str:
+    """What `Box.objective` scores: the logit of a class, or an output that is a number."""
+    if not context.is_regression:
+        return f"logit of {context.class_name(k)}"
+    names = context.survey.classes
+    if not are_default_class_names(names):
+        return f"output {names[k]}"
+    return "output" if len(names) == 1 else f"output {k}"
 
 
 def _column_contributions(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
@@ -101,16 +118,16 @@ def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
         finding.many_rows,
         finding.columns,
         title=f"{len(finding.many)} rows",
-        label=f"{CONTRIBUTION_AXIS_LABEL}; red: high",
+        label=f"{CONTRIBUTION_LABEL_TEMPLATE.format(score=finding.scores[-1])}; red: high",
     )
-    alt = f"contribution of each column to {finding.targets[-1]} for {len(finding.many)} rows, a point per row"
+    alt = f"contribution of each column to the {finding.scores[-1]} for {len(finding.many)} rows, a point per row"
     v = finding.verdict
     return [
         MethodInterpretation.of(
             ROW_ATTRIBUTION_METHOD, f"{v.badge.capitalize()}. {v.sentence}", TONE_BY_GRADE[v.grade]
         ),
         *bars,
-        Heading(f"Over many rows: the score of {finding.targets[-1]}"),
+        Heading(f"Over many rows: the {finding.scores[-1]}"),
         FigureGrid([Figure(PageImage(summary, alt, side=None))]),
     ]
 
@@ -126,8 +143,9 @@ def _contribution_bars(finding: RowAttributionFinding, i: int, n: int = MAX_DRAW
     row, order = example.x.flatten().tolist(), values.abs().argsort(descending=True, stable=True)[:n].tolist()
     bars = [(f"{breakable(finding.columns[k])} = {row[k]:.4g}", float(values[k])) for k in order]
     rest = len(values) - len(bars)
-    label = CONTRIBUTION_AXIS_LABEL + (f"; {count_noun(rest, 'smaller one')} not shown" if rest else "")
-    return SignedBars(example.title, example.lines(show_runner_up=True), bars, f"{label}.".capitalize(), example.tone)
+    label = CONTRIBUTION_LABEL_TEMPLATE.format(score=finding.scores[i])
+    label = label[0].upper() + label[1:] + (f"; {count_noun(rest, 'smaller one')} not shown." if rest else ".")
+    return SignedBars(example.title, example.lines(show_runner_up=True), bars, label, example.tone)
 
 
 # -- what would change it? ---------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ READING = (
     "Red words raise the score, blue words lower it; gray: added by the tokenizer. Each map has its own scale, printed "
     "below it. A map is a method's answer, not the model's: the badge says whether the method can be believed here."
 )
+NOT_COLORED_TEXT = "not colored: the words hardly count here"
 TEXT_TABLE_LEGEND = (
     "Randomization: rank correlation of the map with the map after the weights of the model's upper half are "
     "randomized; near 0 is good. Relevance gain: how much sooner the score falls when what the map marks is replaced "
@@ -108,6 +109,8 @@ def colored_words(made: TextExplanations, name: str, i: int) -> ColoredWords:
         )
     ]
     scale = f"scale {made.scale(name, i)}"
+    if made.effects.is_negligible(i):  # whatever holds for the method on other texts
+        return ColoredWords(words, verdict.method, (NOT_COLORED_TEXT, scale))
     lines = (scale,) if verdict.grade == NOT_APPLICABLE else (f"{verdict.badge} ({verdict.reason})", scale)
     return ColoredWords(words, verdict.method, lines, TONE_BY_GRADE[verdict.grade])
 

@@ -22,7 +22,7 @@ from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
 from .text_explanations import TextExplanations, make_text_explanations, require_text_inputs
 from .text_page import colored_words
-from .word_effects import word_effects
+from .word_effects import WordEffects, word_effects
 from .words import count_noun, error_sentence
 
 N_SWAPPED_TEXTS, N_LISTED_TEXTS, MAX_MAPS_PER_TEXT = 100, 6, 2
@@ -47,6 +47,13 @@ class WordsFinding(Finding):
     verdicts: dict[str, Verdict]
     made: TextExplanations = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
+    def followed_blocks(self, place: int) -> Sequence[Block]:
+        """The words of the text by the most trustworthy method; without a map, what they change in the answer."""
+        if place >= self.n_followed:
+            return []
+        maps = [colored_words(self.made, name, place) for name in self.made.drawn[:1]]
+        return maps or [Paragraph(self.made.effects.sentence(place))]
+
 
 def find_words(context: ReportContext) -> WordsFinding:
     """The maps are those of the methods with the best verdicts; the section on these lists them all."""
@@ -58,7 +65,15 @@ def find_words(context: ReportContext) -> WordsFinding:
     effects = word_effects(context.box, require_text_inputs(context.box), x, classes)
     maps = _maps_of_best_methods(context, x, classes, verdicts)
     return WordsFinding(
-        answer=_trust_sentence([v.grade for v in verdicts.values()], len(context.verdict_indices)),
+        answer=" ".join(
+            filter(
+                None,
+                (
+                    _negligible_words_sentence(effects, len(indices)),
+                    _trust_sentence([v.grade for v in verdicts.values()], len(context.verdict_indices)),
+                ),
+            )
+        ),
         texts=[context.survey.rows[i] for i in indices],
         n_followed=min(len(indices), len(context.followed_indices)),
         verdicts=verdicts,
@@ -78,6 +93,14 @@ def _maps_of_best_methods(
     return maps
 
 
+def _negligible_words_sentence(effects: WordEffects, n_texts: int) -> str:
+    """In how many of the texts shown no word counts, whatever the verdict on the methods is; "" where that is none."""
+    n = sum(effects.is_negligible(i) for i in range(n_texts))
+    if not n:
+        return ""
+    return f"Its words hardly count in {n} of the {count_noun(n_texts, 'text')} shown, which are not colored."
+
+
 def _trust_sentence(grades: Sequence[str], n_texts: int) -> str:
     grades = [grade for grade in grades if grade != NOT_APPLICABLE]
     on = f"judged on {count_noun(n_texts, 'text')}"
@@ -89,13 +112,19 @@ def _trust_sentence(grades: Sequence[str], n_texts: int) -> str:
 
 def show_words(finding: WordsFinding) -> list[Block]:
     texts = [block for i in range(len(finding.texts)) for block in _text_blocks(finding, i, MAX_MAPS_PER_TEXT)]
-    return [Paragraph(COLORS_TEXT), *texts]
+    return [*_colors_legend(finding, len(finding.texts)), *texts]
 
 
 def best_words(finding: WordsFinding) -> list[Block]:
     """The words of the followed text by the most trustworthy method."""
     texts = PerExample([_text_blocks(finding, i, 1) for i in range(finding.n_followed)])
-    return [texts, Paragraph(COLORS_TEXT, "soft")]
+    return [texts, *_colors_legend(finding, finding.n_followed)]
+
+
+def _colors_legend(finding: WordsFinding, n_texts: int) -> list[Block]:
+    """What the colors are, where a word of the first texts has one."""
+    is_colored = any(not finding.made.effects.is_negligible(i) for i in range(n_texts))
+    return [Paragraph(COLORS_TEXT, "soft")] if is_colored else []
 
 
 def _text_blocks(finding: WordsFinding, i: int, n_maps: int) -> list[Block]:
