@@ -116,6 +116,16 @@ def test_what_is_left_out_is_said_and_written(flat_folder: Path, tmp_path: Path)
     assert [Path(entry["file"]).name for entry in skipped] == ["scan.dcm"]
 
 
+def test_a_quiet_report_says_what_is_left_out(flat_folder: Path, tmp_path: Path) -> None:
+    whole = (flat_folder / "2.png").read_bytes()
+    (flat_folder / "2.png").write_bytes(whole[: len(whole) - 30])
+    words = ["report", "-q", "--model", "zoo:digits-cnn", "--data", str(flat_folder), "--sections", "overview"]
+    done = CliRunner().invoke(cli.app, [*words, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "1 image is broken (left out); the page lists them." in done.stderr
+    assert "Left out: 1 image is broken." in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
 def test_advice_names_options_not_python() -> None:
     """`segmenter=` and `ignore_case=True` are no options of a command."""
     from unboxed.cli.parsing import rewrite_advice_for_command_line

@@ -199,6 +199,7 @@ def test_files_that_can_not_be_read_are_reported_on_stderr_unless_quiet(
     (tmp_path / "in" / "b" / "y.txt").write_text("words")
     for quiet in (True, False):
         images = data.folder(tmp_path / "in", like=box.inputs, classes=box.classes)
-        report(box, images, tmp_path / "out", sections=QUICK, quiet=quiet)
+        made = report(box, images, tmp_path / "out", sections=QUICK, quiet=quiet)
+        assert "1 image is broken and 2 files are not images (left out); the page lists them." in made.skipped
         told = "1 image is broken and 2 files are not images" in capsys.readouterr().err
         assert told is not quiet

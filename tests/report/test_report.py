@@ -389,6 +389,7 @@ def test_a_broken_image_of_a_folder_is_passed_over_and_listed(tmp_path: Path) ->
         "1 image is broken and 1 file is not an image", "cut.png", "notes.txt", "Measured on 4 of 5 examples."
     )
     assert not page.has("evenly spread over the data")
+    assert facts["headline"][-1] == "Left out: 1 image is broken and 1 file is not an image."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -151,6 +151,7 @@ def test_images_are_ranked_by_the_overlap_with_their_own_label_map(tmp_path: Pat
     wrong = int(((y != predicted) & (y != 255))[worst].sum())
     assert f'alt="errors, example {worst}: {wrong} positions that are wrong"' in page
     assert page.count('alt="labels, example') == 4 + 6  # the worst at once, all below
+    assert page.count('alt="prediction, example') == 4 + 6  # none of the followed: no other section shows it
     assert "does not count" in page
 
 

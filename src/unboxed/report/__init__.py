@@ -64,7 +64,7 @@ from .followed import FollowedExample, followed_examples
 from .interrupts import sigterm_as_keyboard_interrupt
 from .pictures import PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
-from .skipped import skipped_text
+from .skipped import skipped_note
 from .source import ReportData
 from .survey import collect_outputs_and_labels
 from .words import error_sentence
@@ -107,10 +107,11 @@ SMALL_MODEL_MIN_AUTO_BATCH_ROWS = 256  # examples; a model whose automatic batch
 
 @dataclass(frozen=True)
 class Report:
-    """A written report: the path of its page, and {slug: error} of the sections that failed."""
+    """A written report: the path of its page, {slug: error} of the sections that failed, and what was left out."""
 
     path: Path
     failures: dict[str, str]
+    skipped: str = ""  # a sentence about files that could not be read
 
     def show(self) -> None:
         """Show a link to the page in the cell of a notebook, else open the page in the browser."""
@@ -228,9 +229,9 @@ def report(
         folder.stage(PAGE_FILE_NAME, encode_utf8(_page_html(work)))
         folder.stage(VERDICTS_FILE, context.verdict_cache.to_json())
         folder.stage(REPORT_JSON_FILE, _report_json(work, folder, failures))
-        published = Report(folder.publish(), failures)
-    if (skipped_note := skipped_text(source, survey)) and not quiet:
-        print(f"{source.name}: {skipped_note}; the page lists them.", file=sys.stderr)
+        published = Report(folder.publish(), failures, skipped_note(source, survey))
+    if published.skipped and not quiet:
+        print(published.skipped, file=sys.stderr)
     return published
 
 

@@ -31,12 +31,11 @@ class LabelMapExample:
     predicted: Tensor  # (H, W) classes
 
 
-def worst_label_maps(context: ReportContext, max_examples: int) -> list[LabelMapExample]:
-    """The images whose prediction overlaps least with their labels; none without label maps of two axes."""
+def label_map_examples(context: ReportContext, indices: Sequence[int]) -> list[LabelMapExample]:
+    """The images at these indices of the survey; none without label maps of two axes."""
     s, box = context.survey, context.box
     if s.map_scores is None or len(box.output_map_shape) != 2 or not context.has_images:
         return []
-    indices = s.indices_by_margin[:max_examples]
     read = context.data.read([s.rows[i] for i in indices])
     predicted = box(read.x).argmax(1).cpu()  # (n, H, W)
     labels = torch.stack([torch.as_tensor(target).long().cpu().view(box.output_map_shape) for target in read.targets])
@@ -58,6 +57,11 @@ def label_map_blocks(maps: Sequence[LabelMapExample], classes: Sequence[str]) ->
     figures = [figure for m in maps for figure in _label_map_figures(m, classes)]
     title = "The least overlap first: the image, its labels, the prediction, and where they differ."
     return [FigureGrid(figures, title, n_together=4), _color_key(maps, classes)]
+
+
+def predicted_map_figure(m: LabelMapExample, classes: Sequence[str]) -> Figure:
+    """The predicted classes, each in its color."""
+    return _label_map_figures(m, classes)[2]
 
 
 def _label_map_figures(m: LabelMapExample, classes: Sequence[str]) -> list[Figure]:

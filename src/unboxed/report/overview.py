@@ -25,7 +25,7 @@ from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, examples_block
 from .headline import MAX_CONFUSED_PAIRS_IN_JSON, no_accuracy_reason, title_and_headline
 from .input_nouns import input_shapes_text
-from .label_maps import LabelMapExample, label_map_blocks, worst_label_maps
+from .label_maps import LabelMapExample, label_map_blocks, label_map_examples, predicted_map_figure
 from .layer_table import layer_table_blocks
 from .scores import (
     LabelMapClassScore,
@@ -34,7 +34,7 @@ from .scores import (
     score_blocks,
     scores_by_finding_field,
 )
-from .skipped import skipped_text
+from .skipped import skipped_sentence, skipped_text
 from .survey import Survey
 from .words import count_noun
 
@@ -80,10 +80,12 @@ class OverviewFinding(Finding):
     label_scores: list[LabelScore] = field(default_factory=list)  # of yes/no labels
     position_scores: list[LabelMapClassScore] = field(default_factory=list)  # of label maps
     worst_maps: list[LabelMapExample] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON, default_factory=list)
+    followed_maps: list[LabelMapExample] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON, default_factory=list)
     classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON, default=())
 
     def cover(self, place: int) -> Sequence[Figure]:
-        return [e.figure(show_runner_up=not self.misclassified) for e in self.followed[place : place + 1]]
+        maps = [predicted_map_figure(m, self.classes) for m in self.followed_maps[place : place + 1]]
+        return [e.figure(show_runner_up=not self.misclassified) for e in self.followed[place : place + 1]] + maps
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -94,6 +96,7 @@ def find(context: ReportContext) -> OverviewFinding:
     shown_classes = _most_confused_classes(s.confusion)
     scored = scores_by_finding_field(s, box.outputs)
     title, headline = title_and_headline(context, scored)
+    skipped = skipped_text(context.data, s)
     is_shown = context.has_images or context.has_texts
     errors = s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if is_shown else []
     pairs = [
@@ -102,7 +105,7 @@ def find(context: ReportContext) -> OverviewFinding:
     return OverviewFinding(
         answer=_overview_answer_text(s, title),
         title=title,
-        headline=headline,
+        headline=(*headline, *filter(None, (skipped_sentence(skipped),))),
         accuracy=s.accuracy,
         examples=len(s.rows),
         examples_in_data=s.n_total,
@@ -120,7 +123,7 @@ def find(context: ReportContext) -> OverviewFinding:
         parameters=sum(p.numel() for p in box.model.parameters()),
         inputs_and_outputs=f"inputs {input_shapes_text(box.inputs)}, "
         f"{count_noun(len(box.classes), 'output')} ({box.outputs})",
-        skipped=skipped_text(context.data, s),
+        skipped=skipped,
         skipped_files=[(str(path), str(reason)) for path, reason in context.data.skipped[:MAX_LISTED_SKIPPED_FILES]],
         no_accuracy_reason="" if s.exclusive_classes else no_accuracy_reason(context),
         folded_confusions=pairs,
@@ -132,7 +135,8 @@ def find(context: ReportContext) -> OverviewFinding:
         ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if is_shown else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
-        worst_maps=worst_label_maps(context, MAX_OVERVIEW_EXAMPLES_PER_ROW),
+        worst_maps=label_map_examples(context, s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]),
+        followed_maps=label_map_examples(context, context.followed_indices),
         classes=s.classes,
         **scored,
     )

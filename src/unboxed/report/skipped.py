@@ -18,5 +18,16 @@ def skipped_text(source: ReportData, survey: Survey) -> str:
     return " and ".join(filter(None, words))
 
 
+def skipped_note(source: ReportData, survey: Survey) -> str:
+    """For the command line; "" where everything could be read."""
+    text = skipped_text(source, survey)
+    return f"note: {source.name}: {text} (left out); the page lists them." if text else ""
+
+
+def skipped_sentence(text: str) -> str:
+    """For the top of the page, of `skipped_text`."""
+    return f"Left out: {text}." if text else ""
+
+
 def _count_with_verb(n: int, noun: str, singular: str, plural: str) -> str:
     return "" if n == 0 else f"{count_noun(n, noun)} {singular if n == 1 else plural}"

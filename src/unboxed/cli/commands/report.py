@@ -89,4 +89,6 @@ def report(
             box, images, out, judge=judge_box, training=train_data, sections=split_names(sections), seed=seed,
             quiet=quiet, command=command, example=followed,
         )  # fmt: skip
+        if quiet and written.skipped:  # without -q the report says it
+            typer.secho(written.skipped, fg="yellow", err=True)
         print_report_path_and_exit_on_failure(written, show)
