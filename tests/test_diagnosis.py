@@ -24,8 +24,10 @@ from unboxed.engine.read.output_values import predicted_output_values
 from unboxed.errors import InputError, UnboxedError
 from unboxed.testing import models
 
-OFTEN = ("lstm", "attention", "checkpointed_reentrant")
-NIGHTLY = (*OFTEN, "plain", "exported_flat", "scripted_part", "batch_gate", "mlp", "parameterless", "transformer")
+OFTEN = ("lstm", "checkpointed_reentrant")
+NIGHTLY = (
+    *OFTEN, "attention", "plain", "exported_flat", "scripted_part", "batch_gate", "mlp", "parameterless", "transformer",
+)  # fmt: skip
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

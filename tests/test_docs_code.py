@@ -51,7 +51,7 @@ CHEAP: dict[str, dict[str, dict[str, Any]]] = {
         "corruptions": {"max_examples": 10}, "calibration": {"max_examples": 50}, "smoothed": {"n": 20, "n0": 5},
     },
     "concepts": {
-        "causal_units": {"n_steps": 12}, "dictionary": {"n_seeds": 1}, "discover": {"n_random": 3},
+        "causal_units": {"n_steps": 5}, "dictionary": {"n_seeds": 1}, "discover": {"n_random": 3, "n_evaluated": 24},
         "probe": {"n_folds": 2, "n_controls": 1}, "tcav": {"n_random": 8},
     },
 }  # fmt: skip

@@ -20,7 +20,7 @@ OPTIONS: dict[str, list[str]] = {
     "ablation": ["--units", "0,1"],
     "caricature": ["--layer", "relu1", *STEPS],
     "channels": ["--layer", "relu1", "--units", "0,3", *STEPS],
-    "cka": ["--compare-with", "zoo:digits-cnn", "--minibatch-size", "4"],
+    "cka": ["--compare-with", "zoo:digits-cnn", "--minibatch-size", "600"],
     "class_image": ["--target", "3,5", *STEPS],
     "deep_visualization": ["--target", "logit(3)", "--recipe", "sparse", *STEPS],
     "deepdream": ["--layer", "relu1", "--steps", "1"],

@@ -164,7 +164,7 @@ def test_it_leaves_no_trace() -> None:
 
 def test_on_a_trained_generator() -> None:
     box, x = ub.load("zoo:digits-gan"), torch.randn(50, 64, generator=torch.Generator().manual_seed(7))
-    result = causal_units(box, x, "lower right", "relu2", keep=QUADRANTS[:3], n_steps=20)
+    result = causal_units(box, x, "lower right", "relu2", keep=QUADRANTS[:3], n_steps=8)
     assert result.removed >= 0.6
     assert result.restored >= 0.6
     assert float(result.random_removed.mean()) < 0.4

@@ -122,7 +122,7 @@ def test_an_interval_that_covers_0_fails() -> None:
 
 def test_images_with_positions_and_labels() -> None:
     box, x, y = digits()
-    r = dictionary(box, (x[:100], y[:100]), "pool2", n_features=32, k=4, n_steps=60, n_seeds=1)
+    r = dictionary(box, (x[:60], y[:60]), "pool2", n_features=32, k=4, n_steps=60, n_seeds=1)
     assert [s.name for s in r.scores] == ["dictionary", "frozen directions", "NMF", "PCA", "mean"]
     assert r.accuracy is not None
     assert r.accuracy > 0.9

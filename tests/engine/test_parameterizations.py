@@ -202,7 +202,7 @@ def test_digits_of_a_class_from_a_generators_codes() -> None:
         box,
         logit(goal),
         canvas,
-        OptimizationConfig(64, partial(Adam, lr=0.05), transform=random_affine()),
+        OptimizationConfig(24, partial(Adam, lr=0.1), transform=random_affine()),
     )
     assert (box.predict(climb.input) == goal).sum() >= 9
     assert (judge.predict(climb.input) == goal).sum() >= 8

@@ -143,11 +143,11 @@ def test_a_tuned_lens_is_nearer_to_the_answer() -> None:
     box = opened(CAUSAL["gpt2"])
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 20, (100, 9), generator=generator)
-    lens = tuned_lens(box, {"input_ids": ids[:20]}, {"input_ids": ids[20:]}, n_steps=40)
+    lens = tuned_lens(box, {"input_ids": ids[:20]}, {"input_ids": ids[20:]}, n_steps=20)
     assert lens.kl_untuned is not None
     assert torch.allclose(lens.kl_untuned, logit_lens(box, {"input_ids": ids[:20]}).kl, atol=1e-10)
     assert float(lens.kl[:, :-1].mean()) < 0.7 * float(lens.kl_untuned[:, :-1].mean())
-    again = tuned_lens(box, {"input_ids": ids[:20]}, {"input_ids": ids[20:]}, n_steps=40)
+    again = tuned_lens(box, {"input_ids": ids[:20]}, {"input_ids": ids[20:]}, n_steps=20)
     assert torch.equal(lens.logits, again.logits)
     assert all(p.grad is None for p in box.model.parameters())
 

@@ -22,12 +22,12 @@ def export(path: Path, batch: int | None, made: nn.Module | None = None, least: 
 
 
 @pytest.mark.parametrize("batch", [None, 1, 4], ids=["any", "one", "four"])
-@pytest.mark.parametrize("n", [1, 3, 4, 9])
-def test_an_exported_model_takes_any_number_of_rows(tmp_path: Path, batch: int | None, n: int) -> None:
+def test_an_exported_model_takes_any_number_of_rows(tmp_path: Path, batch: int | None) -> None:
     made, inputs = loading.model(str(export(tmp_path / "model.pt2", batch)))
-    x = torch.rand(n, 1, 8, 8)
-    torch.testing.assert_close(made(x), model()(x))
     assert inputs is None
+    for n in (1, 3, 4, 9):
+        x = torch.rand(n, 1, 8, 8)
+        torch.testing.assert_close(made(x), model()(x), msg=lambda said, n=n: f"{n} rows: {said}")
 
 
 def test_an_exported_model_keeps_the_least_batch_of_its_graph(tmp_path: Path) -> None:

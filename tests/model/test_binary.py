@@ -97,13 +97,20 @@ def test_the_loss_is_binary_cross_entropy_and_the_margin_the_logit() -> None:
     assert torch.allclose(ub.margin(y)(acts), -z.abs(), atol=1e-5)
 
 
-@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", "square", "deepfool", "carlini_wagner", "ddn", "fmn", "fab"])
+ATTACKS: dict[str, dict[str, Any]] = {
+    **{name: {"eps": 0.4} for name in ("fgsm", "pgd", "apgd", "square")},
+    **{name: {} for name in ("deepfool", "ddn", "fmn", "fab")},
+    "carlini_wagner": {"steps": 40, "binary_search_steps": 3},
+}
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS])
 def test_attacks_change_the_sign_of_the_logit(attack: str) -> None:
     model, x = OneLogit(ENDS["probability (N, 1)"]), images()
     box, y = ub.Box(model, PIXELS), labels(model, images())
     assert box.outputs == "binary"
     method = getattr(ub.adversarial, attack)
-    result = method(box, x, y, **{"eps": 0.4} if attack in ("fgsm", "pgd", "apgd", "square") else {})
+    result = method(box, x, y, **ATTACKS[attack])
     assert result.success.any()
     assert torch.equal(labels(model, result.images) != y, result.success)
 
@@ -167,6 +174,7 @@ def test_a_map_of_yes_and_no(shape: str) -> None:
     assert box.output_map_shape == (6, 6)
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_the_report_and_the_command_line(tmp_path: Path) -> None:
     box, x = ub.Box(OneLogit(), PIXELS, outputs="binary", classes=["cat", "dog"]), images(24)
     y = labels(box.model, x)

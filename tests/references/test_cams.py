@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 
 import captum.attr
 import pytest
@@ -102,14 +103,19 @@ def test_by_hand(name: str, layer: str, sign: float) -> None:
     assert torch.allclose(method(box, images(), sign * ub.logit(k), layer=layer), up, rtol=1e-9, atol=1e-12)
 
 
+@cache
+def spelled(model: str) -> ub.Box:
+    """A box of a spelling, opened once for all methods."""
+    entry = awkward.get_model(model, torch.float64)
+    return ub.Box(entry.model, entry.inputs)
+
+
 @methods
 @pytest.mark.parametrize("model", [n for n in PLAIN if n not in NOT])
 def test_the_default_layer_in_every_spelling(name: str, model: str) -> None:
     """After the last ReLU, whatever it is: module, functional, in place, with its result ignored, clamp, scripted."""
     k = torch.tensor([2, 0, 3])
-    entry = awkward.get_model(model, torch.float64)
-    box = ub.Box(entry.model, entry.inputs)
-    got = getattr(ub.attribution, name)(box, images(), -ub.logit(k), upsample=False)
+    got = getattr(ub.attribution, name)(spelled(model), images(), -ub.logit(k), upsample=False)
     want = twin(name, k, "relu2", -1)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
     assert float(want.max()) > 0

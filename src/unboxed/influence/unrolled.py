@@ -118,12 +118,12 @@ def unrolled(
     Example:
         >>> import unboxed as ub
         >>> model, inputs = ub.zoo.load("digits-cnn", weights=None)
-        >>> x, y = ub.data.digits("train").first(64)
+        >>> x, y = ub.data.digits("train").first(32)
         >>> training = ub.influence.ModelTraining(model, inputs, (x, y), epochs=2, batch_size=16)
         >>> box = training.box(training.run())
         >>> result = ub.influence.unrolled(box, x[:2], y[:2], training)
         >>> result.scores.shape, result.top(8).shape, result.smoothness.is_smooth
-        (torch.Size([2, 64]), torch.Size([2, 8]), True)
+        (torch.Size([2, 32]), torch.Size([2, 8]), True)
 
     Source:
         Ilyas & Engstrom 2025, arXiv:2503.13751, section 3; Maclaurin et al. 2015, arXiv:1502.03492. States are kept

@@ -115,7 +115,7 @@ def linear_datamodeling_score(  # type: ignore[misc]  # the overloads leave its 
     Example:
         >>> import unboxed as ub
         >>> model, inputs = ub.zoo.load("digits-cnn", weights=None)
-        >>> x, y = ub.data.digits("train").first(64)
+        >>> x, y = ub.data.digits("train").first(32)
         >>> training = ub.influence.ModelTraining(model, inputs, (x, y), epochs=1, batch_size=16)
         >>> result = ub.influence.unrolled(training.box(training.run()), x[:4], y[:4], training)
         >>> score = ub.influence.validate.linear_datamodeling_score(
