@@ -86,7 +86,7 @@ def _unused_module_paths(box: Box, running_paths: Collection[str]) -> set[str]:
     if all(path in running_paths for path, module in box.modules.items() if own_parameters(module)):
         return set()
     try:
-        clone = copy_model(box).requires_grad_(True)
+        clone = copy_model(box.model).requires_grad_(True)
         named_params = [(path, p) for path, module in named_modules(clone).items() for p in own_parameters(module)]
         grads = _parameter_gradients_on_noise(box.with_model(clone), [p for _, p in named_params])
     except Exception:  # without a graph, all of them count
@@ -104,12 +104,12 @@ def _parameter_gradients_on_noise(box: Box, parameters: Sequence[Tensor]) -> Seq
         return torch.autograd.grad(output.sum(), parameters, allow_unused=True)
 
 
-def copy_model(box: Box) -> nn.Module:
-    """A deep copy of the model. Raises ModelError where it can't be copied."""
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy of a model. Raises ModelError where it can't be copied."""
     try:
         with state.setting_grad_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # copies of exported models use what torch deprecates
-            return copy.deepcopy(box.model, _detached_activations_memo(box.model))
+            return copy.deepcopy(model, _detached_activations_memo(model))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"this model can't be copied, and what runs on a copy can't be made: {reason}") from error
@@ -131,7 +131,7 @@ def randomize_layers(box: Box, layers: Iterable[LayerWithWeights], seed: int) ->
     ModelError where the model cannot be copied.
     """
     module_index = {path: i for i, path in enumerate(box.modules)}
-    model = copy_model(box)
+    model = copy_model(box.model)
     modules = named_modules(model)
     for layer in dict.fromkeys(layers):
         group = {modules[path] for path in layer.paths}

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..box import Box
 from ..engine.example_gradients.labels import read_training_examples as read_training_examples
 from ..engine.example_gradients.labels import resolve_query_labels as resolve_query_labels
-from ..engine.randomized import copy_model
 from ..engine.unroll.model_training import ModelTraining
 from ..errors import InputError
 from ..settings import ValueRole
@@ -51,7 +50,7 @@ def check_train_index(index: Any, n_queries: int | None, n_train: int, device: t
 def make_card_box_inputs_and_training(box: Box, x: Tensor, y: Tensor) -> tuple[Box, Tensor, Tensor, ModelTraining]:
     """A box whose model was trained for two steps, x, y, and the training, for the examples of cards."""
     training = ModelTraining(
-        copy_model(box),
+        box.model,
         box.inputs,
         random_card_training_data(box),
         epochs=1,

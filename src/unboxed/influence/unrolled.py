@@ -195,7 +195,7 @@ def check_box_matches_training(box: Box, training: Training, final: TrainingStat
     """Raise ModelError unless the box holds the weights that the training gives."""
     if not isinstance(training, ModelTraining):
         return
-    trained, given = training.box(final).model.state_dict(), box.model.state_dict()
+    trained, given = training.model(final).state_dict(), box.model.state_dict()
     if {k: v.shape for k, v in trained.items()} != {k: v.shape for k, v in given.items()}:
         raise ModelError(
             "the box's model is not of the training's architecture: their parameters have other names or shapes"

@@ -105,8 +105,7 @@ class ModelTraining(Training):
     ) -> None:
         epochs, batch_size = check_int("epochs", epochs, minimum=1), check_int("batch_size", batch_size, minimum=1)
         refuse_training_on_texts(inputs)
-        given = Box(model, inputs, outputs=outputs, output=output)
-        self._box = given.with_model(copy_model(given))
+        self._box = Box(copy_model(model), inputs, outputs=outputs, output=output)
         self._settings = {
             "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "momentum": momentum,
             "optimizer": optimizer, "schedule": schedule, "augment": augment, "loss": loss,
@@ -143,7 +142,12 @@ class ModelTraining(Training):
     @model_state.outside_inference_mode
     def box(self, state: TrainingState) -> Box:
         """The model with the parameters and buffers of a state, opened."""
-        model = copy_model(self._box)
+        return self._box.with_model(self.model(state))
+
+    @model_state.outside_inference_mode
+    def model(self, state: TrainingState) -> nn.Module:
+        """A copy of the model with the parameters and buffers of a state."""
+        model = copy_model(self._box.model)
         tensors = {
             **_entries_with_prefix(state, PARAMETER_KEY_PREFIX),
             **_entries_with_prefix(state, BUFFER_KEY_PREFIX),
@@ -152,7 +156,7 @@ class ModelTraining(Training):
             for name, h in [*model.named_parameters(), *model.named_buffers()]:  # also buffers that are not saved
                 if name in tensors:
                     h.copy_(tensors[name])
-        return self._box.with_model(model)
+        return model
 
     def _detect_rng_use_and_unused_parameters(self) -> None:
         """See whether the model draws random numbers, and which parameters it uses, or raise ModelError."""
