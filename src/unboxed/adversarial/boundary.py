@@ -52,7 +52,7 @@ SPHERICAL_STEP_TARGET_SUCCESS_RATE, SOURCE_STEP_TARGET_SUCCESS_RATE = (
     source="Brendel et al. 2018, arXiv:1712.04248",
     shows="A near input that the model misclassifies, found by a walk from decisions alone.",
     does_not_show="That none is nearer: the walk is slow, and HopSkipJump comes nearer in as many queries.",
-    example=lambda method, box, x, y: method(box, x, y, queries=20),
+    example=lambda method, box, x, y: method(box, x, y, queries=10),
     runs=lambda s: s["queries"],
     minimal=True,
     order=27,

@@ -64,7 +64,7 @@ FINAL_SEARCH_RELATIVE_OVERSHOOT = 1e-3
     source="Croce & Hein 2020, arXiv:1907.02044",
     shows="An input near this one, by the norm's measure, that the model misclassifies.",
     does_not_show="That there is none nearer: its distance is an upper bound of the smallest.",
-    example=lambda method, box, x, y: method(box, x, y, steps=3, restarts=2),
+    example=lambda method, box, x, y: method(box, x, y, steps=2, restarts=2),
     runs=lambda s: 2 * s["steps"] * s["restarts"] * (s["n_targets"] or 1),
     minimal=True,
     order=21,

@@ -49,7 +49,7 @@ C_GROWTH_FACTOR_UNBRACKETED, C_GROWTH_FACTOR_NEAR_BOUNDARY = (
     source="Szegedy et al. 2013, arXiv:1312.6199, section 4.1",
     shows="An input near this one that the model misclassifies.",
     does_not_show="That there is none nearer: its distance is an upper bound of the smallest.",
-    example=lambda method, box, x, y: method(box, x, y, steps=4, n_searches=2),
+    example=lambda method, box, x, y: method(box, x, y, steps=3, n_searches=2),
     runs=lambda s: 2 + s["n_searches"] * s["steps"],
     minimal=True,
     order=25,

@@ -39,7 +39,7 @@ TYPICAL_FORWARDS_PER_INPUT = 100  # on the card: about how many gradients an inp
     source="Sundararajan et al. 2017, arXiv:1703.01365, section 3",
     shows="How this score is made up of the input's changes from a baseline; the contributions sum to the difference.",
     does_not_show="What another baseline would show: values that equal the baseline get nothing, whatever they mean.",
-    example=lambda method, box, x, y: method(box, x, y),
+    example=lambda method, box, x, y: method(box, x, y, tol=0.01),
     exempt={"one forward": "it takes gradients at many points between the baseline and x"},
     axioms=("contribution", "completeness", "dummy", "symmetry"),
     runs=lambda s: s["n_steps"] or TYPICAL_FORWARDS_PER_INPUT,

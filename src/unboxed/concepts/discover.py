@@ -188,7 +188,7 @@ def _nats_text(interval: Interval) -> str:
     "decides.",
     does_not_show="That a direction means to the model what its crops have in common to you.",
     example=lambda method, box, x, y: method(
-        box, random_card_examples(box, 9), n_concepts=2, n_masks=2, n_random=1, with_twin=False
+        box, random_card_examples(box, 9), factorization="pca", n_concepts=2, n_masks=2, n_random=1, with_twin=False
     ),
     exempt={
         "rows": "its concepts are of all examples together",
