@@ -110,9 +110,9 @@ refuse(("representer_points",), ("parameterless", "exported_flat", "relu_logits"
 _case_of = cache(make_case)
 
 
-def shared_case(model: str, dtype: torch.dtype | None = None) -> MethodCase:
+def shared_case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> MethodCase:
     """A box that tests share, for those which change nothing in its model, and a batch of the test's own."""
-    c = _case_of(model, dtype)
+    c = _case_of(model, dtype, n)
     return MethodCase(c.box, c.x.clone(), c.y.clone())
 
 

@@ -11,7 +11,7 @@ import torch
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, MethodCase, call_example, has_parameters, make_case, methods
+from contracts.common import CARDS, MethodCase, call_example, has_parameters, methods, shared_case
 from contracts.test_awkward import assert_clear
 from contracts.trace import changes, snapshot
 from unboxed.errors import InputError, LayerError, UnboxedError
@@ -96,7 +96,7 @@ def refused(c: MethodCase, work: Any, error: type[UnboxedError] = UnboxedError, 
 
 @methods("bad input", lambda card: has_parameters(card, "x"))
 def test_inputs(name: str) -> None:
-    c = make_case("plain")
+    c = shared_case("plain")
     for bad, make in BAD_X.items():
         if bad not in CARDS[name].exempt:
             refused(c, lambda make=make: call_example(CARDS[name], replace(c, x=make(c.x))), InputError, bad)
@@ -104,7 +104,7 @@ def test_inputs(name: str) -> None:
 
 @pytest.mark.parametrize("bad", BAD_X)
 def test_inputs_of_a_box(bad: str) -> None:
-    c = make_case("plain")
+    c = shared_case("plain")
     x = BAD_X[bad](c.x)
     for work in (c.box, c.box.probs, c.box.predict, lambda x: c.box.read(x, ["conv1"])):
         refused(c, lambda work=work: work(x), InputError)
@@ -125,7 +125,7 @@ WHAT_NEXT = {
 
 def test_the_message_says_what_to_do() -> None:
     """What came, what was wanted, what to do next."""
-    c = make_case("plain")
+    c = shared_case("plain")
     said = {bad: refused(c, lambda bad=bad: c.box(BAD_X[bad](c.x))) for bad in WHAT_NEXT}
     assert {bad: hint in said[bad] for bad, hint in WHAT_NEXT.items()} == dict.fromkeys(WHAT_NEXT, True)
     said_of_shape = refused(c, lambda: c.box(c.x[..., :-1]))
@@ -139,7 +139,7 @@ CLASSES_AS = [(n, k) for n, card in CARDS.items() for k in ("target", "y") if ha
 
 @pytest.mark.parametrize(("name", "argument"), CLASSES_AS)
 def test_classes(name: str, argument: str) -> None:
-    c, card = make_case("plain"), CARDS[name]
+    c, card = shared_case("plain"), CARDS[name]
     pair = {"clean": c.x, "corrupted": c.x.flip(0)}  # of activation patching
     for bad, value in BAD_CLASS.items():
         if not has_parameters(card, "x") and bad in (
@@ -157,7 +157,7 @@ def test_classes(name: str, argument: str) -> None:
 @pytest.mark.parametrize(("setting", "value"), BAD_SETTINGS, ids=[f"{k}={v!r}" for k, v in BAD_SETTINGS])
 def test_settings(setting: str, value: Any) -> None:
     """Every method that takes the setting refuses the bad value."""
-    c = make_case("plain")
+    c = shared_case("plain")
     takers = [card for card in CARDS.values() if has_parameters(card, setting)]
     assert takers
     for card in takers:
@@ -165,7 +165,7 @@ def test_settings(setting: str, value: Any) -> None:
 
 
 def test_unknown_layers_are_answered_with_the_nearest_names() -> None:
-    c = make_case("plain")
+    c = shared_case("plain")
     for work in (lambda: c.box.read(c.x, ["conv"]), lambda: ub.activations.maps(c.box, c.x, ["conv"])):
         said = refused(c, work, LayerError)
         assert "conv1" in said
@@ -175,7 +175,7 @@ def test_unknown_layers_are_answered_with_the_nearest_names() -> None:
 
 
 def test_a_layer_called_twice_must_be_said_which() -> None:
-    c = make_case("relu_called_twice")
+    c = shared_case("relu_called_twice")
     said = refused(c, lambda: c.box.read(c.x, ["relu1"]), LayerError)
     assert "relu1#0" in said
     assert "relu1#1" in said
@@ -189,7 +189,7 @@ def test_a_layer_called_twice_must_be_said_which() -> None:
     "address", ["", "conv1#", "conv1#-1", "conv1#x", "conv1#1.5", "#0", "conv1:", "conv1:relu", ":relu", "conv1#0#0"]
 )
 def test_odd_addresses(address: str) -> None:
-    c = make_case("plain")
+    c = shared_case("plain")
     refused(c, lambda: c.box.read(c.x, [address]), LayerError)
 
 
@@ -215,7 +215,7 @@ BAD_OBJECTIVES: dict[str, Any] = {
 @pytest.mark.parametrize("bad", BAD_OBJECTIVES)
 @pytest.mark.parametrize("size", ["auto", 1])
 def test_objectives(bad: str, size: Any) -> None:
-    c = make_case("plain")
+    c = shared_case("plain")
     refused(c, lambda: ub.attribution.gradient(c.box, c.x, BAD_OBJECTIVES[bad], batch_size=size))
 
 
@@ -264,7 +264,7 @@ def test_opening(bad: str) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     """An index out of an array is an int to everybody but isinstance."""
-    c = make_case("plain")
+    c = shared_case("plain")
     want = ub.attribution.gradient(c.box, c.x, 1)
     assert torch.equal(ub.attribution.gradient(c.box, c.x, np.int64(1)), want)
     assert torch.equal(ub.attribution.gradient(c.box, c.x, torch.tensor(1)), want)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import unboxed as ub
-from contracts.common import make_case, shared_case
+from contracts.common import shared_case
 
 IMAGES = ("images", "frames", "input", "result")
 GENTLE = [
@@ -40,7 +40,7 @@ def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str
 @pytest.mark.parametrize("name", ["fgsm", "bim", "mi_fgsm"])
 @pytest.mark.parametrize(("norm", "eps"), ROOMS)
 def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> None:
-    c = make_case("color")
+    c = shared_case("color")
     made = getattr(ub.adversarial, name)(c.box, c.x, c.y, eps=eps, norm=norm, early_stop=False)
     assert ((made.images - c.x).double().flatten(1).norm(SIZES[norm], dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
     assert made.images.min() >= 0
@@ -51,7 +51,7 @@ def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> Non
 @pytest.mark.parametrize("target", [None, 2])
 def test_pgd_says_what_the_model_says(model: str, target: int | None) -> None:
     """Success is what a fresh forward of the returned image shows."""
-    c = make_case(model)
+    c = shared_case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=0.2, steps=6, target=target)
     now = c.box.predict(made.images)
     want = now != c.y if target is None else now == target
@@ -60,7 +60,7 @@ def test_pgd_says_what_the_model_says(model: str, target: int | None) -> None:
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_pgd_at_the_edge_of_the_valid_range(start: float) -> None:
-    c = make_case("plain")
+    c = shared_case("plain")
     made = ub.adversarial.pgd(c.box, torch.full_like(c.x, start), c.y, eps=0.1, steps=4, early_stop=False)
     assert made.images.min() >= 0
     assert made.images.max() <= 1
@@ -68,6 +68,6 @@ def test_pgd_at_the_edge_of_the_valid_range(start: float) -> None:
 
 
 def test_the_faithful_class_image_has_eight_bits() -> None:
-    made = ub.synthesis.class_image(make_case("plain").box, recipe="faithful", steps=4)
+    made = ub.synthesis.class_image(shared_case("plain").box, recipe="faithful", steps=4)
     assert torch.equal(made.images, (made.images * 255).round() / 255)
     assert made.images.std() > 0

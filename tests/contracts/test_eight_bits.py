@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from as_png import decoded
-from contracts.common import CARDS, REFUSED, call_example, has_parameters, make_case
+from contracts.common import CARDS, REFUSED, call_example, has_parameters, shared_case
 from unboxed.cards import Card
 from unboxed.errors import InputError, UnboxedWarning
 
@@ -28,7 +28,7 @@ def bounded(card: Card) -> bool:
 @each
 @pytest.mark.parametrize("on_grid", [True, False])
 def test_the_image_is_its_file_and_success_is_the_files(name: str, model: str, on_grid: bool) -> None:
-    c = make_case(model, n=4)
+    c = shared_case(model, n=4)
     if on_grid:
         c.x.copy_(((c.x * 255).round().float() / 255).to(c.x.dtype))
     made = call_example(CARDS[name], c, bits=8)
@@ -42,7 +42,7 @@ def test_the_image_is_its_file_and_success_is_the_files(name: str, model: str, o
 @pytest.mark.parametrize("on_grid", [True, False])
 def test_the_file_is_in_the_ball(name: str, norm: str, eps: float, on_grid: bool) -> None:
     """Where the ball holds a file at all, which it always does around a file."""
-    c = make_case("color", n=4)
+    c = shared_case("color", n=4)
     if on_grid:
         c.x.copy_((c.x * 255).round() / 255)
     try:
@@ -61,7 +61,7 @@ def test_the_file_is_in_the_ball(name: str, norm: str, eps: float, on_grid: bool
 @pytest.mark.parametrize("name", ATTACKS)
 def test_splitting_changes_no_file(name: str) -> None:
     one, all_of_them = (
-        call_example(CARDS[name], make_case("plain", torch.float64), bits=8, batch_size=size) for size in (1, 3)
+        call_example(CARDS[name], shared_case("plain", torch.float64), bits=8, batch_size=size) for size in (1, 3)
     )
     assert torch.equal(one.images, all_of_them.images)
     assert torch.equal(one.queries, all_of_them.queries)
@@ -70,12 +70,12 @@ def test_splitting_changes_no_file(name: str) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_other_depths_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="bits"):
-        call_example(CARDS[name], make_case("plain"), bits=7)
+        call_example(CARDS[name], shared_case("plain"), bits=7)
 
 
 @pytest.mark.filterwarnings("ignore:eps=.* is less than one of")
 def test_a_ball_that_holds_no_file_is_warned_of() -> None:
-    c = make_case("plain")
+    c = shared_case("plain")
     c.x.copy_(((c.x * 254).floor() + 0.5) / 255)
     with pytest.warns(UnboxedWarning, match="3 of 3"), warnings.catch_warnings():
         made = CARDS["pgd"].method(c.box, c.x, c.y, eps=0.3 / 255, steps=2, bits=8)

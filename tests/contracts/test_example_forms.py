@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
-from contracts.common import CARDS, MethodCase, call_example, has_parameters, make_case, methods, result_tensors
+from contracts.common import CARDS, MethodCase, call_example, has_parameters, methods, result_tensors, shared_case
 
 BYTES = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 X, Y = BYTES.float() / 255, torch.tensor([1, 0, 0])
@@ -55,7 +55,7 @@ LABELED = ("pair", "pair of lists", "items", "rows", "columns", "loader")
 
 
 def case(form: str | None = None) -> MethodCase:
-    return replace(make_case("plain"), x=X if form is None else FORMS[form](), y=Y)
+    return replace(shared_case("plain"), x=X if form is None else FORMS[form](), y=Y)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -67,7 +67,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_same_batch(form: str) -> None:
-    assert torch.equal(make_case("plain").box.validate_inputs(FORMS[form]()), X)
+    assert torch.equal(shared_case("plain").box.validate_inputs(FORMS[form]()), X)
 
 
 @methods("example forms", lambda card: has_parameters(card, "x"))

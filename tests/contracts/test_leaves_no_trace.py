@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -64,21 +64,29 @@ def test_opening_a_model(model: str) -> None:
 
 
 @methods("leaves no trace")
-@pytest.mark.parametrize("error", [PlantedError, KeyboardInterrupt])
-def test_failure_in_the_backward_pass(name: str, error: type[BaseException]) -> None:
+def test_failure_in_the_backward_pass(name: str) -> None:
     c = make_case("plain")
+    errors: list[type[BaseException]] = []
 
     def fail(module: nn.Module, grad: Any) -> None:
-        raise error("planted")
+        raise errors[-1]("planted")
 
     c.box.model.conv2.register_full_backward_pre_hook(fail)
-    assert traced(c, lambda: call_example(CARDS[name], c)) == []
+    for error in (PlantedError, KeyboardInterrupt):
+        errors.append(error)
+        assert traced(c, lambda: call_example(CARDS[name], c)) == [], error
+
+
+@contextmanager
+def no_grad_and_autocast() -> Iterator[None]:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        yield
 
 
 @methods("leaves no trace")
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_callers_grad_mode(name: str, mode: Any) -> None:
-    """The same result in every grad mode, and the mode is as before; x may be an inference tensor."""
+@pytest.mark.parametrize("mode", [no_grad_and_autocast, torch.inference_mode])
+def test_the_callers_modes(name: str, mode: Any) -> None:
+    """The same result in every grad mode and under autocast, which are as before; x may be an inference tensor."""
     want, c = cached_result(CARDS[name], "plain", torch.float64), shared_case("plain", torch.float64)
     with mode():
         mine = MethodCase(c.box, c.x.clone(), c.y.clone())
@@ -94,15 +102,6 @@ def test_a_model_built_in_inference_mode(name: str) -> None:
     with torch.inference_mode():
         c = make_case("batchnorm_in_train_mode", torch.float64)
         assert traced(c, lambda: call_example(CARDS[name], c)) == []
-
-
-@methods("leaves no trace")
-def test_the_callers_autocast(name: str) -> None:
-    want = cached_result(CARDS[name], "plain", torch.float64)
-    c, found = shared_case("plain", torch.float64), dict[str, Any]()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert traced(c, lambda: found.update(result_tensors(call_example(CARDS[name], c)))) == []
-    assert result_difference_texts(found, want, 1e-12) == []
 
 
 @methods("leaves no trace")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contracts.common import CARDS, call_example, make_case, shared_case
+from contracts.common import CARDS, call_example, shared_case
 from contracts.test_bad_input import refused
 from contracts.test_texts import text_case
 from unboxed.errors import InputError
@@ -37,7 +37,7 @@ def values_outside(setting: Setting) -> Iterator[Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_out_of_range_are_refused_by_name(family: str) -> None:
-    c, problems = make_case("plain"), list[str]()
+    c, problems = shared_case("plain"), list[str]()
     tried = 0
     for name, card in CARDS.items():
         for setting in card.settings.values() if card.family == family else ():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from contracts.common import (
     CARDS,
     REFUSED,
     has_parameters,
     methods,
+    shared_case,
 )
 from unboxed.testing import rows
 
@@ -18,12 +20,12 @@ from unboxed.testing import rows
 def test_rows_alone(name: str, model: str) -> None:
     """Each row in a call of its own: the same as in the batch, in every part that has a row an example."""
     if (name, model) not in REFUSED:
-        rows.check_rows(CARDS[name], model)
+        rows.check_rows(CARDS[name], model, shared_case(model, torch.float64))
 
 
 @methods("row seeds", lambda card: has_parameters(card, "seed"))
 def test_the_first_row_alone_draws_as_in_a_batch(name: str) -> None:
-    rows.check_rows(CARDS[name], "plain")
+    rows.check_rows(CARDS[name], "plain", shared_case("plain", torch.float64))
 
 
 @methods("target", lambda card: has_parameters(card, "target"))
