@@ -188,7 +188,8 @@ def test_a_method_that_finds_the_planted_images_passes(box: ub.Box, digits: Any,
 
 
 def test_unrolled_scores_find_the_planted_images(box: ub.Box, digits: Any, training: Any, planted: Any) -> None:
-    verdict = judge(box, digits, ub.influence.unrolled, training, planted=planted)
+    method = partial(ub.influence.unrolled, check_smoothness=False)
+    verdict = judge(box, digits, method, training, planted=planted, n_subsets=3)
     assert grades(verdict)[SHORTCUT_TEST_NAME] == PASS
 
 

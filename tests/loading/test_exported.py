@@ -51,12 +51,16 @@ def test_the_layers_of_an_exported_model_have_names(tmp_path: Path) -> None:
     torch.testing.assert_close(box.read(x, ["norm"])["norm"], model().norm(model().conv(x)))
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.fixture(params=[1, 4], scope="module")
+def fixed_batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ub.Box:
+    path = export(tmp_path_factory.mktemp("fixed") / "model.pt2", request.param)
+    return ub.load(str(path), inputs=ub.Pixels((1, 8, 8)))
+
+
 @pytest.mark.parametrize("n", [1, 3, 9])
-def test_a_box_keeps_the_batch_size_of_an_exported_model(tmp_path: Path, batch: int, n: int) -> None:
+def test_a_box_keeps_the_batch_size_of_an_exported_model(fixed_batch: ub.Box, n: int) -> None:
     """Every row is true: activations, gradients at the input and at a layer, and a ReLU called as a function."""
-    plain = ub.Box(model(), ub.Pixels((1, 8, 8)))
-    box = ub.load(str(export(tmp_path / "model.pt2", batch)), inputs=ub.Pixels((1, 8, 8)))
+    plain, box = ub.Box(model(), ub.Pixels((1, 8, 8))), fixed_batch
     x = torch.rand(n, 1, 8, 8)
     for address in ("logits", "conv", "norm:input", ":relu"):
         torch.testing.assert_close(box.read(x, [address]), plain.read(x, [address]))

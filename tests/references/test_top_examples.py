@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ from unboxed.activations import statistics, top_examples
 N, K = 41, 5
 
 
+@cache
 def small() -> tuple[ub.Box, Tensor]:
     entry = awkward.get_model("plain", torch.float64)
     return ub.Box(entry.model, entry.inputs), entry.images(N)

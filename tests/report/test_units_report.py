@@ -86,7 +86,7 @@ def made(box: ub.Box, data: Any, out: Path) -> str:
 )
 def test_a_section_for_every_kind_of_model(name: str, tmp_path: Path) -> None:
     entry = awkward.get_model(name)
-    page = made(ub.Box(entry.model, entry.inputs), (entry.images(40), torch.arange(40) % 4), tmp_path)
+    page = made(ub.Box(entry.model, entry.inputs), (entry.images(16), torch.arange(16) % 4), tmp_path)
     assert "What activates each unit?" in page
     assert "dead (never above zero" in page
     assert "top patches" in page
