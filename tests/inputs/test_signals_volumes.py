@@ -238,3 +238,11 @@ def test_signals_of_another_range_are_told_how_to_be_given() -> None:
         ub.Box(model, ub.Pixels((2, 64))).validate_inputs(x)
     box = ub.Box(model, ub.Pixels((2, 64), mean=-low / (high - low), std=1 / (high - low)))
     torch.testing.assert_close(box((x - low) / (high - low)), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_total_variation_of_a_signal_is_that_along_it() -> None:
+    """It has no neighbors above and below."""
+    x = torch.tensor([0.0, 1.0, 0.5, 0.5]).view(1, 1, 1, 4)
+    assert float(ub.total_variation(kind="anisotropic")({"input": x})) == pytest.approx(0.5)
+    assert float(ub.total_variation()({"input": x})) == pytest.approx(1.25)
+    assert float(ub.total_variation(kind="anisotropic")({"input": x.mT})) == pytest.approx(0.5)

@@ -101,5 +101,6 @@ def total_variation(beta: float = 2.0, kind: Literal["isotropic", "anisotropic"]
 
 
 def _mean_abs_differences(x: Tensor) -> Tensor:  # (N, C, H, W)
-    dx, dy = x.diff(dim=-1).abs(), x.diff(dim=-2).abs()
-    return dx.flatten(1).mean(1) + dy.flatten(1).mean(1)
+    """An axis of one position, as the height of a signal, has no differences, and their mean would be NaN."""
+    means = [x.diff(dim=axis).abs().flatten(1).mean(1) for axis in (-1, -2) if x.shape[axis] > 1]
+    return sum(means, x.new_zeros(len(x)))
