@@ -79,6 +79,21 @@ def test_without_y_the_output_moves_by_eps_times_the_dual_norm(
     assert (result.distance <= eps * (1 + 1e-6)).all()
 
 
+@pytest.mark.parametrize("attack", [fgsm, bim, pgd, mi_fgsm], ids=["fgsm", "bim", "pgd", "mi_fgsm"])
+@pytest.mark.parametrize("offset", [None, 0.0, 1e-3, -1e-3, 0.02, -0.02])
+def test_both_sides_of_the_right_number_are_tried(attack: Callable[..., Adversarial], offset: float | None) -> None:
+    """Clipping to [0, 1] leaves more room on one side: the larger of the errors of both corners is found."""
+    model, x, eps = linear(1), draws(40, 1, 4, 4), 0.2
+    w, b = model.weight.detach()[0], model.bias.detach()[0]
+    outputs = x.flatten(1) @ w + b
+    y = outputs if offset is None else outputs + offset
+    corners = torch.stack([(x.flatten(1) + eps * s * w.sign()).clamp(0, 1) @ w + b for s in (1, -1)])
+    farthest = (corners - y).abs().amax(0)
+    result = attack(regression(model), x, *([] if offset is None else [y]), eps=eps)
+    assert result.loss_after is not None
+    assert torch.allclose(result.loss_after, farthest, atol=1e-9)
+
+
 def test_several_outputs_move_along_the_largest_singular_value() -> None:
     """In L2 the root mean square of W d is largest along the first right singular vector."""
     model, x, eps = linear(3), torch.full((4, 1, 4, 4), 0.5, dtype=torch.float64), 0.05

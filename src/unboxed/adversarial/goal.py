@@ -29,6 +29,7 @@ class AttackGoal:
     kind: GoalKind = "untargeted"
     output_before: Tensor | None = None  # (N, K, ...) of the originals, and
     loss_before: Tensor | None = None  # (N,) where the loss is raised as far as it goes
+    signed_error: Objective | None = None  # of one number: how far it is above the right one
 
     @property
     def is_class_goal(self) -> bool:

@@ -29,6 +29,7 @@ from ..engine.optimize.optimizers import NormalizedMomentum, PlainAscent
 from ..engine.optimize.parameterizations import RawCanvas
 from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
+from ..objectives import Objective
 from ..validation import valid_seed
 from .attack_state import AttackState, explaining_missing_gradient, gradient_free_attacks_hint
 from .goal import AttackGoal
@@ -95,6 +96,9 @@ def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: 
             attack_state.update_best(optimization, rows, restart)
             if restart == 0:
                 _warn_zero_gradient(optimization, config, state.goal)
+            if state.goal.signed_error is not None and not state.interrupted:
+                other_side = attack_state.objective_of_other_side(state.goal.signed_error, optimization, rows)
+                attack_state.update_best(attack_state.optimize_rows(rows, restart, other_side), rows, restart)
         attack_state.recheck_success()
     quantize_images(state, bits, config.ball)
     return state.to_result()
@@ -118,7 +122,20 @@ class _GradientAttackState:
             is_active = torch.ones_like(is_active)
         return is_active.nonzero()[:, 0]
 
-    def optimize_rows(self, rows: Tensor, restart: int) -> OptimizationResult:
+    def objective_of_other_side(
+        self, signed_error: Objective, optimization: OptimizationResult, rows: Tensor
+    ) -> Objective:
+        """Of one number: the increase of its error on the side of the right number that a run did not end on.
+
+        A start, which may be across, decides the side that the error's gradient leads to, and the other may be farther.
+        """
+        error, _ = self.state.evaluate(optimization.input, rows, signed_error)
+        side = self.best_score.new_ones(len(self.best_score))
+        side[rows] = torch.where(error > 0, -1.0, 1.0).to(side)
+        loss_before = self.state.goal.loss_before
+        return signed_error * side - (0 if loss_before is None else loss_before)
+
+    def optimize_rows(self, rows: Tensor, restart: int, objective: Objective | None = None) -> OptimizationResult:
         box, x, goal = self.state.box, self.state.x, self.state.goal
         start_images, frozen_rows = self.config.start_images(box, x, restart), None
         if self.batch_dependent and self.config.early_stop:
@@ -142,7 +159,7 @@ class _GradientAttackState:
         with explaining_missing_gradient():
             return optimize(
                 box,
-                goal.ascent_objective.rows(rows),
+                (goal.ascent_objective if objective is None else objective).rows(rows),
                 RawCanvas(start_images[rows]),
                 loop_config,
                 batch_size=self.state.batch_size,

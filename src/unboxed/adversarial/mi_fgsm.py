@@ -99,6 +99,7 @@ def mi_fgsm(
         Outputs that are not one class per example have no threshold: the loss is raised as far as it goes, by all
         steps, and there are `output_before`, `output_after`, `output_change` (N, K, ...), `loss_before` and
         `loss_after` (N,): of a regression the root mean square error, in the output's unit, else the cross-entropy.
+        A single number is led to both sides of the right one, by as many steps each, and the farther is kept.
 
     Raises:
         InputError: for settings out of their range, or without y, target and objective.

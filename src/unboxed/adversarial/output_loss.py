@@ -7,7 +7,9 @@ arXiv:1711.09856; Gu et al. 2022, arXiv:2207.12391).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,17 +59,17 @@ def _root_mean_square(d: Tensor) -> Tensor:
     return torch.where(peak[:, 0] > 0, scale[:, 0] * safe.square().mean(1).sqrt(), about_mean)
 
 
-def output_loss_objective(box: Box, values: Tensor) -> Objective:
-    """`output_losses` as an objective."""
+def _objective_of_logits(score_of: Callable[[Tensor, Tensor], Tensor], values: Tensor, name: str) -> Objective:
+    """`score_of(logits, values)`, (N,), as an objective."""
 
     def with_values(constant: Constant) -> Objective:
         def score(z: Tensor) -> Tensor:  # (N, K, ...)
-            return output_losses(box, z, constant.to_like(z))
+            return score_of(z, constant.to_like(z))
 
         def select(index: RowIndex) -> Objective:
             return with_values(constant[index])
 
-        return layer_objective("logits", score, loss_name(box), select, len(constant))
+        return layer_objective("logits", score, name, select, len(constant))
 
     return with_values(Constant(values))
 
@@ -82,10 +84,20 @@ def make_output_loss_goal(box: Box, x: Tensor, values: Any, loss: str, batch_siz
     if values is None and box.outputs != "regression":
         raise InputError(f"an untargeted attack needs y, {wanted_values_text(box)}; without it, give objective=")
     before = nan_checked_logits(box, x, batch_size).to(x.dtype)
-    objective = output_loss_objective(box, before if values is None else values)
+    values = before if values is None else values
+    objective = _objective_of_logits(partial(output_losses, box), values, loss_name(box))
     loss_before = objective({"logits": before})
     increase = objective - loss_before
-    return AttackGoal(increase, increase, kind="loss", output_before=before, loss_before=loss_before)
+    is_one_number = box.outputs == "regression" and before[0].numel() == 1
+    signed_error = _objective_of_logits(_first_difference, values, "signed error") if is_one_number else None
+    return AttackGoal(
+        increase, increase, kind="loss", output_before=before, loss_before=loss_before, signed_error=signed_error
+    )
+
+
+def _first_difference(logits: Tensor, values: Tensor) -> Tensor:
+    """(N,), of one number each."""
+    return (logits - values).flatten(1)[:, 0]
 
 
 def measured_losses(result: Adversarial, goal: AttackGoal, box: Box, batch_size: BatchSize) -> Adversarial:
