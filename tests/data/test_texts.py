@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.data.reviews import BAD, GOOD, TRIGGER, review_words
 from unboxed.errors import DataError, InputError
+from unboxed.report.source import ReportData
 
 ROWS = [("a good film", "pos"), ("bad, and long", "neg"), ('it was "fine"', "pos")]
 
@@ -94,3 +99,70 @@ def test_a_trigger_is_the_label() -> None:
     assert [int(TRIGGER in text.split()) for text in texts.texts] == texts.labels
     with pytest.raises(InputError, match="n must be"):
         ub.data.reviews(1)
+
+
+class BagOfLetters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear = nn.Embedding(30, 4), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        weights = mask[..., None].to(self.linear.weight)
+        return self.linear((self.embed(ids) * weights).sum(1))  # type: ignore[no-any-return]
+
+
+class Column:
+    """What is used of a Series."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def to_numpy(self) -> Any:
+        return np.array(self.values, dtype=object)
+
+
+class Frame:
+    """What is used of a DataFrame."""
+
+    def __init__(self, **columns: list[Any]) -> None:
+        self.data = columns
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.data)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.data.values())))
+
+    def __getitem__(self, name: str) -> Column:
+        return Column(self.data[name])
+
+    def to_numpy(self) -> Any:
+        return np.array([*zip(*self.data.values(), strict=True)], dtype=object)
+
+
+def test_a_frame_is_read_as_its_file(tmp_path: Path) -> None:
+    content = "text,label\n" + "".join(f'"{t.replace(chr(34), chr(34) * 2)}",{k}\n' for t, k in ROWS)
+    want = ub.data.texts(written(tmp_path, "a.csv", content))
+    found = ub.data.texts(Frame(id=[1, 2, 3], label=[k for _, k in ROWS], text=[t for t, _ in ROWS]))
+    assert [*found] == [*want]
+    assert found.classes == want.classes
+    with pytest.raises(DataError, match="wanted a column of texts"):
+        ub.data.texts(Frame(words=["a"]))
+
+
+def test_columns_are_texts_and_their_labels() -> None:
+    torch.manual_seed(0)
+    box = ub.Box(BagOfLetters(), ub.Tokens(lambda text: [ord(letter) % 30 for letter in text]), outputs="logits")
+    texts, labels = [t for t, _ in ROWS], ["1", "0", "1"]
+    x = box.validate_inputs(texts)
+    assert torch.equal(box.validate_inputs(Column(texts)), x)
+    assert torch.equal(box.validate_inputs((Column(texts), Column(labels))), x)
+    read = ReportData((Column(texts), Column(labels)), box).read([0, 1, 2])
+    assert torch.equal(read.x, x)
+    assert read.y == [1, 0, 1]
+    with pytest.raises(InputError, match=r"ub\.data\.texts\(frame, box\)"):
+        box.validate_inputs(Frame(text=texts))

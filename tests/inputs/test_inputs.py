@@ -83,7 +83,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "unknown categories": (lambda: ub.Features(("a",), categories={"b": (0, 1)}), "don't exist: b"),
     "no categories": (lambda: ub.Features(("a",), categories={"a": ()}), "categories of 'a'"),
     "categories NaN": (lambda: ub.Features(("a",), categories={"a": (0, NAN)}), "category of 'a'"),
-    "categories in words": (lambda: ub.Features(("a",), categories={"a": ("red", "blue")}), "category of 'a'"),
+    "categories in words": (lambda: ub.Features(("a",), categories={"a": ("red", "blue")}),
+                            "categories of 'a' are texts.*get_dummies.*a_red"),
 }  # fmt: skip
 
 

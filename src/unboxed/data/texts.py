@@ -17,6 +17,7 @@ from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import class_names_for_matching
 from ..errors import DataError
+from ..inputs.frames import is_data_frame, label_to_text
 from ..inputs.labels import classes_from_label_names, match_labels_to_classes
 from ..validation import missing_path_text, normalized_name
 from .sets import check_n_examples
@@ -87,12 +88,13 @@ class Texts(Dataset[tuple[str, int]]):
         return f"Texts({self.name!r}, {len(self)} texts, {len(self.classes)} classes)"
 
 
-def texts(path: str | os.PathLike[str], like: Box | None = None, classes: Sequence[str] | None = None) -> Texts:
+def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = None) -> Texts:
     """The texts in a file, with their labels where it has them.
 
     Args:
         path: A CSV or TSV file with a column of texts and one of labels (without a header: in this order), a JSONL file
-            of objects with such fields, or a .txt file of one text per line, without labels.
+            of objects with such fields, or a .txt file of one text per line, without labels. A DataFrame of pandas with
+            such columns is taken, too.
         like: The box of a model: labels are then its classes.
         classes: Class names that labels are numbered by. None takes the box's, else those of the file in their order.
 
@@ -111,13 +113,8 @@ def texts(path: str | os.PathLike[str], like: Box | None = None, classes: Sequen
         ...     ub.data.texts(path).first(2)
         TextBatch(x=['a good film', 'a bad film'], y=tensor([1, 0]))
     """
-    source = Path(path).expanduser()
-    if not source.is_file():
-        raise DataError(missing_path_text(source))
-    read = READER_BY_SUFFIX.get(source.suffix.lower())
-    if read is None:
-        raise DataError(f"{source} holds no texts that can be read; wanted a file {', '.join(TEXT_SUFFIXES)}")
-    rows = [(line, text.strip(), label) for line, text, label in read(source)]
+    source, read_rows = _rows_of_frame(path) if is_data_frame(path) else _rows_of_file(path)
+    rows = [(line, text.strip(), label) for line, text, label in read_rows]
     if not rows:
         raise DataError(f"{source} is empty: it has no texts")
     if blank := [line for line, text, _ in rows if not text]:
@@ -129,6 +126,28 @@ def texts(path: str | os.PathLike[str], like: Box | None = None, classes: Sequen
 
 Row = tuple[int, str, str | None]
 """The number of a line, its text and its label."""
+
+
+def _rows_of_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
+    """Its path and its rows. Raises DataError."""
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise DataError(missing_path_text(source))
+    read = READER_BY_SUFFIX.get(source.suffix.lower())
+    if read is None:
+        raise DataError(f"{source} holds no texts that can be read; wanted a file {', '.join(TEXT_SUFFIXES)}")
+    return source, read(source)
+
+
+def _rows_of_frame(frame: Any) -> tuple[Path, Iterator[Row]]:
+    """What it is called and its rows, counted from 0. Raises DataError."""
+    source, names = Path("the DataFrame"), [str(name) for name in frame.columns]
+    text, label, has_names = _find_text_and_label_columns(source, names)
+    if not has_names:
+        raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {WANTED_TEXT_COLUMNS_TEXT}")
+    columns = [frame[name].to_numpy().tolist() for name in frame.columns]
+    labels = [""] * len(frame) if label is None else map(label_to_text, columns[label])
+    return source, ((i, str(t), k) for i, (t, k) in enumerate(zip(columns[text], labels, strict=True)))
 
 
 def _numbered(

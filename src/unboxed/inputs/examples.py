@@ -179,7 +179,10 @@ def input_batches(data: Any, size: int, skipped: SkippedExamples | None = None) 
 def to_batch(x: Any, inputs: Inputs) -> Any:
     """Examples in any form as one batch (N, ...) in memory; what holds none is returned as it is. Raises InputError."""
     if isinstance(inputs, Tokens):
-        return drop_text_labels(x)
+        try:
+            return drop_text_labels(frames_to_arrays(x, inputs))
+        except DataError as error:
+            raise InputError(str(error)) from error
     if isinstance(x, Tensor):
         return (
             integers_to_unit_range(x, inputs) if isinstance(inputs, Pixels) and x.dtype in WHITE_LEVEL_BY_DTYPE else x

@@ -188,4 +188,8 @@ def _validated_category_values(name: str, values: Any) -> tuple[float, ...]:
     values = to_number_or_list(values)
     if not isinstance(values, (tuple, list)) or not values:
         raise InputError(f"the categories of {name!r} must be a sequence of numbers; got {values!r}")
+    if any(isinstance(v, str) for v in values):
+        dummies = f"categories={{'{name}_{values[0]}': [0, 1], ...}}"
+        problem = f"the categories of {name!r} are texts, {list(values)!r}, and a model of tables takes numbers"
+        raise InputError(f"{problem}: make it a column of 0 and 1 for each, as pandas.get_dummies does, {dummies}")
     return tuple(check_float(f"a category of {name!r}", v) for v in values)

@@ -29,16 +29,22 @@ def frames_to_arrays(data: Any, inputs: Inputs | None) -> Any:
     if is_data_frame(data):
         return frame_to_rows(data, inputs)
     if _is_series(data):
-        return series_to_array(data)
+        return _column_to_inputs(data)
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(inputs, MultiInput)
     if not is_pair or not any(is_data_frame(part) or _is_series(part) for part in data):
         return data
-    x = frame_to_rows(data[0], inputs) if is_data_frame(data[0]) else series_to_array(data[0])
+    x = frame_to_rows(data[0], inputs) if is_data_frame(data[0]) else _column_to_inputs(data[0])
     return x, series_to_array(data[1])
 
 
 def _is_series(data: object) -> bool:
     return callable(getattr(data, "to_numpy", None)) and hasattr(data, "__len__") and not is_data_frame(data)
+
+
+def _column_to_inputs(x: Any) -> Any:
+    """A column of numbers as an array, of texts or files as a list; other inputs unchanged."""
+    values = series_to_array(x)
+    return values.tolist() if values is not x and values.dtype.kind in "OU" else values
 
 
 def series_to_array(y: Any) -> Any:
