@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from contracts.common import CARDS, REFUSED, make_case
+from language.attending import TextTransformer, open_texts
 from unboxed import diagnosis as diagnosis_module
-from unboxed.cards import card
+from unboxed.cards import card, cards
 from unboxed.diagnosis import REPORT_BUG_TEXT, Diagnosis, MethodCheck, doctor
 from unboxed.engine.read.output_values import predicted_output_values
 from unboxed.errors import InputError, UnboxedError
@@ -273,3 +274,42 @@ def test_the_remedy_names_no_method_twice() -> None:
     assert remedies == ["", "", "or use occlusion", "or use gradient, occlusion"]
     alone = [checks[0], checks[2]]
     assert diagnosis_module._with_alternatives_as_remedy(checks[2], alone).remedy == "or use gradient"
+
+
+@pytest.fixture(scope="module")
+def text_box() -> ub.Box:
+    return open_texts(TextTransformer())
+
+
+@pytest.mark.parametrize("texts", [None, ["abcdef gh", "ijkl", "mnopq"]], ids=["noise", "texts"])
+def test_a_model_of_texts_is_tried_by_the_methods_that_take_them(text_box: ub.Box, texts: list[str] | None) -> None:
+    """All of them work on this transformer, and none that takes no texts is counted."""
+    diagnosis = doctor(text_box, texts)
+    tried = of_ours(diagnosis)
+    assert set(tried) == {name for name, c in CARDS.items() if c.texts}
+    assert diagnosis.refused == {}
+    n_untried = len([c for c in cards() if not c.texts])
+    assert f"{n_untried} that do not are left out" in diagnosis.model["texts"]
+    assert "texts" not in diagnosis_of("lstm").model
+
+
+def test_what_fails_on_texts_is_said(text_box: ub.Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise InputError("no words")
+
+    broken = replace(CARDS["gradient"], example=refuse)
+    monkeypatch.setattr(diagnosis_module, "cards", lambda: [broken, CARDS["lime"], CARDS["pgd"]])
+    diagnosis = doctor(text_box)
+    assert diagnosis.refused == {"gradient": "no words; or use lime"}
+    assert diagnosis.working == ("lime",)
+
+
+def test_the_command_takes_a_file_of_texts(
+    text_box: ub.Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unboxed.cli.doctor import run_doctor
+
+    monkeypatch.setattr(diagnosis_module, "cards", lambda: [CARDS["gradient"], CARDS["pgd"]])
+    (tmp_path / "texts.txt").write_text("abcdef gh\nijkl\nmnopq\n")
+    assert run_doctor(text_box, ub.data.texts(tmp_path / "texts.txt"), quiet=True).working == ("gradient",)
+    assert "attribution: 1 of 1 work: gradient" in capsys.readouterr().out

@@ -20,9 +20,10 @@ from .engine.read.class_labels import has_class_labels
 from .engine.read.output_values import predicted_output_values
 from .errors import UnboxedError, UnboxedWarning
 from .inputs.labels import are_default_class_names
+from .inputs.tokens import Tokens
 from .objectives import Objective, logit, mean_over_positions
 from .parameters import InputBatch
-from .settings import Above, Unit, check_settings
+from .settings import Above, Unit, check_settings, takes_texts
 from .table_views import TableViewsMixin
 
 N_TRIAL_EXAMPLES = 3
@@ -78,6 +79,7 @@ class Diagnosis(TableViewsMixin):
         return f"Diagnosis({len(self.working)} of {len(self.methods)} methods work{refused})"
 
 
+@takes_texts
 def doctor(
     box: Box,
     x: Annotated[InputBatch | None, "Inputs to try the methods on, 2 or more; None takes noise."] = None,
@@ -90,11 +92,11 @@ def doctor(
     """What works on a model and what does not, and why: every method is tried by its smallest useful call.
 
     The first thing to do with an unusual model, before a method fails in the middle of other work. Methods of your own
-    with a card are tried too.
+    with a card are tried too. Of a model of texts those that take texts are tried.
 
     Args:
         box: The opened model.
-        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1]. None takes noise.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1], or texts. None takes noise.
         max_flops: Largest cost of trying one method, about; then it is stopped. A method that is stopped without an
             error counts as working, and its check says that it is not complete.
         quiet: No progress bar.
@@ -118,9 +120,13 @@ def doctor(
     labels = _TrialLabels(mean_over_positions(logits).argmax(1), predicted_output_values(box, logits))
     row_budget = max(MIN_FORWARD_ROW_BUDGET, max_flops / max(1.0, box.flops_per_example))
     limited = _make_run_budget_box(box)
-    tried = tqdm(cards(), disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
-    checks = [_check_method_or_with_objective(card, limited, inputs, labels, row_budget) for card in tried]
-    return Diagnosis(_model_facts(box), tuple(_with_alternatives_as_remedy(check, checks) for check in checks))
+    tried = [card for card in cards() if card.texts or not isinstance(box.inputs, Tokens)]
+    bar = tqdm(tried, disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
+    checks = [_check_method_or_with_objective(card, limited, inputs, labels, row_budget) for card in bar]
+    facts = _model_facts(box)
+    if n_untried := len(cards()) - len(tried):
+        facts["texts"] = f"{len(tried)} methods take them; {n_untried} that do not are left out"
+    return Diagnosis(facts, tuple(_with_alternatives_as_remedy(check, checks) for check in checks))
 
 
 # -- trying a method ---------------------------------------------------------------------------------------------------

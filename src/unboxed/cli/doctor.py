@@ -21,10 +21,14 @@ MAX_METHODS_COLUMN_CHARS = 24  # characters of the column of the methods of one 
 
 def run_doctor(box: Box, data: Any = None, *, as_json: bool = False, quiet: bool = False) -> Diagnosis:
     """Try all methods on a model, on the first examples of some data or on noise; print what was found."""
+    from ..data.texts import Texts
     from ..diagnosis import N_TRIAL_EXAMPLES
     from ..engine.read.examples import first_inputs
 
-    x = None if data is None else box.restore_structure(first_inputs(box, data, N_TRIAL_EXAMPLES))
+    if isinstance(data, Texts):
+        x: Any = list(data.texts[:N_TRIAL_EXAMPLES])
+    else:
+        x = None if data is None else box.restore_structure(first_inputs(box, data, N_TRIAL_EXAMPLES))
     diagnosis = doctor(box, x, quiet=quiet)
     if as_json:
         typer.echo(json.dumps(diagnosis.to_dict(), indent=1, ensure_ascii=False))

@@ -191,7 +191,7 @@ def check_eps_values(eps: Any) -> list[float]:
             f"an evaluation takes one number per eps, for all inputs alike; got eps={eps!r}. For an eps of each input "
             "attack once per choice: ub.adversarial.pgd(box, x, y, eps={'image': 0.1, 'table': 0.2}).success, or apgd"
         )
-    values: list[float] = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
+    values: list[Any] = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
     if not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
     return values
