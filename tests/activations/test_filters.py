@@ -106,3 +106,12 @@ def test_a_linear_layer(name: str) -> None:
     else:
         with pytest.raises(LayerError):
             ub.activations.filters(opened)
+
+
+def test_a_table_has_no_filters_and_is_told_what_to_use() -> None:
+    """It has no pixels that a layer could take."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    box = ub.Box(model, ub.Features(tuple("abcdef")), outputs="logits")
+    with pytest.raises(LayerError, match=r"this model takes a table: .* use ub\.attribution\.gradient_x_input"):
+        ub.activations.filters(box)
+    assert tuple(ub.attribution.gradient_x_input(box, torch.rand(2, 6)).shape) == (2, 6)

@@ -15,6 +15,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.results import ResultMixin
 from ..errors import LayerError
+from ..inputs.features import Features
 from ..inputs.multi import MultiInput
 from ..parameters import LayerAddress
 from ..settings import check_settings
@@ -87,6 +88,11 @@ def filters(box: Box, layer: LayerAddress = None) -> Filters:
     for path in _layer_paths_in_run_order(box):
         if (image := _weights_as_images(box, path)) is not None:
             return _filters_of_layer(box, path, image)
+    if isinstance(box.inputs, Features):
+        raise LayerError(
+            "filters are weights in the shape of images, and this model takes a table: for what each column counts use "
+            "ub.attribution.gradient_x_input"
+        )
     raise LayerError("no convolution and no linear layer takes the pixels themselves")
 
 
