@@ -50,8 +50,10 @@ def run_check(trained: ShortcutPair, **options: Any) -> checks.ShortcutReport:
 
 @pytest.fixture(scope="module")
 def found(trained: ShortcutPair) -> checks.ShortcutReport:
-    """By all tests."""
-    return run_check(trained, tests=None)
+    """By all tests, with half the class images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CHECK, "N_CLASS_IMAGES_PER_CLASS", 2)
+        return run_check(trained, tests=None)
 
 
 def of(found: checks.ShortcutReport, method: str) -> ShortcutFinding:
