@@ -28,7 +28,7 @@ MAX_NAMES_IN_MESSAGE = 5  # in a message
 WORDNET_SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
 CLASS_NAMES_ADVICE = (
     "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
-    "subfolders or labels, or put the images into one folder, without labels"
+    "subfolders or labels, or leave labels out: images all in one folder, a table without their column"
 )
 SYNSET_ADVICE = (
     "These are WordNet ids: give --classes imagenet_class_index.json, or a file of lines like n02108089 boxer. "
