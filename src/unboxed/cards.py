@@ -12,9 +12,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary, ref
 
 from .errors import InputError
@@ -184,7 +184,7 @@ def card(
         _check_allowed_values("family", [family], [*FAMILIES, "own"])
 
     def attach_card(method: MethodT) -> MethodT:
-        method = taking_other_spellings(method)
+        method = _outside_autocast(taking_other_spellings(method))
         method.card = Card(  # type: ignore[attr-defined]
             method,
             family or _family_of_method(method),
@@ -210,6 +210,22 @@ def card(
         return method
 
     return attach_card
+
+
+def _outside_autocast(method: MethodT) -> MethodT:
+    """The method, run outside the caller's torch.autocast, which would round its own products and sums.
+
+    A model in mixed precision is a box with `autocast=`.
+    """
+
+    @wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from .autocast import leaving_autocast
+
+        with leaving_autocast():
+            return method(*args, **kwargs)
+
+    return cast(MethodT, run)
 
 
 def _check_allowed_values(what: str, values: Iterable[str], known: Iterable[str]) -> None:

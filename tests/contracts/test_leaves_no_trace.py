@@ -97,6 +97,16 @@ def test_the_callers_modes(name: str, mode: Any) -> None:
 
 
 @methods("leaves no trace")
+def test_the_callers_autocast(name: str) -> None:
+    """It rounds nothing of a model in single precision: a box in mixed precision is asked for."""
+    want, c = cached_result(CARDS[name], "plain"), shared_case("plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = result_tensors(call_example(CARDS[name], MethodCase(c.box, c.x.clone(), c.y.clone())))
+        assert torch.is_autocast_enabled("cpu")
+    assert result_difference_texts(found, want, 0) == []
+
+
+@methods("leaves no trace")
 def test_a_model_built_in_inference_mode(name: str) -> None:
     """Its parameters can have no graph: what needs one may refuse, but not by a bare torch error."""
     with torch.inference_mode():

@@ -19,7 +19,7 @@ FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence
 TIERS = [
     {
         "errors", "cards", "settings", "spellings", "validation", "atomic_write", "checkpointing", "rng", "namespaces",
-        "weight_files", "table_views",
+        "weight_files", "table_views", "autocast",
     },
     {"objectives", "inputs", "model"},
     {"box", "parameters"},

@@ -30,7 +30,7 @@ from ..engine.results import ResultMixin
 from ..engine.rows import evenly_spaced_indices
 from ..errors import DataError, InputError, LayerError, ModelError, OutputError
 from ..inputs.pixels import Pixels
-from ..model.state import outside_inference_mode
+from ..model.state import outside_callers_modes
 from ..objectives import Objective, direction
 from ..parameters import BatchSize, Data, LayerAddress, MaxExamples, Seed
 from ..settings import Above, AtLeast, AtMost, Unit, check_settings
@@ -197,7 +197,7 @@ def _nats_text(interval: Interval) -> str:
     runs=lambda s: 10 + s["n_masks"] * (s["n_concepts"] + 2) + 2 * s["n_random"],
     order=5,
 )
-@outside_inference_mode
+@outside_callers_modes
 def discover(
     box: Box,
     data: Data,

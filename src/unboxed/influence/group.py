@@ -17,7 +17,7 @@ from ..cards import card
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..model.batching import map_in_batches
-from ..model.state import outside_inference_mode
+from ..model.state import outside_callers_modes
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
@@ -75,7 +75,7 @@ class GroupInfluence(ResultMixin):
     },
     runs=200,
 )
-@outside_inference_mode
+@outside_callers_modes
 def group(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, groups: Groups, *, order: GroupInfluenceOrder = 2,
     solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..errors import UnboxedWarning, warn
-from ..model.state import outside_inference_mode
+from ..model.state import outside_callers_modes
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
@@ -38,7 +38,7 @@ MAX_PLAUSIBLE_SCORE_NATS = 1.0  # nats that leaving out one example of many may 
     },
     runs=100,
 )
-@outside_inference_mode
+@outside_callers_modes
 def influence_functions(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, *,
     solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,

@@ -15,7 +15,7 @@ from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.example_gradients.curvature import check_depends_on_parameters
 from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.example_gradients.parameters import Parameters
-from ..model.state import outside_inference_mode
+from ..model.state import outside_callers_modes
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainIndex, TrainingData, check_train_index, random_card_training_data, resolve_query_labels
@@ -35,7 +35,7 @@ from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunct
     },
     runs=100,
 )
-@outside_inference_mode
+@outside_callers_modes
 def perturb(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, index: TrainIndex, *,
     solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,

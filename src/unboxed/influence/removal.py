@@ -22,7 +22,7 @@ from ..engine.unroll.training import (
     map_states,
 )
 from ..errors import InputError
-from ..model.state import outside_inference_mode
+from ..model.state import outside_callers_modes
 from ..parameters import InputBatch, Labels, Seed
 from ..settings import AtLeast, AtMost, Unit, ValueRole, check_settings
 from ..validation import valid_seed
@@ -96,7 +96,7 @@ class Removal(ResultMixin):
     },
     order=2,
 )
-@outside_inference_mode
+@outside_callers_modes
 def removal(
     box: Box,
     x: InputBatch,

@@ -26,7 +26,7 @@ from ..engine.unroll.reverse import Trajectory, UnrollPlan, example_weight_gradi
 from ..engine.unroll.smoothness import measure_smoothness, warn_if_not_smooth
 from ..engine.unroll.training import Training, TrainingState, check_is_training
 from ..errors import ModelError
-from ..model.state import outside_inference_mode
+from ..model.state import outside_callers_modes
 from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import valid_seed
@@ -52,7 +52,7 @@ MAX_WEIGHT_DIFFERENCE_FRACTION = 1e-3  # of weights, above which a box is not th
     },
     order=1,
 )
-@outside_inference_mode
+@outside_callers_modes
 def unrolled(
     box: Box,
     x: InputBatch,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from ..autocast import leaving_autocast
 from ..errors import InputError
 from .locks import RNG_LOCK, holding_locks
 from .op_tables import DROPOUT_OPS, NOISE_OPS, canonical_op_name
@@ -264,12 +265,12 @@ def copy_to(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.detach().to(device, dtype, copy=True)
 
 
-def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, run outside the caller's inference_mode: what is made there can have no gradient."""
+def outside_callers_modes(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, run outside the caller's inference_mode, where nothing has a gradient, and outside autocast."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with leaving_inference_mode():
+        with leaving_inference_mode(), leaving_autocast():
             return function(*args, **kwargs)
 
     return run

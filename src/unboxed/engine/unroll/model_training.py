@@ -83,7 +83,7 @@ class ModelTraining(Training):
         (4, torch.Size([64]))
     """
 
-    @model_state.outside_inference_mode
+    @model_state.outside_callers_modes
     def __init__(
         self,
         model: nn.Module,
@@ -139,12 +139,12 @@ class ModelTraining(Training):
         fresh = randomize_all_layers(self._box, valid_seed(seed))
         return ModelTraining(fresh.model, fresh.inputs, (self.x, self.y), **self._settings, seed=seed)  # type: ignore[arg-type]
 
-    @model_state.outside_inference_mode
+    @model_state.outside_callers_modes
     def box(self, state: TrainingState) -> Box:
         """The model with the parameters and buffers of a state, opened."""
         return self._box.with_model(self.model(state))
 
-    @model_state.outside_inference_mode
+    @model_state.outside_callers_modes
     def model(self, state: TrainingState) -> nn.Module:
         """A copy of the model with the parameters and buffers of a state."""
         model = copy_model(self._box.model)

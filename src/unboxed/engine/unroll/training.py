@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...model.state import outside_inference_mode
+from ...model.state import outside_callers_modes
 from ...validation import check_int
 from ..batched_vjp import batched_vjp, vjp_one_by_one
 from ..example_gradients.losses import check_losses_per_example
@@ -117,7 +117,7 @@ class Training:
 
     # -- running it --------------------------------------------------------------------------------------------------
 
-    @outside_inference_mode
+    @outside_callers_modes
     def run(self, weights: Tensor | Sequence[float] | None = None, start: TrainingState | None = None) -> TrainingState:
         """The final state, where the examples' losses count `weights` (N,); None: 1 each."""
         for state in self.states(weights, start):  # noqa: B007
@@ -142,7 +142,7 @@ class Training:
         with torch.no_grad():
             return {name: h.detach() for name, h in self.step(state, t, weights).items()}
 
-    @outside_inference_mode
+    @outside_callers_modes
     def run_many(
         self, weights: Tensor, start: TrainingState | None = None, steps: range | None = None
     ) -> TrainingState:
@@ -172,7 +172,7 @@ class Training:
         """The step where `torch.func` transforms it."""
         return self.step(state, t, weights)
 
-    @outside_inference_mode
+    @outside_callers_modes
     def query_losses(self, states: TrainingState, x: Tensor, y: Any) -> Tensor:
         """Losses (M, Q) of queries under states stacked (M, ...)."""
         with torch.no_grad():
