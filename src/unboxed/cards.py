@@ -184,7 +184,8 @@ def card(
         _check_allowed_values("family", [family], [*FAMILIES, "own"])
 
     def attach_card(method: MethodT) -> MethodT:
-        method = _outside_autocast(taking_other_spellings(method))
+        is_ours = str(method.__module__).startswith("unboxed.")
+        method = taking_other_spellings(_outside_autocast(method) if is_ours else method)
         method.card = Card(  # type: ignore[attr-defined]
             method,
             family or _family_of_method(method),
