@@ -62,7 +62,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def stand_in(box: object, data: object, out: Path, **options: object) -> SimpleNamespace:
         vars(asked).update(box=box, data=data, out=out, **options)
-        return SimpleNamespace(path=Path(out) / "index.html", failures=asked.failures, interrupted=False)
+        return SimpleNamespace(path=Path(out) / "index.html", failures=asked.failures, skipped=(), interrupted=False)
 
     monkeypatch.setattr(import_module("unboxed.report"), "report", stand_in)
     return asked

@@ -269,8 +269,8 @@ def test_a_slow_device_is_synchronized_every_eighth_step(
 ) -> None:
     c = dead() if model == "dead" else make_case(model)
     found = n_host_syncs(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), monkeypatch)
-    assert len(found.meetings) <= STEPS // SYNC_INTERVAL_STEPS, found.seen
-    assert len(found.seen) <= 2 * (STEPS // SYNC_INTERVAL_STEPS), found.seen
+    assert len(found.meetings - {STEPS + 1}) <= STEPS // SYNC_INTERVAL_STEPS, found.seen  # the last asks for NaN
+    assert len(found.seen) <= 2 * (STEPS // SYNC_INTERVAL_STEPS) + 1, found.seen
 
 
 def turned(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -288,7 +288,8 @@ def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatc
         prior=-0.1 * total_variation(kind="anisotropic"),
         sum_abs_grads=True,
     )
-    assert len(n_host_syncs(c, plan, kind(c.x, 0), monkeypatch).meetings) <= STEPS // SYNC_INTERVAL_STEPS
+    meetings = n_host_syncs(c, plan, kind(c.x, 0), monkeypatch).meetings - {STEPS + 1}  # the last asks for NaN
+    assert len(meetings) <= STEPS // SYNC_INTERVAL_STEPS
 
 
 def test_evaluations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

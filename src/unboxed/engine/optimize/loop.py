@@ -152,7 +152,8 @@ class _BatchOptimizer:
                 if self.config.n_samples == 1
                 else self._forward_over_model_noise(x, step, is_last)
             )
-            if not self.config.allow_nan and (step == 0 or is_last):
+            is_first = step == 0 and not self.sync_is_slow  # a NaN of the first step is still there at the last
+            if not self.config.allow_nan and (is_first or is_last):
                 check_no_nan(score.detach(), self.first_row + self.active, OPTIMIZED_INPUT_IN_ERRORS)
             self._record_evaluation(x, score, None if stop_value is None else stop_value > 0, step)
             if is_last or self._sync_and_check_all_finished(step):
