@@ -193,7 +193,8 @@ class RefCountedContext:
 
 
 @contextmanager
-def _disabling_fastpath() -> Iterator[None]:
+def disabling_attention_fast_path() -> Iterator[None]:
+    """torch fuses the attention of a layer that no hook watches, which rounds differently; not in here."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -212,7 +213,10 @@ class _ForceEager:
         self.stance.__exit__(None, None, None)
 
 
-UNFUSED_ATTENTION_CONTEXT, EAGER_MODE_CONTEXT = RefCountedContext(_disabling_fastpath), RefCountedContext(_ForceEager)
+UNFUSED_ATTENTION_CONTEXT, EAGER_MODE_CONTEXT = (
+    RefCountedContext(disabling_attention_fast_path),
+    RefCountedContext(_ForceEager),
+)
 MATH_ATTENTION_CONTEXT = RefCountedContext(lambda: sdpa_kernel(SDPBackend.MATH))
 """Attention by its plain form: the fused ones have no second derivative."""
 FUSED_ATTENTION_MODULE_TYPES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)

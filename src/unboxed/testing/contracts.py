@@ -13,8 +13,8 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..cards import Card
 from ..errors import UnboxedError, UnboxedWarning
+from ..model.state import disabling_attention_fast_path
 from . import models
 from .cases import (
     MethodCase,
@@ -85,18 +86,7 @@ def set_unseeded_rng_states(seed: int) -> None:
     torch.rand(5), np.random.rand(5), random.random()
 
 
-@contextmanager
-def without_attention_fast_path() -> Iterator[None]:
-    """torch fuses the attention of a layer that no hook watches, which rounds differently; runs with hooks compare."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@without_attention_fast_path()
+@disabling_attention_fast_path()  # runs with hooks are compared with runs without
 def check_run_contracts(
     card: Card, model: str, method_case: MethodCase | None = None, *, failures: Collection[str] = FAILURES
 ) -> None:
