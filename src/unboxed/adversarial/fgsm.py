@@ -25,8 +25,7 @@ from ..parameters import (
 )
 from ..settings import check_settings
 from .attack_ball import resolve_attack_ball
-from .attack_state import AttackState
-from .gradient_attack import GradientAttackConfig, resolve_step_size, run_gradient_attack
+from .gradient_attack import GradientAttackConfig, loss_attack_state, resolve_step_size, run_gradient_attack
 from .result import Adversarial
 
 
@@ -122,15 +121,7 @@ def fgsm(
     norm_ball = resolve_attack_ball(box, eps, norm, ball)
     step = resolve_step_size(step, (1.25 if random_start else 1.0) * norm_ball.eps, 1)
     config = GradientAttackConfig(norm_ball, 1, step, random_start, early_stop=early_stop, seed=seed)
-    state = AttackState(
-        box,
-        x,
-        y,
-        norm=norm_ball,
-        target=target,
-        objective=objective,
-        eot=eot,
-        batch_size=batch_size,
-        raises_output_loss=True,
+    state = loss_attack_state(
+        box, x, y, norm=norm_ball, target=target, objective=objective, eot=eot, batch_size=batch_size
     )
     return run_gradient_attack(state, config, bits)

@@ -38,6 +38,9 @@ from .result import Adversarial
 
 PGD_RESTART_SEED_STRIDE = 7_919  # from the seed of one restart to that of the next
 
+loss_attack_state = partial(AttackState, raises_output_loss=True)
+"""The state of an attack that needs no threshold: of outputs that are not one class it raises the loss."""
+
 
 @dataclass(frozen=True)
 class GradientAttackConfig:

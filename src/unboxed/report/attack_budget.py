@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..adversarial.apgd import apgd
-from ..adversarial.pgd import pgd
 from ..box import Box
 from ..robustness.evaluate import AttackFn, default_attack_cards
+from ..robustness.evaluate_outputs import DEFAULT_OUTPUT_ATTACKS
 from .blocks import Block, Caution
 from .context import ReportContext
 
@@ -34,7 +33,8 @@ def default_attacks_in_few_steps() -> dict[str, AttackFn]:
 
 def default_output_attacks_in_few_steps() -> dict[str, AttackFn]:
     """Those of `evaluate_outputs`, of numbers, several labels and label maps."""
-    return {f"{attack.__name__}-{MAX_ATTACK_STEPS}": partial(attack, steps=MAX_ATTACK_STEPS) for attack in (pgd, apgd)}
+    steps = MAX_ATTACK_STEPS
+    return {f"{name}-{steps}": partial(attack, steps=steps) for name, attack in DEFAULT_OUTPUT_ATTACKS.items()}
 
 
 def eps_values(box: Box) -> tuple[float, ...]:

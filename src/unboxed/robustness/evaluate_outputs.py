@@ -32,6 +32,7 @@ from .evaluate import MAX_EXAMPLES_PER_ATTACK_TASK, AttackFn, check_eps_values, 
 from .output_metrics import example_errors, metric_intervals, output_statistics
 
 MAX_OUTPUTS = 2**26  # of the examples that are attacked at a time
+DEFAULT_OUTPUT_ATTACKS: dict[str, AttackFn] = {"pgd": pgd, "apgd": apgd}
 ALL_ATTACKS = "all attacks"
 
 
@@ -149,7 +150,7 @@ def evaluate_outputs(
     eps_values = tuple(
         sorted({check_eps_within_data_range(box, resolve_ball(e, norm, None)).eps for e in check_eps_values(eps)})
     )
-    chosen = compatible_attacks({"pgd": pgd, "apgd": apgd}, box, norm) if attacks is None else dict(attacks)
+    chosen = compatible_attacks(DEFAULT_OUTPUT_ATTACKS, box, norm) if attacks is None else dict(attacks)
     if not chosen:
         raise InputError('give at least one attack, such as {"pgd": ub.adversarial.pgd}')
     run = _OutputEvaluation(box, x, y, batch_size)
