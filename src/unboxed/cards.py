@@ -22,6 +22,7 @@ from .settings import Setting, settings_of
 from .spellings import taking_other_spellings
 from .validation import nearest_names, normalized_name
 
+MAX_LISTED_METHODS = 30  # in an error about an unknown name
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 LOG = logging.getLogger("unboxed")
 FAMILIES = ("activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language", "robustness")
@@ -344,8 +345,10 @@ def _plain_name(name: str) -> str:
 
 
 def method_suggestion_text(name: str, among: Iterable[Card]) -> str:
-    """The end of an error about an unknown method: the methods whose name or alias is spelled like it, else all."""
+    """The end of an error about an unknown method: those whose name or alias is spelled like it, else all, if few."""
     key_by_word = {word: c.key for c in among for word in (*c.aliases, c.name, c.key)}
     if nearest := dict.fromkeys(key_by_word[word] for word in nearest_names(name, key_by_word)):
         return f"did you mean {' or '.join(map(repr, nearest))}?"
-    return f"there are {', '.join(map(repr, dict.fromkeys(key_by_word.values())))}"
+    if len(keys := list(dict.fromkeys(key_by_word.values()))) > MAX_LISTED_METHODS:
+        return f"`unboxed methods` lists the {len(keys)} that there are"
+    return f"there are {', '.join(map(repr, keys))}"

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import unboxed as ub
 from unboxed import cli
+from unboxed.cli.functions import FUNCTIONS_BY_COMMAND, PACKAGES_OF_FUNCTIONS
 
 
 def run(*words: Any) -> Result:
@@ -26,6 +28,54 @@ def flat_folder(tmp_path: Path) -> Path:
     for i in range(3):
         Image.new("L", (28, 28), 60 * i + 20).save(folder / f"{i}.png")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("evaluate_outputs", "use `unboxed attack`"),
+        ("evaluate", "use `unboxed attack`"),
+        ("report", "use `unboxed report`"),
+        ("deletion", "call ub.checks.deletion from Python"),
+        ("zzz", "`unboxed methods` lists the"),
+    ],
+)
+def test_a_name_that_is_no_method_leads_to_what_does_it(name: str, advice: str) -> None:
+    done = run(name, "--model", "zoo:digits-cnn")
+    assert done.exit_code == 2
+    assert advice in done.output
+    assert len(done.output) < 200
+
+
+def test_functions_that_commands_do_exist() -> None:
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback is not None}
+    public = {name for package in PACKAGES_OF_FUNCTIONS for name in dir(getattr(ub, package))}
+    assert set(FUNCTIONS_BY_COMMAND) <= {*commands, "checks"}
+    assert {name for names in FUNCTIONS_BY_COMMAND.values() for name in names} <= public
+
+
+def test_long_results_are_printed_by_their_first_lines(tmp_path: Path) -> None:
+    done = run("statistics", "--model", "zoo:digits-cnn", "--data", "digits", "-o", tmp_path, "-q")
+    lines = done.output.partition("wrote ")[0].splitlines()
+    assert lines[0] == "Unit statistics:"
+    assert lines[1].startswith("UnitStatistics(path='conv1'")
+    assert lines[-1].endswith("more lines") or len(lines) <= 8
+    assert all(len(line) <= 201 for line in lines)
+
+
+@pytest.mark.parametrize("command", ["attack --eps 0.1 --n 2", "report --sections overview", "doctor", "run maps"])
+def test_quiet_keeps_notes_in_every_command(command: str, flat_folder: Path, tmp_path: Path) -> None:
+    """What was left out of the data is said; only progress bars are not shown."""
+    for k in range(10):
+        (flat_folder / str(k)).mkdir()
+        Image.new("L", (28, 28), 25 * k).save(flat_folder / str(k) / "one.png")
+    (flat_folder / "0" / "broken.png").write_bytes(b"no image")
+    words = [*command.split(), "-q", "--model", "zoo:digits-cnn", "--data", str(flat_folder)]
+    out = [] if command == "doctor" else ["-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.app, [*words, *out])
+    assert done.exit_code == 0, done.output
+    assert "left out" in done.stderr
+    assert "%|" not in done.stderr
 
 
 def test_images_without_labels(flat_folder: Path, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_attack_prints_the_metrics_of_such_outputs(kind: str, file: Path) -> Non
         assert clean <= near <= far if kind == "regression" else clean >= near >= far
         assert (file.parent / "out" / f"{name.replace(' ', '-')}.png").is_file()
     assert numbers["n"] == 6
+    assert "95% interval over 6 examples" in text
     code, text = run("attack", file, kind, "--eps", 0.1, "--attack", "fgsm", "--json")
     assert code == 0, text
     assert [*json.loads(text)["attacked"]] == ["all attacks", "fgsm"]

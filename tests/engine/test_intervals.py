@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from unboxed.engine.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_mean_interval
+from unboxed.engine.intervals import (
+    CONFIDENCE_LEVEL,
+    GRADING_LEVEL,
+    Interval,
+    bootstrap_mean_interval,
+    percentile_interval,
+    proportion_interval,
+)
+from unboxed.engine.proportion import Proportion
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -19,7 +27,7 @@ def test_it_covers_the_mean_as_often_as_it_says(n: int, tolerance: float) -> Non
     trials = 600
     intervals = [bootstrap_mean_interval(h[:, None]) for h in normal(trials, n)]
     covered = sum(i.low <= 0 <= i.high for i in intervals) / trials
-    assert abs(covered - CONFIDENCE_LEVEL) < tolerance
+    assert abs(covered - GRADING_LEVEL) < tolerance
 
 
 def test_it_covers_where_draws_differ() -> None:
@@ -30,12 +38,26 @@ def test_it_covers_where_draws_differ() -> None:
         bootstrap_mean_interval(s + 0.1 * h) for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)
     ]
     covered = sum(i.low <= 0 <= i.high for i in intervals) / trials
-    assert covered > CONFIDENCE_LEVEL - 0.12  # of eight draws the bootstrap's own intervals are a little narrow
+    assert covered > GRADING_LEVEL - 0.12  # of eight draws the bootstrap's own intervals are a little narrow
     alone = [
         bootstrap_mean_interval((s + 0.1 * h).mean(1, keepdim=True))
         for s, h in zip(shifts, normal(trials, 20, n_draws, seed=1), strict=True)
     ]
     assert sum(i.low <= 0 <= i.high for i in alone) / trials < 0.5
+
+
+@pytest.mark.parametrize("level", [GRADING_LEVEL, CONFIDENCE_LEVEL])
+def test_an_interval_has_the_level_that_was_asked_for(level: float) -> None:
+    resampled, n = normal(200_000), 10_000
+    interval = percentile_interval(0.0, resampled, n, 1, level)
+    within = (resampled >= interval.low) & (resampled <= interval.high)
+    assert float(within.double().mean()) == pytest.approx(level, abs=1e-3)
+    assert interval.level == level
+
+
+def test_shares_that_are_printed_have_one_level() -> None:
+    interval = proportion_interval(torch.arange(50) < 12, CONFIDENCE_LEVEL)
+    assert (interval.low, interval.high) == Proportion(12, 50).wilson_interval
 
 
 def test_nan_and_infinite_values_are_left_out() -> None:

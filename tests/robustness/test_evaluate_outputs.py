@@ -162,7 +162,7 @@ def test_intervals_are_over_examples() -> None:
     right = torch.tensor([1.0] * 30 + [0.0] * 10, dtype=torch.float64)
     z = (2 * right - 1)[:, None].expand(40, 3)
     interval = metric_intervals(box, output_statistics(box, z, torch.ones_like(z)))["label accuracy"]
-    half_width = 1.645 * (0.75 * 0.25 / 40) ** 0.5
+    half_width = 1.96 * (0.75 * 0.25 / 40) ** 0.5
     assert interval.mean == 0.75
     assert interval.high - interval.low == pytest.approx(2 * half_width, rel=0.15)
 
@@ -259,7 +259,7 @@ def test_many_examples_are_all_counted() -> None:
     statistics = torch.cat([torch.ones(12_001, 1, dtype=torch.float64), draws(12_001, 1)], 1)
     interval = bootstrap_interval_of_sums(statistics, lambda s: s[:, 1] / s[:, 0])
     assert interval.n_examples == 12_001
-    assert interval.high - interval.low == pytest.approx(2 * 1.645 * (1 / 12 / 12_001) ** 0.5, rel=0.1)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * (1 / 12 / 12_001) ** 0.5, rel=0.1)
 
 
 DOORS: dict[str, Any] = {

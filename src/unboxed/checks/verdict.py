@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card_of, cards
-from ..engine.intervals import Interval, bootstrap_mean_interval
+from ..engine.intervals import GRADING_LEVEL, Interval, bootstrap_mean_interval
 from ..engine.results import ResultMixin
 from ..errors import InputError, UnboxedError
 from ..inputs.tokens import Tokens
@@ -111,6 +111,7 @@ class Verdict(ResultMixin):
 
     def __str__(self) -> str:
         tests = "".join(f"\n  {test}" for test in self.tests)
+        tests = f"\n  tests, with {GRADING_LEVEL:.0%} intervals:{tests}" if tests else ""
         gains = ", ".join(f"{fill} {gain:.2f}" for fill, gain in self.gain_by_fill.items())
         fills = f"\n  relevance gain by fill: {gains}" if gains else ""
         return f"{self.method}: {self.badge} ({self.reason}). {self.sentence}{tests}{fills}"

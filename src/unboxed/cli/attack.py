@@ -212,7 +212,7 @@ def _print_robustness_result(result: Robustness, figure: Path | str, out: Path, 
     if (out / IMAGES_DIR).is_dir():
         lines.append(f"adversarial images of the strongest attack at the largest eps: {out / IMAGES_DIR}")
     n = count_noun(len(result.is_correct), "example")
-    console.print(f"clean accuracy {result.clean_accuracy} of {n}", highlight=False)
+    console.print(f"clean accuracy {result.clean_accuracy} of {n}, 95% intervals in brackets", highlight=False)
     console.print(_accuracy_table(result))
     for finding in result.masking_findings:
         console.print(f"gradient masking: {finding}", style="yellow", highlight=False)

@@ -55,7 +55,7 @@ def _print_output_robustness(result: OutputRobustness, paths: Sequence[Path]) ->
     n, largest = count_noun(result.example_errors.shape[2], "example"), format_eps(result.eps[-1])
     for metric in result.clean:
         interval = result.metric(metric)
-        text = f"{metric} within {largest}: {interval.mean:.3g}, 90 % interval over {n}"
+        text = f"{metric} within {largest}: {interval.mean:.3g}, 95% interval over {n}"
         console.print(f"{text} {interval.low:.3g} to {interval.high:.3g}", highlight=False)
     if result.interrupted:
         console.print("interrupted: attacks that did not run count as if they had found nothing", style="yellow")

@@ -25,7 +25,7 @@ from ..influence.influence_functions import without_large_score_warning
 from ..plots.figures import figures
 from ..plots.results.influence import format_signed_score
 from ..validation import check_int
-from .parsing import print_skipped_files_note, skipped_files
+from .parsing import skipped_files
 from .results import print_written_paths, write_figures_and_facts
 
 DEFAULT_INFLUENCE_METHOD, DEFAULT_INFLUENCE_SETTINGS = (
@@ -67,8 +67,6 @@ def run_influence(
     Raises DataError, InputError and WriteError.
     """
     card = find_card(method, influence_cards())
-    for data in (train, query):
-        print_skipped_files_note(data)
     x, y = examples_with_optional_labels(box, query, check_int("--n", n_queries, minimum=1))
     train_x, train_y, rows = indexed_labeled_examples(box, train, n_train)
     places = _TrainExampleLocations(rows.tolist(), getattr(train, "paths", None))

@@ -157,6 +157,15 @@ def load_judge(spec: str, box: Box, seed: int) -> Box:
     return Box(model, model_inputs or box.inputs, classes=box.classes)
 
 
+def open_dataset(spec: str, box: Box, **settings: Any) -> Dataset[Any]:
+    """The data that an option names, as `loading.dataset_with_model_classes`; what is left out is said on stderr."""
+    from .. import loading
+
+    data = loading.dataset_with_model_classes(spec, box, **settings)
+    print_skipped_files_note(data)
+    return data
+
+
 def box_with_data_class_names(images: Dataset[Any], box: Box) -> Box:
     """The box with the data's class names, if it has none of its own and there are as many as outputs."""
     from ..box import Box

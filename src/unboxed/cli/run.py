@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json as json_module
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +48,7 @@ SETTING_KINDS_PARSED_AFTER_CLASSES = (
     "data",
 )  # parsed once the classes are known
 DEFAULT_N_EXAMPLES = 8
-MAX_PRINTED_SUMMARY_CHARS = 400  # characters of a result that are printed
+MAX_PRINTED_LINES, MAX_PRINTED_LINE_CHARS = 8, 200  # of a result
 CLASHING_OPTION_NAME_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
@@ -62,9 +62,11 @@ class MethodCommandGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         from ..cards import find_card
+        from .functions import refuse_function
         from .parsing import errors_as_exit_codes
 
         with errors_as_exit_codes(debug=False):
+            refuse_function(cmd_name, ctx.parent.command.commands if ctx.parent is not None else ())
             return typer.main.get_command(make_method_command(find_card(cmd_name)))
 
 
@@ -162,7 +164,7 @@ def run(
     Raises InputError, DataError and WriteError.
     """
     from .. import loading
-    from .parsing import box_with_data_class_names, open_box, print_skipped_files_note
+    from .parsing import box_with_data_class_names, open_box, open_dataset
 
     box, names = open_box(model, weights, shape, mean, std, classes, outputs)
     if getattr(box.inputs, "is_text", False):  # before the data are read as something else
@@ -170,12 +172,7 @@ def run(
     other = None if compare_with is None else loading.load(compare_with)
     settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
     quiet = quiet or json
-    images = (
-        None
-        if data is None
-        else loading.dataset_with_model_classes(data, box, root=root, classes=names, quiet=quiet, label=label)
-    )
-    print_skipped_files_note(images)
+    images = None if data is None else open_dataset(data, box, root=root, classes=names, quiet=quiet, label=label)
     box = box if images is None or names is not None else box_with_data_class_names(images, box)
     settings |= _parse_settings(card, texts, box, other, lambda kind: kind in SETTING_KINDS_PARSED_AFTER_CLASSES)
     settings |= {"quiet": quiet} if "quiet" in card.settings else {}
@@ -251,6 +248,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None,
 
     from ..atomic_write import encode_utf8, write_bytes
     from ..engine.conservation import Conservation
+    from ..engine.result_views import ResultTuple
     from ..engine.results import json_summary, nonfinite_to_none, result_tensors
     from ..plots.figures import figures
     from ..plots.files import save
@@ -271,7 +269,9 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None,
     if as_json:
         typer.echo(text)
         return
-    typer.echo(f"{card.name}: {result}" if len(str(result)) < MAX_PRINTED_SUMMARY_CHARS else card.name)
+    parts = [f"{card.name}:", *map(str, result)] if isinstance(result, ResultTuple) else [f"{card.name}: {result}"]
+    for line in _printed_lines("\n".join(parts)):
+        typer.echo(line)
     if "verdict" in numbers:
         typer.echo(f"{numbers['verdict']}: {numbers['reason']}")
     for part in getattr(result, "extras", {}).values():
@@ -279,6 +279,15 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None,
             typer.echo(str(part))
     for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
         typer.echo(f"wrote {path}")
+
+
+def _printed_lines(text: str) -> Iterator[str]:
+    """The first lines, each with its beginning."""
+    lines = text.splitlines()
+    for line in lines[:MAX_PRINTED_LINES]:
+        yield line if len(line) <= MAX_PRINTED_LINE_CHARS else f"{line[:MAX_PRINTED_LINE_CHARS]}…"
+    if len(lines) > MAX_PRINTED_LINES:
+        yield f"… and {len(lines) - MAX_PRINTED_LINES} more lines"
 
 
 def _figure_file_stem(name: str) -> str:

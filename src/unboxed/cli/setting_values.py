@@ -66,9 +66,9 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
         return read_inputs(text, box, 1).x
     if setting.kind == "data":
-        from ..loading import dataset_with_model_classes
+        from .parsing import open_dataset
 
-        return dataset_with_model_classes(text, box)
+        return open_dataset(text, box)
     if setting.kind == "concepts":
         return _parse_concepts(setting.name, text, box)
     return _parse_literal(text)
@@ -76,12 +76,12 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
 def _parse_concepts(setting_name: str, text: str, box: Box) -> dict[str, Any]:
     """Concepts by name: "stripes=photos/stripes,dots=photos/dots"."""
-    from ..loading import dataset_with_model_classes
+    from .parsing import open_dataset
 
     named = dict(part.partition("=")[::2] for part in text.split(","))
     if not all(name.strip() and spec.strip() for name, spec in named.items()):
         raise InputError(f"{option_name(setting_name)} wants NAME=DATA, separated by commas; got {text!r}")
-    return {name.strip(): dataset_with_model_classes(spec.strip(), box) for name, spec in named.items()}
+    return {name.strip(): open_dataset(spec.strip(), box) for name, spec in named.items()}
 
 
 def _validated_layer_address(address: str, box: Box) -> str:

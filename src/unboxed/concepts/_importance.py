@@ -19,7 +19,7 @@ from .. import rng
 from ..box import Box
 from ..engine.gradients.edited import call_with_edited_activations
 from ..engine.gradients.score import score_gradients
-from ..engine.intervals import Interval, bootstrap_counts, bootstrap_mean_interval, percentile_interval
+from ..engine.intervals import GRADING_LEVEL, Interval, bootstrap_counts, bootstrap_mean_interval, percentile_interval
 from ..engine.linear.factors import Factors
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.unit_rows import UnitRowLayout
@@ -117,7 +117,9 @@ def total_index_intervals(a: Tensor, b: Tensor, mixed: Tensor, seed: int) -> tup
     halves = ((a[..., None] - mixed).square() / 2).unbind(2)  # K of (M, n)
     resampled = [(examples * _ratio_or_zero(masks @ h.T, squares)).sum(1) for h in halves]
     means = indices.mean(0).tolist()
-    intervals = (percentile_interval(mean, h, min(m, n), n) for mean, h in zip(means, resampled, strict=True))
+    intervals = [
+        percentile_interval(mean, h, min(m, n), n, GRADING_LEVEL) for mean, h in zip(means, resampled, strict=True)
+    ]
     return tuple(replace(i, high=max(i.mean, min(i.high, 1.0)), n_examples=m) for i in intervals)  # no index is above 1
 
 

@@ -115,7 +115,7 @@ class Dictionary(ResultMixin):
             return f"{self.n_held_out} held-out examples are too few to compare with frozen random directions"
         own, frozen = (s.explained_variance.mean for s in self.scores[:2])
         text = f"{self.n_features} features explain {own:.1%} of the variance of held-out activations, as many frozen "
-        text += f"random directions {frozen:.1%}: a gap of {self.gap.mean:.3f} ({self.gap.low:.3f} to "
+        text += f"random directions {frozen:.1%}: a gap of {self.gap.mean:.3f} (90% interval {self.gap.low:.3f} to "
         return f"{text}{self.gap.high:.3f})" + (", which may be nothing" if self.verdict == FAIL else "")
 
 

@@ -178,7 +178,7 @@ class DiscoveredConcepts(ResultMixin):
 
 
 def _nats_text(interval: Interval) -> str:
-    return f"{interval.mean:.3g} nats ({interval.low:.2g} to {interval.high:.2g})"
+    return f"{interval.mean:.3g} nats (90% interval {interval.low:.2g} to {interval.high:.2g})"
 
 
 @card(

@@ -144,7 +144,8 @@ class ConceptScores(ResultMixin):
         spread = float(self.random_alignment[c, k].double().square().mean().sqrt())
         return (
             f"in {self.layers[k]!r} the score of {self.target} {'rises' if cosine > 0 else 'falls'} with "
-            f"{self.concepts[c]!r}: TCAV {score:.2f} ({low:.2f} to {high:.2f}), mean cosine {cosine:+.3f}, of random "
+            f"{self.concepts[c]!r}: TCAV {score:.2f} (90% of the random sets: "
+            f"{low:.2f} to {high:.2f}), mean cosine {cosine:+.3f}, of random "
             f"examples {spread:.3f} ({self._p_value_text(self.p_values[c, k])}, corrected)"
         )
 

@@ -16,8 +16,9 @@ from scipy import special
 from torch import Tensor
 
 from .. import rng
+from .proportion import CONFIDENCE_LEVEL as CONFIDENCE_LEVEL
 
-CONFIDENCE_LEVEL = 0.9  # so that each side is exceeded with a probability of 5 %: a bound is crossed on one side
+GRADING_LEVEL = 0.9  # of intervals that are held to a bound: each side is exceeded with a probability of 5 %
 N_BOOTSTRAP_RESAMPLES = 2000
 
 
@@ -30,12 +31,13 @@ class Interval:
     high: float
     n_examples: int  # that have a value
     n_draws: int
+    level: float = GRADING_LEVEL
 
     def widened_to_assumed_std(self, spread: float) -> Interval:
         """At least as wide as examples with this standard deviation make it: few examples may be alike by chance."""
         if not self.n_examples:
             return self
-        half_width = float(special.ndtri((1 + CONFIDENCE_LEVEL) / 2)) * spread / math.sqrt(self.n_examples)
+        half_width = float(special.ndtri((1 + self.level) / 2)) * spread / math.sqrt(self.n_examples)
         low, high = (x if math.isfinite(x) else self.mean for x in (self.low, self.high))
         return replace(self, low=min(low, self.mean - half_width), high=max(high, self.mean + half_width))
 
@@ -52,7 +54,7 @@ class Interval:
 
 
 def bootstrap_mean_interval(values: Tensor, seed: int = 0) -> Interval:
-    """The mean of values (N, D), one per example and draw, with its interval; NaN and infinite ones are left out."""
+    """The mean of values (N, D), one per example and draw, with its 90% interval; without NaN and infinite ones."""
     values = values.detach().double().cpu()
     values = values.masked_fill(~values.isfinite(), math.nan)[values.isfinite().any(1)]
     n, n_draws = values.shape
@@ -64,23 +66,23 @@ def bootstrap_mean_interval(values: Tensor, seed: int = 0) -> Interval:
     known = values.isfinite().double()
     rows, draws = (bootstrap_counts(size, seed, name) for size, name in ((n, "examples"), (n_draws, "draws")))
     sums, counts = (((rows @ h) * draws).sum(1) for h in (values.nan_to_num(), known))
-    return percentile_interval(mean, (sums / counts)[counts > 0], n, n_draws)
+    return percentile_interval(mean, (sums / counts)[counts > 0], n, n_draws, GRADING_LEVEL)
 
 
-def percentile_interval(mean: float, resampled: Tensor, n: int, n_draws: int) -> Interval:
+def percentile_interval(mean: float, resampled: Tensor, n: int, n_draws: int, level: float) -> Interval:
     """The interval of a mean from its values (B,) in resamples of n examples, or of the fewest of what is resampled."""
-    tail = _tail_probability(n)
+    tail = _tail_probability(n, level)
     low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=resampled.dtype)).tolist()
-    return Interval(mean, min(low, mean), max(high, mean), n, n_draws)
+    return Interval(mean, min(low, mean), max(high, mean), n, n_draws, level)
 
 
-def proportion_interval(is_true: Tensor) -> Interval:
+def proportion_interval(is_true: Tensor, level: float) -> Interval:
     """The share of True in (N,) bool, with Wilson's interval (1927), which has a width for shares of 0 and 1, too."""
     n, count = len(is_true), int(is_true.sum())
     if n == 0:
-        return Interval(math.nan, -math.inf, math.inf, 0, 1)
-    bounds = scipy.stats.binomtest(count, n).proportion_ci(CONFIDENCE_LEVEL, "wilson")
-    return Interval(count / n, float(bounds.low), float(bounds.high), n, 1)
+        return Interval(math.nan, -math.inf, math.inf, 0, 1, level)
+    bounds = scipy.stats.binomtest(count, n).proportion_ci(level, "wilson")
+    return Interval(count / n, float(bounds.low), float(bounds.high), n, 1, level)
 
 
 def bootstrap_counts(size: int, seed: int, name: str) -> Tensor:
@@ -91,6 +93,6 @@ def bootstrap_counts(size: int, seed: int, name: str) -> Tensor:
     return torch.zeros(N_BOOTSTRAP_RESAMPLES, size, dtype=torch.float64).scatter_add_(1, index, ones)
 
 
-def _tail_probability(n: int) -> float:
+def _tail_probability(n: int, level: float) -> float:
     """The probability of each tail, smaller for few examples, so that the interval is as wide as Student's t says."""
-    return float(special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - CONFIDENCE_LEVEL) / 2)))
+    return float(special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - level) / 2)))

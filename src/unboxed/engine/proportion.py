@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import scipy
 
+CONFIDENCE_LEVEL = 0.95  # of intervals of figures that are read by themselves
+
 
 @dataclass(frozen=True)
 class Proportion:
@@ -22,7 +24,7 @@ class Proportion:
     def wilson_interval(self) -> tuple[float, float]:
         if not self.n:
             return 0.0, 1.0
-        bounds = scipy.stats.binomtest(self.count, self.n).proportion_ci(0.95, "wilson")
+        bounds = scipy.stats.binomtest(self.count, self.n).proportion_ci(CONFIDENCE_LEVEL, "wilson")
         return float(bounds.low), float(bounds.high)
 
     @property
@@ -30,7 +32,7 @@ class Proportion:
         """The interval of Clopper and Pearson (1934) at 95 %, which covers the truth at least that often."""
         if not self.n:
             return 0.0, 1.0
-        bounds = scipy.stats.binomtest(self.count, self.n).proportion_ci(0.95, "exact")
+        bounds = scipy.stats.binomtest(self.count, self.n).proportion_ci(CONFIDENCE_LEVEL, "exact")
         return float(bounds.low), float(bounds.high)
 
     def to_dict(self) -> dict[str, float | int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engine.intervals import Interval, proportion_interval
+from ..engine.intervals import GRADING_LEVEL, Interval, proportion_interval
 from ..engine.results import ResultMixin
 from .probing_tasks import ProbingTask
 
@@ -42,7 +42,7 @@ class BagOfWords(ResultMixin):
         model = LogisticRegression(max_iter=MAX_BAG_OF_WORDS_ITERATIONS).fit(counts, task.y[train].numpy())
         predicted = torch.from_numpy(model.predict(counter.transform([task.sentences[i] for i in test])))
         correct = predicted == task.y[test]
-        return cls(proportion_interval(correct), correct, counts.shape[1])
+        return cls(proportion_interval(correct, GRADING_LEVEL), correct, counts.shape[1])
 
 
 def _min_sentences(sentences: list[str]) -> int:

@@ -69,8 +69,8 @@ class SentenceProbing(Probing):
         sure = "above" if gain.low > 0 else "below" if gain.high < 0 else "no different from"
         note = f" {self.note}." * bool(self.note)
         return (
-            f"{self.best.layer}: {read:.1%}, {sure} the bag of words, {words:.1%} (difference {gain.low:+.1%} to "
-            f"{gain.high:+.1%}).{note}"
+            f"{self.best.layer}: {read:.1%}, {sure} the bag of words, {words:.1%} (90% interval of the difference "
+            f"{gain.low:+.1%} to {gain.high:+.1%}).{note}"
         )
 
     def __str__(self) -> str:

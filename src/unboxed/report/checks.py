@@ -173,7 +173,7 @@ def _ranking_lead_text(finding: RankingFinding) -> str:
         "Every method returns a map for any model. Each was checked on this one, with "
         f"{count_noun(finding.examples, 'example')}: does its map change when the weights of the model's upper half "
         f"are randomized and for another class, is it empty for a model that ignores its input, {edges}"
-        "and does removing what it marks lower the score? A test decides only where its whole interval does."
+        "and does removing what it marks lower the score? A test decides only where its whole 90% interval does."
     )
 
 

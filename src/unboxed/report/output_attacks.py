@@ -30,7 +30,7 @@ NAME_AND_VERB_BY_METRIC = {
 }
 PERCENT_METRICS = ("label accuracy", "exact match", "pixel accuracy")
 INTERVAL_NOTE_TEMPLATE = (
-    "Of each example the worst of all attacks counts. Within {amount}: {intervals} (90% intervals over the examples). "
+    "Of each example the worst of all attacks counts. Within {amount}: {intervals} (95% intervals over the examples). "
     "Stronger attacks may find more: run unboxed attack."
 )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..engine.intervals import Interval, bootstrap_counts, percentile_interval
+from ..engine.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_counts, percentile_interval
 from ..engine.proportion import Proportion
 from .words import format_percent
 
@@ -48,7 +48,7 @@ def title_score_interval(s: Survey, outputs: str, seed: int) -> Interval | None:
     resampled = values[1:][values[1:].isfinite()]
     if not math.isfinite(float(value)) or not len(resampled):
         return None
-    return percentile_interval(float(value), resampled, n, 1)
+    return percentile_interval(float(value), resampled, n, 1, CONFIDENCE_LEVEL)
 
 
 def mean_absolute_error(weights: Tensor, predicted: Tensor, true: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Reliability:
     mce: float  # maximum calibration error: the largest |accuracy - confidence| of a bin
     brier: float  # mean squared error of the probabilities, summed over classes: 0 to 2
     nll: float  # mean negative log-likelihood of the labels
-    ece_interval: Interval | None = None  # at 90 % over examples, of several answers per example
+    ece_interval: Interval | None = None  # at 95 % over examples, of several answers per example
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -62,7 +62,7 @@ class Calibration(ResultMixin):
     def __str__(self) -> str:
         confidence_note = "overconfident" if self.temperature > 1 else "underconfident"
         interval = self.uncalibrated.ece_interval
-        range_text = "" if interval is None else f" ({interval.low:.2%} to {interval.high:.2%})"
+        range_text = "" if interval is None else f" (95% interval {interval.low:.2%} to {interval.high:.2%})"
         errors_text = f"expected calibration error {self.uncalibrated.ece:.2%}{range_text}, {self.scaled.ece:.2%}"
         errors_text += " at temperature"
         return f"accuracy {self.accuracy:.1%}; {errors_text} {self.temperature:.2f} ({confidence_note})"

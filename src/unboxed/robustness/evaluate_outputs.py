@@ -123,7 +123,7 @@ def evaluate_outputs(
         quiet: No progress bar.
 
     Returns:
-        An `OutputRobustness`: `clean`, `metric(name, eps, attack)`, each with its 90 % interval over examples, and
+        An `OutputRobustness`: `clean`, `metric(name, eps, attack)`, each with its 95 % interval over examples, and
         `example_errors`.
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.intervals import Interval, proportion_interval
+from ..engine.intervals import CONFIDENCE_LEVEL, Interval, proportion_interval
 from ..engine.read.output_values import IGNORED_POSITION_LABEL, predicted_output_values
 from .pooled_answers import Metric, bootstrap_interval_of_sums
 
@@ -74,7 +74,7 @@ def metric_intervals(box: Box, statistics: Tensor) -> dict[str, Interval]:
     """Each metric with its interval over the examples whose statistics (N, S) these are."""
     intervals = {name: bootstrap_interval_of_sums(statistics, metric) for name, metric in output_metrics(box).items()}
     if box.outputs == "multilabel":  # one yes or no per example, for which the bootstrap is not needed
-        intervals[EXACT_MATCH] = proportion_interval(statistics[:, 3] > 0)
+        intervals[EXACT_MATCH] = proportion_interval(statistics[:, 3] > 0, CONFIDENCE_LEVEL)
     return intervals
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..engine.intervals import Interval, bootstrap_counts, percentile_interval
+from ..engine.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_counts, percentile_interval
 from ..engine.read.output_values import IGNORED_POSITION_LABEL
 
 Metric = Callable[[Tensor], Tensor]  # sums of statistics (B, S) -> (B,)
@@ -37,7 +37,7 @@ def pooled_answers(box: Box, logits: Tensor, values: Tensor) -> PooledAnswers:
 
 
 def bootstrap_interval_of_sums(statistics: Tensor, metric: Metric, seed: int = 0) -> Interval:
-    """A metric of the sum of statistics (N, S), one row per example, with its interval over examples.
+    """A metric of the sum of statistics (N, S), one row per example, with its 95% interval over examples.
 
     `metric` takes sums (B, S). Examples are resampled as a whole: the answers of one are not independent.
     """
@@ -45,10 +45,10 @@ def bootstrap_interval_of_sums(statistics: Tensor, metric: Metric, seed: int = 0
     n = len(statistics)
     value = float(metric(statistics.sum(0, keepdim=True))[0])
     if n < 2:
-        return Interval(value, -torch.inf, torch.inf, n, 1)
+        return Interval(value, -torch.inf, torch.inf, n, 1, CONFIDENCE_LEVEL)
     n_groups = min(n, MAX_BOOTSTRAP_GROUPS)
     groups = statistics.new_zeros(n_groups, statistics.shape[1])
     groups.index_add_(0, torch.arange(n) % n_groups, statistics)
     resampled = metric(bootstrap_counts(n_groups, seed, "examples") @ groups)
-    interval = percentile_interval(value, resampled[resampled.isfinite()], n_groups, 1)
+    interval = percentile_interval(value, resampled[resampled.isfinite()], n_groups, 1, CONFIDENCE_LEVEL)
     return replace(interval, n_examples=n)

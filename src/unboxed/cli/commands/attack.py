@@ -29,8 +29,8 @@ from ..parsing import (
     box_with_data_class_names,
     errors_as_exit_codes,
     open_box,
+    open_dataset,
     parse_fraction,
-    print_skipped_files_note,
     refuse_texts,
     split_names,
 )
@@ -64,14 +64,12 @@ def attack(
     After an interruption the same command continues.
     """
     with errors_as_exit_codes(debug):
-        from ... import loading
         from ..attack import run_attack
 
         eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "attack")
-        images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-        print_skipped_files_note(images)
+        images = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         box = box_with_data_class_names(images, box) if class_names is None else box
         settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed}
         settings |= {"quiet": quiet or json, "as_json": json}

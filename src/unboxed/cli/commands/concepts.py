@@ -23,7 +23,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, parse_class, refuse_texts
+from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, open_dataset, parse_class, refuse_texts
 
 
 @app.command()
@@ -53,18 +53,15 @@ def concepts(
 ) -> None:  # fmt: skip
     """Does it answer by a concept? TCAV of concepts that folders show, against random examples and random weights."""
     with errors_as_exit_codes(debug):
-        from ... import loading
         from ..concepts import read_concept_options, run_concepts
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "concepts")
-        examples: Any = loading.dataset_with_model_classes(
-            data, box, root=root, classes=class_names, quiet=quiet, label=label
-        )
+        examples: Any = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         box = box_with_data_class_names(examples, box) if class_names is None else box
         given = read_concept_options(concept, box) if concept else None
         run_concepts(
             box, examples, given, None if target is None else parse_class(target, box),
             None if layers is None else layers.split(","), out, relative=relative, n_random=n_random, max_examples=n,
-            random_data=None if random is None else loading.dataset_with_model_classes(random, box), seed=seed,
+            random_data=None if random is None else open_dataset(random, box), seed=seed,
         )  # fmt: skip

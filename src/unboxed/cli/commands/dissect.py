@@ -23,7 +23,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import errors_as_exit_codes, open_box, refuse_texts
+from ..parsing import errors_as_exit_codes, open_box, open_dataset, refuse_texts
 
 
 @app.command()
@@ -57,14 +57,13 @@ def dissect(
 ) -> None:  # fmt: skip
     """What do its units detect? Units against concepts, beside twins; and which units of a generator draw one."""
     with errors_as_exit_codes(debug):
-        from ... import loading
         from ..dissect import build_segmenter, random_codes, run_causal_units, run_dissect, signed_to_unit_range
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "dissect")
         examples: Any = (
             random_codes(box, n, seed) if data is None
-            else loading.dataset_with_model_classes(
+            else open_dataset(
  data, box, root=root, classes=class_names, quiet=quiet, label=label
 )
         )  # fmt: skip

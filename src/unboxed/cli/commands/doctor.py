@@ -24,6 +24,7 @@ from ..options import (
 from ..parsing import (
     errors_as_exit_codes,
     open_box,
+    open_dataset,
 )
 
 
@@ -38,13 +39,10 @@ def doctor(
 ) -> None:  # fmt: skip
     """What works on a model and what does not, and why: every method is tried by its smallest useful call."""
     with errors_as_exit_codes(debug):
-        from ... import loading
         from ..doctor import run_doctor
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs)
         images = (
-            None
-            if data is None
-            else loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
+            None if data is None else open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         )
         run_doctor(box, images, as_json=json, quiet=quiet or json)

@@ -26,6 +26,7 @@ from ..parsing import (
     box_with_data_class_names,
     errors_as_exit_codes,
     open_box,
+    open_dataset,
     refuse_texts,
 )
 
@@ -55,13 +56,12 @@ def influence(
 ) -> None:  # fmt: skip
     """Who taught it that? The training examples that made an answer likelier, and those that made it less likely."""
     with errors_as_exit_codes(debug):
-        from ... import loading
         from ..influence import run_influence
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "influence")
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
-        train_data, queries = (loading.dataset_with_model_classes(spec, box, **settings) for spec in (train, query))
+        train_data, queries = (open_dataset(spec, box, **settings) for spec in (train, query))
         box = box_with_data_class_names(train_data, box) if class_names is None else box
         run_influence(
             box,

@@ -24,7 +24,14 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, refuse_options, refuse_texts
+from ..parsing import (
+    box_with_data_class_names,
+    errors_as_exit_codes,
+    open_box,
+    open_dataset,
+    refuse_options,
+    refuse_texts,
+)
 
 
 @app.command()
@@ -63,7 +70,6 @@ def probe(
     With --text: what vectors of sentences carry, beside a bag of words.
     """
     with errors_as_exit_codes(debug):
-        from ... import loading
         from ..probe import read_attribute_file, run_probe, run_probe_sentences
 
         addresses = None if layers is None else layers.split(",")
@@ -79,9 +85,7 @@ def probe(
             raise InputError("wanted --model and --data, or --text with --model or --vectors")
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "probe")
-        examples: Any = loading.dataset_with_model_classes(
-            data, box, root=root, classes=class_names, quiet=quiet, label=label
-        )
+        examples: Any = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         box = box_with_data_class_names(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)
         run_probe(box, examples, values, addresses, out, max_examples=n, **settings)

@@ -81,7 +81,7 @@ def report(
         )
         judge_box = load_judge(judge, box, seed) if judge else None
         is_untrained = weights is None and not comes_with_weights(model)
-        if is_untrained and not quiet:
+        if is_untrained:
             typer.secho(f"note: {NO_WEIGHTS_NOTE}", fg="yellow", err=True)
         command = current_command_line() + (f"  # {NO_WEIGHTS_NOTE}" if is_untrained else "")
         followed = int(example) if example is not None and example.isdecimal() else example

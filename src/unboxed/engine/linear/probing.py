@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import DataError, InputError
-from ..intervals import Interval, bootstrap_mean_interval, proportion_interval
+from ..intervals import GRADING_LEVEL, Interval, bootstrap_mean_interval, proportion_interval
 from .description_length import OnlineCodeLength, online_code_length
 from .mlp import fit_mlp
 from .principal import PrincipalBasis
@@ -272,7 +272,7 @@ def _make_feature_probe(
     gain = torch.cat([_value_at_label(p.log_probs - p.prior, y[p.split.test]) for p in parts])[order]
     majority = torch.cat([y[p.split.test] == p.majority for p in parts]).double().mean()
     return FeatureProbe(
-        accuracy=proportion_interval(correct),
+        accuracy=proportion_interval(correct, GRADING_LEVEL),
         majority=float(majority),
         control=bootstrap_mean_interval(control, seed),
         selectivity=bootstrap_mean_interval(correct.double()[:, None] - control, seed),

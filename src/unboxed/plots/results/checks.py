@@ -156,7 +156,7 @@ def _verdict_figures(result: Verdict, box: Box | None = None, *, data: Any = Non
         for test in result.tests
         if test.value == test.value
     }  # without NaN
-    label = "distance from the bound, in the unit of the figure: right of 0 passes"
+    label = "distance from the bound, in the unit of the figure (90% intervals): right of 0 passes"
     return {"tests": interval_chart(tests, title=title, label=label), **_verdict_evidence_figures(result.evidence)}
 
 

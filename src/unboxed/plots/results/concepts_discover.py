@@ -39,9 +39,11 @@ def concept_sheet(result: DiscoveredConcepts, n_concepts: int = MAX_CONCEPTS) ->
     if any(c.images is None or as_images_or_none(c.images) is None for c in shown):
         intervals = {f"concept {i}": _ends(c.importance) for i, c in enumerate(shown)}
         vmax = max(high for _, _, high in intervals.values())
-        return interval_chart(intervals, title=title, label="total Sobol index", value_range=(0, vmax or 1))
+        label = "total Sobol index, 90% interval"
+        return interval_chart(intervals, title=title, label=label, value_range=(0, vmax or 1))
     rows = concept_tiles(shown)
-    columns = ["importance (Sobol)", "crops with most of it" if shown[0].crops else "examples with most of it"]
+    examples = "crops with most of it" if shown[0].crops else "examples with most of it"
+    columns = ["importance (Sobol), 90% interval", examples]
     names = [f"concept {i}" for i in range(len(shown))]
     return contact_sheet(rows, title=title, columns=columns, names=names, side=TILE_SIDE_PIXELS)
 

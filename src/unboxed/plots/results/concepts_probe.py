@@ -50,7 +50,7 @@ def probe_accuracy_chart(result: Probing) -> Any:
         lines,
         bands=bands,
         title=_accuracy_title(result),
-        y_label="accuracy on held-out examples",
+        y_label="accuracy on held-out examples (90% intervals)",
         y_range=(0, 1),
         ticks=[p.layer for p in layers],
     )
@@ -75,8 +75,8 @@ def _one_vector_chart(result: SentenceProbing) -> Any:
     ends = [i.low for i in bars.values()], [i.high for i in bars.values()]
     means = [i.mean for i in bars.values()]
     return bar_chart(
-        {"accuracy": means}, list(bars), title=_accuracy_title(result), label="accuracy on held-out examples",
-        intervals={"accuracy": ends}, value_range=(0, 1.1),
+        {"accuracy": means}, list(bars), title=_accuracy_title(result),
+        label="accuracy on held-out examples (90% intervals)", intervals={"accuracy": ends}, value_range=(0, 1.1),
     )  # fmt: skip
 
 
