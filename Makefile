@@ -22,7 +22,7 @@ demo: .venv/user.stamp
 	$(BIN)/unboxed demo -o $(OUT) $(ARGS)
 
 test: .venv/dev.stamp
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 contracts: .venv/dev.stamp
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 tests/contracts/test_contracts.py tests/contracts/test_contract_values.py \

@@ -1,4 +1,7 @@
-"""What all tests share: few threads (the suite runs in parallel), deterministic torch, and where warnings point."""
+"""What all tests share: few threads (the suite runs in parallel), deterministic torch, and where warnings point.
+
+The process that hands out the tests runs none: what takes long to import is imported where it is used.
+"""
 
 import gc
 import warnings
@@ -7,31 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from quick_reports import make_reports_quick
-from unboxed import errors
-from unboxed.model import locks
-
-torch.set_num_threads(1)
-PACKAGE = Path(errors.__file__).parent
 
 
 class PointsOutside:
-    """`warnings`, as `errors.warn` sees it: what any test provokes names a line that is not ours."""
+    """`warnings`, as `errors.warn` sees it: what any test provokes names a line that is not in the package."""
+
+    def __init__(self, package: Path) -> None:
+        self.package = package
 
     def __getattr__(self, name: str) -> Any:
         return getattr(warnings, name)
 
-    @staticmethod
-    def warn_explicit(message: str, category: type[Warning], filename: str, *rest: Any) -> None:
-        assert PACKAGE not in Path(filename).parents, f"{message!r} points at {filename}"
+    def warn_explicit(self, message: str, category: type[Warning], filename: str, *rest: Any) -> None:
+        assert self.package not in Path(filename).parents, f"{message!r} points at {filename}"
         warnings.warn_explicit(message, category, filename, *rest)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _warnings_point_outside() -> Iterator[None]:
-    before, errors.warnings = errors.warnings, PointsOutside()  # type: ignore[assignment]
+    from unboxed import errors
+
+    outside = PointsOutside(Path(errors.__file__).parent)
+    before, errors.warnings = errors.warnings, outside  # type: ignore[assignment]
     yield
     errors.warnings = before
 
@@ -39,6 +39,8 @@ def _warnings_point_outside() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _threads_of_pytest_run_no_model() -> Iterator[None]:
     """No box has to give the threads of pytest-xdist time to come out of a forward."""
+    from unboxed.model import locks
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locks, "NEXT_MODULE_WAIT_SECONDS", 0)
         yield
@@ -46,11 +48,13 @@ def _threads_of_pytest_run_no_model() -> Iterator[None]:
 
 @pytest.fixture
 def threads_run_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "NEXT_MODULE_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("unboxed.model.locks.NEXT_MODULE_WAIT_SECONDS", 0.001)
 
 
 @pytest.fixture
 def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quick_reports import make_reports_quick
+
     make_reports_quick(monkeypatch)
 
 
@@ -69,6 +73,9 @@ KNOWN_FAILURES = Path(__file__).parent / "known_failures.txt"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
     lines = KNOWN_FAILURES.read_text(encoding="utf-8").splitlines() if KNOWN_FAILURES.is_file() else []
     reasons = dict(line.rsplit(": ", 1) for line in lines if line and not line.startswith("#"))
     for item in items:

@@ -79,12 +79,20 @@ def _imported_modules(module: str) -> tuple[str, ...]:
 def _iter_imported_names(module: str) -> Iterator[str]:
     file = Path(str(sys.modules[module].__file__))
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _statements(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
             yield stem
             yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements in a module or statement; imports are never inside an expression."""
+    for block in ("body", "handlers", "orelse", "finalbody"):
+        for child in getattr(node, block, ()):
+            yield child
+            yield from _statements(child)
 
 
 def covering_method_model_pairs(
