@@ -203,7 +203,7 @@ def unfold_contents(page: Page) -> None:
         page.locator("#menu").click()
 
 
-JUMPS = """async (slugs) => {  // what is wrong after a click on each link of the contents, where a finger would touch it
+JUMPS = """async (slugs) => {  // what is wrong after a click on each link of the contents, where one touches it
     const wrong = [], menu = document.querySelector('#menu'), nav = document.querySelector('.bar nav');
     const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
     for (const slug of slugs) {
