@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 import awkward
 import unboxed as ub
 from contracts.common import make_case
-from unboxed.errors import DataError, InputError, OutputError
+from unboxed.errors import DataError, InputError
 from unboxed.robustness.corruption_functions import CORRUPTION_FN_AND_AMOUNTS, _blur_scale_factor, _rotate_and_shift
 from unboxed.robustness.corruptions import CORRUPTIONS
 
@@ -237,7 +237,7 @@ def test_bad_input() -> None:
         ub.robustness.corruptions(rows, (torch.rand(3, 5), torch.zeros(3).long()))
     with pytest.raises((DataError, InputError)):
         ub.robustness.corruptions(c.box, c.x)
-    with pytest.raises(OutputError):
+    with pytest.raises(InputError, match="a 0 or a 1 for each label of shape"):
         ub.robustness.corruptions(ub.Box(c.box.model, awkward.GRAY_INPUTS, outputs="multilabel"), (c.x, c.y))
 
 

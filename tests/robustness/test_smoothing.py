@@ -129,5 +129,5 @@ def test_models_without_classes() -> None:
     c = make_case("plain")
     for outputs in ("regression", "multilabel"):
         box = ub.Box(c.box.model, c.box.inputs, outputs=outputs)
-        with pytest.raises(OutputError):
+        with pytest.raises(OutputError, match=r"without a certificate, by ub\.robustness\.evaluate_outputs"):
             smoothed(box, c.x, 0.1)

@@ -17,6 +17,7 @@ from .evaluate import evaluate as evaluate
 from .evaluate_outputs import OutputRobustness as OutputRobustness
 from .evaluate_outputs import evaluate_outputs as evaluate_outputs
 from .gradient_masking import MaskingFinding as MaskingFinding
+from .output_corruptions import OutputCorruptions as OutputCorruptions
 from .result import Robustness as Robustness
 from .smoothing import Smoothed as Smoothed
 from .smoothing import smoothed as smoothed

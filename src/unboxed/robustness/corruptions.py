@@ -1,4 +1,4 @@
-"""Accuracy under common corruptions, for each kind and severity.
+"""Accuracy, or metrics of other outputs, under common corruptions, for each kind and severity.
 
 Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
 arXiv:1903.12261.
@@ -6,8 +6,9 @@ arXiv:1903.12261.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -17,7 +18,9 @@ from ..adversarial.predictions import nan_checked_logits
 from ..box import Box
 from ..cards import card
 from ..engine.cpu_cache import MAX_CPU_DATA_BATCH_ROWS
+from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import labeled_examples
+from ..engine.read.output_values import indexed_examples_with_output_values
 from ..engine.read.sizes import require_images
 from ..engine.results import ResultMixin
 from ..errors import InputError
@@ -27,6 +30,8 @@ from ..parameters import BatchSize, Data, MaxExamples, Seed
 from ..settings import check_settings
 from ..validation import valid_seed
 from .corruption_functions import CORRUPTION_FN_AND_AMOUNTS, CORRUPTION_KINDS_OF_ANY_INPUT, corrupted
+from .output_corruptions import MOVING_KINDS, OutputCorruptions
+from .output_metrics import output_metrics, output_statistics
 
 CORRUPTIONS = tuple(CORRUPTION_FN_AND_AMOUNTS)
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -74,7 +79,7 @@ class Corruptions(ResultMixin):
 @card(
     name="Common corruptions",
     source="Hendrycks & Dietterich 2019, arXiv:1903.12261; rotation is ours",
-    shows="Accuracy under noise, blur, poor light, JPEG compression and rotation, mild to severe.",
+    shows="Accuracy (of other outputs their metrics) under noise, blur, poor light, JPEG and rotation, mild to severe.",
     does_not_show="The worst case: these images are random, and none was searched for to fool the model.",
     needs=("pixels",),
     example=lambda method, box, x, y: method(box, (x, y), ("gaussian_noise", "contrast"), severities=(1, 5)),
@@ -90,31 +95,33 @@ def corruptions(
     max_examples: MaxExamples = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
-) -> Corruptions:
+) -> Corruptions | OutputCorruptions:
     """Accuracy under common corruptions: noise, blur, contrast, JPEG and others, in five severities.
 
-    How the model fares on poor images. For the worst case within a bound, which these random images are not, use
-    `evaluate`. Ctrl-C keeps the examples done until then.
+    How the model fares on poor images. Numbers, several labels and label maps have the metrics of `evaluate_outputs`.
+    For the worst case within a bound, which these random images are not, use `evaluate`. Ctrl-C keeps
+    the examples done until then.
 
     Args:
         box: The model.
         data: Examples: a Dataset, a DataLoader, an iterable, or tensors. With labels: (x, y) tensors, or items (input,
             class).
         kinds: Kinds of corruption, of `CORRUPTIONS`; None is all that apply. To signals and volumes noise and
-            contrast do: blur, brightness, JPEG, pixelation and rotation are of pictures alone.
+            contrast do: blur, brightness, JPEG, pixelation and rotation are of pictures alone. Rotation moves the
+            positions that a label map is of, so that it does not apply to one.
         severities: Severities, from 1 (mild) to 5 (severe). All by default.
         max_examples: Use only the first of the examples; None uses all.
         seed: Seed of all random draws: same seed, same result.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:
-        A `Corruptions`: `accuracy` and `confidence` (kinds, severities), and `clean_accuracy`.
+        A `Corruptions`: `accuracy` and `confidence` (kinds, severities), and `clean_accuracy`. Of numbers, several
+        labels and label maps an `OutputCorruptions`: `metrics` {name: (kinds, severities)} and `clean` {name: value}.
 
     Raises:
-        InputError: for settings out of their range, a box of other inputs than images, or kinds that are of pictures
-            alone and a box of signals or volumes.
+        InputError: for settings out of their range, a box of other inputs than images, or kinds that do not apply to
+            its inputs or outputs.
         DataError: for data without labels or without examples.
-        OutputError: for a model without classes, or with several labels per example.
 
     Example:
         >>> import unboxed as ub
@@ -130,23 +137,35 @@ def corruptions(
         sizes are left out.
     """
     check_settings(corruptions, locals())
-    allowed = _applicable_kinds(require_images(box, "a test by corruptions"), kinds)
-    box.require_class_scores("a test by corruptions", exclusive=True)
+    allowed = _applicable_kinds(box, require_images(box, "a test by corruptions"), kinds)
     kinds, severities = (
         _check_choices("kinds", allowed if kinds is None else kinds, allowed),
         _check_choices("severities", severities, SEVERITIES),
     )
-    x, y = labeled_examples(box, data, max_examples)
-    tally = _CorruptionSums(box, x, y, kinds, severities, valid_seed(seed))
-    interrupted = tally.run(batch_size)
-    return tally.to_result(interrupted)
+    if has_class_labels(box):
+        x, y = labeled_examples(box, data, max_examples)
+        tally = _CorruptionSums(box, x, y, kinds, severities, valid_seed(seed), _correct_and_probability)
+        return tally.to_result(tally.run(batch_size))
+    x, y, _ = indexed_examples_with_output_values(box, data, max_examples)
+    tally = _CorruptionSums(box, x, y, kinds, severities, valid_seed(seed), partial(output_statistics, box))
+    return tally.to_output_result(tally.run(batch_size))
 
 
-def _applicable_kinds(inputs: Pixels, kinds: Sequence[str] | None) -> tuple[str, ...]:
-    """The kinds that such inputs can have. Raises InputError where others are asked for."""
-    if inputs.n_axes == 2:
-        return CORRUPTIONS
+def _correct_and_probability(logits: Tensor, y: Tensor) -> Tensor:
+    """(n, 2) whether the prediction is correct, and the probability of the correct class."""
+    probability = logits.double().softmax(1).gather(1, y[:, None])[:, 0]
+    return torch.stack([(logits.argmax(1) == y).double(), probability], 1)
+
+
+def _applicable_kinds(box: Box, inputs: Pixels, kinds: Sequence[str] | None) -> tuple[str, ...]:
+    """The kinds that such inputs and outputs can have. Raises InputError where others are asked for."""
     named = (kinds,) if isinstance(kinds, str) else kinds or ()
+    if inputs.n_axes == 2 and not box.output_map_shape:
+        return CORRUPTIONS
+    if moving := [kind for kind in named if kind in MOVING_KINDS]:
+        raise InputError(f"{moving[0]} moves the positions that the model's output map is of; leave it out")
+    if inputs.n_axes == 2:
+        return tuple(kind for kind in CORRUPTIONS if kind not in MOVING_KINDS)
     if of_pictures := [kind for kind in named if kind in CORRUPTIONS and kind not in CORRUPTION_KINDS_OF_ANY_INPUT]:
         what = "signals" if inputs.n_axes == 1 else "volumes"
         problem = f"{', '.join(of_pictures)} {'is' if len(of_pictures) == 1 else 'are'} of pictures (C, H, W) alone"
@@ -167,11 +186,12 @@ class _CorruptionSums:
     """Sums over the examples so far."""
 
     def __init__(
-        self, box: Box, x: Tensor, y: Tensor, kinds: tuple[str, ...], severities: tuple[int, ...], seed: int
-    ) -> None:
+        self, box: Box, x: Tensor, y: Tensor, kinds: tuple[str, ...], severities: tuple[int, ...], seed: int,
+        statistics: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:  # fmt: skip
         self.box, self.x, self.y, self.kinds, self.severities, self.seed = box, x, y, kinds, severities, seed
-        cells = 1 + len(kinds) * len(severities)  # the first is the clean one
-        self.sums, self.n_seen = torch.zeros(cells, 2, dtype=torch.float64, device=x.device), 0  # right, probability
+        self.statistics = statistics  # (logits (n, K, ...), y) -> (n, S)
+        self.sums, self.n_seen = torch.zeros((), dtype=torch.float64, device=x.device), 0  # (cells, S), the clean first
 
     def run(self, batch_size: BatchSize) -> bool:
         """Returns whether Ctrl-C ended it."""
@@ -193,19 +213,17 @@ class _CorruptionSums:
         x, y, row_numbers = self.x[rows], self.y[rows], torch.arange(rows.start, rows.stop)
         settings = [(kind, severity) for kind in self.kinds for severity in self.severities]
         sums_by_setting = [
-            self._n_correct_and_correct_prob_sum(corrupted(x, kind, severity_level, self.seed, row_numbers), y)
+            self._sum(corrupted(x, kind, severity_level, self.seed, row_numbers), y)
             for kind, severity_level in settings
         ]
         self.sums, self.n_seen = (
-            self.sums + torch.stack([self._n_correct_and_correct_prob_sum(x, y), *sums_by_setting]),
+            self.sums + torch.stack([self._sum(x, y), *sums_by_setting]),
             self.n_seen + len(x),
         )
 
-    def _n_correct_and_correct_prob_sum(self, x: Tensor, y: Tensor) -> Tensor:
-        """(2,) number of correct predictions, and sum of the correct classes' probabilities."""
-        logits = nan_checked_logits(self.box, x).double()
-        confidence = logits.softmax(1).gather(1, y[:, None]).sum()
-        return torch.stack([(logits.argmax(1) == y).sum().double(), confidence])
+    def _sum(self, x: Tensor, y: Tensor) -> Tensor:
+        """(S,) of the statistics of some examples."""
+        return self.statistics(nan_checked_logits(self.box, x), y).sum(0)
 
     def to_result(self, interrupted: bool) -> Corruptions:
         means = self.sums / self.n_seen
@@ -213,4 +231,12 @@ class _CorruptionSums:
         return Corruptions(
             self.kinds, self.severities, cells[..., 0].clone(), cells[..., 1].clone(), float(means[0, 0]),
             float(means[0, 1]), self.n_seen, interrupted,
+        )  # fmt: skip
+
+    def to_output_result(self, interrupted: bool) -> OutputCorruptions:
+        shape = len(self.kinds), len(self.severities)
+        values = {name: metric(self.sums) for name, metric in output_metrics(self.box).items()}  # (1 + K S,)
+        return OutputCorruptions(
+            self.kinds, self.severities, {name: v[1:].view(shape).to(self.box.dtype) for name, v in values.items()},
+            {name: float(v[0]) for name, v in values.items()}, self.n_seen, interrupted,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from ..engine.read.output_values import IGNORED_POSITION_LABEL, predicted_output
 from .pooled_answers import Metric, bootstrap_interval_of_sums
 
 EXACT_MATCH = "exact match"
+ERROR_METRICS = ("MAE", "RMSE")  # the higher the worse; of the others the lower
 N_POSITION_STATISTICS = 2  # of a label map: positions, correct positions; then hits and unions by class
 
 

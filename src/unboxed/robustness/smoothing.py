@@ -29,6 +29,9 @@ from ..rng import sample_generator
 from ..settings import Above, AtLeast, Below, Unit, check_settings
 from ..validation import check_float, valid_seed
 
+WITHOUT_CERTIFICATE_TEXT = (
+    "measure it under attacks, without a certificate, by ub.robustness.evaluate_outputs(box, data, eps=[0.03])"
+)
 ABSTAIN = -1
 
 
@@ -215,7 +218,7 @@ class _NoisyClassifier:
     """Noisy copies of each row, each from a generator of its own."""
 
     def __init__(self, box: Box, x: Tensor, sigma: float, seed: int, batch_size: BatchSize) -> None:
-        box.require_class_scores("smoothing", exclusive=True)
+        box.require_class_scores("smoothing", exclusive=True, objective_call=WITHOUT_CERTIFICATE_TEXT)
         if box.n_outputs < 2:
             raise OutputError("smoothing needs a model of two classes or more")
         self.box, self.x = to_scaled_box_and_inputs(box, box.validate_inputs(x))

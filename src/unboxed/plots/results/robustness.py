@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...robustness import Calibration, Corruptions, OutputRobustness, Robustness, Smoothed
+from ...robustness import Calibration, Corruptions, OutputCorruptions, OutputRobustness, Robustness, Smoothed
+from ...robustness.output_metrics import ERROR_METRICS
 from ..charts import bar_chart, line_chart, matrix_plot
 from ..figures import Figures, figures
 from .common import labels_of_data_pair
@@ -33,6 +34,18 @@ def _corruption_figures(result: Corruptions, box: Box | None = None, *, data: An
     title = f"Accuracy under corruptions ({result.clean_accuracy:.1%} without)"
     columns = [f"severity {s}" for s in result.severities]
     return {"accuracy": matrix_plot(result.accuracy, result.kinds, columns, title=title, unit="accuracy", vmax=1)}
+
+
+@figures.register(OutputCorruptions)
+def _output_corruption_figures(result: OutputCorruptions, box: Box | None = None, *, data: Any = None) -> Figures:
+    columns = [f"severity {s}" for s in result.severities]
+    return {
+        metric: matrix_plot(
+            values, result.kinds, columns, title=f"{metric} under corruptions ({result.clean[metric]:.3g} without)",
+            unit=metric, vmax=None if metric in ERROR_METRICS else 1,
+        )
+        for metric, values in result.metrics.items()
+    }  # fmt: skip
 
 
 @figures.register(Smoothed)
@@ -85,7 +98,7 @@ def _output_robustness_figures(result: OutputRobustness, box: Box | None = None,
             title=f"{metric} under attack",
             x_label=f"eps ({result.norm})",
             y_label=metric,
-            y_range=None if metric in ("MAE", "RMSE") else (0, 1),
+            y_range=None if metric in ERROR_METRICS else (0, 1),
         )
         for metric, clean in result.clean.items()
     }
