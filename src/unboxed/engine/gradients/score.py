@@ -204,9 +204,9 @@ def _autograd_grad_unpadded(
     score: Tensor, leaves: Sequence[Any], like: Sequence[Any], retain_graph: bool
 ) -> list[Tensor]:
     try:
-        # of a single score torch needs none, and checks less
-        ones = None if score.numel() == 1 else torch.ones_like(score)
-        grads = torch.autograd.grad(score, leaves, ones, retain_graph=retain_graph, allow_unused=True)
+        # of a single number torch needs no cotangent, for which it checks more, and imports sympy
+        total = score if score.numel() == 1 else score.sum()
+        grads = torch.autograd.grad(total, leaves, retain_graph=retain_graph, allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise OutputError(REENTRANT_CHECKPOINT_MESSAGE) from error
