@@ -15,7 +15,7 @@ from torch import Tensor
 from .inputs.labels import ClassLabels
 from .model.batching import BatchSize as BatchSize
 from .objectives import Objective
-from .settings import Above, AtLeast, Below, OrOnePerPart, ReadAs, Unit, ValueRole
+from .settings import Above, AtLeast, Below, IfSeveral, OrOnePerPart, ReadAs, Unit, ValueRole
 from .validation import norm_name
 
 # -- what is asked about -----------------------------------------------------------------------------------------------
@@ -55,6 +55,7 @@ ExplainedQuantity = Annotated[
 Norm = Annotated[Literal["linf", "l2", "l1"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
 LinfOrL2Norm = Annotated[Literal["linf", "l2"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
 L2NormOnly = Annotated[Literal["l2"], ReadAs(norm_name), "Norm in which the distance from x is measured."]
+CURVE_OVER_EPS_ADVICE = "for a curve over eps use ub.robustness.evaluate(box, (x, y), eps=[0.1, 0.3])"
 EpsOrOnePerPart = Annotated[
     float | Mapping[str, float | None] | Sequence[float | None] | None,
     ValueRole("float"),
@@ -63,7 +64,13 @@ EpsOrOnePerPart = Annotated[
     Unit("pixel range"),
     "Largest distance from x.",
 ]
-Eps = Annotated[float | None, Above(0), Unit("pixel range"), "Largest distance from x."]
+Eps = Annotated[
+    float | None,
+    IfSeveral(f"An eps for each of several inputs is taken by attacks such as pgd and apgd; {CURVE_OVER_EPS_ADVICE}"),
+    Above(0),
+    Unit("pixel range"),
+    "Largest distance from x.",
+]
 AttackTarget = Annotated[ClassLabels | None, ValueRole("labels"), "Class to become (N,), or one for all."]
 CustomAttackObjective = Annotated[
     Objective | None, ValueRole("objective"), "What is raised above zero, instead of a wrong class."

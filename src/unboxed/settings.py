@@ -85,6 +85,13 @@ class OrOnePerPart:
 
 
 @dataclass(frozen=True)
+class IfSeveral:
+    """What to do for whom several values come where one is taken, as the end of the error."""
+
+    advice: str
+
+
+@dataclass(frozen=True)
 class ReadAs:
     """How values in other spellings are read: a function that returns the value, and what it does not know as it is."""
 
@@ -106,6 +113,7 @@ class Setting:
     aliases: tuple[str, ...] = ()  # other names by which it is taken
     read: Callable[[Any], Any] | None = None  # of values that are spelled in another way
     or_one_per_part: bool = False  # a dict or a tuple of such values, or 0 for none, is taken, too
+    if_several: str = ""  # what to do where several values come
 
     @property
     def is_required(self) -> bool:
@@ -136,6 +144,8 @@ class Setting:
                 if isinstance(part_value, bool) or part_value != 0:
                     self.check(part_value)
             return
+        if self.if_several and isinstance(value, (Mapping, tuple, list)):
+            raise InputError(f"{self.name} is one number here; got {value!r}. {self.if_several}")
         if self.kind == "choice":
             raise InputError(f"{self.name} must be {_choices_text(self.choices)}; got {value!r}")
         if self.kind == "int":
@@ -267,6 +277,7 @@ def _setting_from_parameter(parameter: inspect.Parameter, hint: Any) -> Setting:
         aliases=tuple(m.alias for m in marks if isinstance(m, AlsoNamed)),
         read=next((m.read for m in marks if isinstance(m, ReadAs)), None),
         or_one_per_part=any(isinstance(m, OrOnePerPart) for m in marks),
+        if_several=next((m.advice for m in marks if isinstance(m, IfSeveral)), ""),
     )
 
 

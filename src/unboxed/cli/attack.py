@@ -21,6 +21,7 @@ from ..checkpointing import tensor_digest
 from ..engine.optimize.constraints import format_eps, unbounded_ball
 from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import indexed_labeled_examples
+from ..engine.read.output_values import indexed_examples_with_output_values
 from ..errors import DataError
 from ..inputs.features import Features
 from ..inputs.pixels import Pixels
@@ -36,7 +37,7 @@ from ..robustness.evaluate_outputs import OutputRobustness
 from ..robustness.result import Robustness
 from ..validation import check_int
 from .attack_outputs import run_output_attack
-from .parsing import skipped_files
+from .parsing import checkpoint_text, skipped_files
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
 MAX_FOOLED_EXAMPLES_IN_FIGURE = 6
@@ -81,17 +82,18 @@ def run_attack(
     if max_examples is not None:
         check_int("--n", max_examples, minimum=1)
     out, (selected, norm_name) = Path(out), select_attacks(box, attacks, norm, bits)
+    settings = attacks, eps, norm_name, max_examples, bits, seed
     if not has_class_labels(box):
+        x, y, _ = indexed_examples_with_output_values(box, data, max_examples)
         return run_output_attack(
             box, data, out, RESULTS_FILE, selected if attacks else None, eps=eps, norm=norm_name,
             max_examples=max_examples, seed=seed, quiet=quiet, as_json=as_json,
+            checkpoint=out / _checkpoint_file_name(*settings, tensor_digest(x, y)),
         )  # fmt: skip
     x, y, rows = indexed_labeled_examples(box, data, max_examples)
     if not len(x):
         raise DataError("the data are empty: there is nothing to attack")
-    checkpoint_path = out / _checkpoint_file_name(
-        attacks, eps, norm_name, max_examples, bits, seed, tensor_digest(x, y)
-    )
+    checkpoint_path = out / _checkpoint_file_name(*settings, tensor_digest(x, y))
     result = evaluate(
         box,
         (box.restore_structure(x), y),
@@ -218,7 +220,7 @@ def _print_robustness_result(result: Robustness, figure: Path | str, out: Path, 
         console.print(f"gradient masking: {finding}", style="yellow", highlight=False)
     lines.append(f"numbers: {out / RESULTS_FILE}")
     if checkpoint_path.is_file():
-        lines.append(f"checkpoint: {checkpoint_path} (from which the same command continues; may be deleted)")
+        lines.append(checkpoint_text(checkpoint_path))
     for line in filter(None, lines):
         console.print(line, highlight=False)
 

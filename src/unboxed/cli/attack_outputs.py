@@ -16,31 +16,32 @@ from ..plots.files import save
 from ..report.words import count_noun
 from ..robustness.evaluate import AttackFn
 from ..robustness.evaluate_outputs import ALL_ATTACKS, OutputRobustness, evaluate_outputs
-from .parsing import skipped_files
+from .parsing import checkpoint_text, skipped_files
 
 
 def run_output_attack(
     box: Box, data: Any, out: Path, results_file: str, attacks: Mapping[str, AttackFn] | None, *, eps: Sequence[float],
-    norm: Norm, max_examples: int | None, seed: int, quiet: bool, as_json: bool,
+    norm: Norm, max_examples: int | None, seed: int, quiet: bool, as_json: bool, checkpoint: Path,
 ) -> OutputRobustness:  # fmt: skip
     """Attack a model of such outputs: print a table, write curves and numbers to `out`.
 
     Raises as `evaluate_outputs`.
     """
     result = evaluate_outputs(
-        box, data, attacks, eps=eps, norm=norm, max_examples=max_examples, seed=seed, quiet=quiet or as_json
-    )
+        box, data, attacks, eps=eps, norm=norm, max_examples=max_examples, seed=seed, quiet=quiet or as_json,
+        checkpoint=checkpoint,
+    )  # fmt: skip
     numbers = json.dumps(result.to_dict() | {"skipped": skipped_files(data)}, indent=1, ensure_ascii=False)
     write_bytes(out / results_file, encode_utf8(numbers))
     paths = [save(image, out / f"{name.replace(' ', '-')}.png") for name, image in figures(result, box).items()]
     if as_json:
         print(numbers)
     else:
-        _print_output_robustness(result, [*paths, out / results_file])
+        _print_output_robustness(result, [*paths, out / results_file], checkpoint)
     return result
 
 
-def _print_output_robustness(result: OutputRobustness, paths: Sequence[Path]) -> None:
+def _print_output_robustness(result: OutputRobustness, paths: Sequence[Path], checkpoint: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -59,5 +60,8 @@ def _print_output_robustness(result: OutputRobustness, paths: Sequence[Path]) ->
         console.print(f"{text} {interval.low:.3g} to {interval.high:.3g}", highlight=False)
     if result.interrupted:
         console.print("interrupted: attacks that did not run count as if they had found nothing", style="yellow")
+    for finding in result.masking_findings:
+        console.print(f"gradient masking: {finding}", style="yellow", highlight=False)
     for path in paths:
         console.print(f"wrote {path}", highlight=False)
+    console.print(checkpoint_text(checkpoint), highlight=False)

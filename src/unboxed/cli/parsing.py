@@ -191,6 +191,10 @@ def print_skipped_files_note(data: Any) -> None:
     typer.secho(f"note: left out (files: {len(skipped)}): {listed}{rest}", fg="yellow", err=True)
 
 
+def checkpoint_text(path: Path) -> str:
+    return f"checkpoint: {path} (from which the same command continues; may be deleted)"
+
+
 def current_command_line() -> str:
     return shlex.join(["unboxed", *sys.argv[1:]])
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
-from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +19,8 @@ from ..adversarial.predictions import nan_checked_logits_of_classifier
 from ..adversarial.result import Adversarial
 from ..box import Box
 from ..cards import Card, card_of, cards
-from ..checkpointing import CheckpointFile, tensor_digest
 from ..engine.optimize.constraints import format_eps, resolve_ball
 from ..engine.read.examples import labeled_examples
-from ..engine.stable_repr import box_checkpoint_settings, cast_outputs_for_comparison, checkpoint_repr
 from ..errors import InputError, NaNError
 from ..model.batching import BatchSize
 from ..model.nan_checks import reindex_nan_error
@@ -39,6 +35,7 @@ from .attack_compatibility import (
     check_attacks_accept_norm,
     compatible_attacks,
 )
+from .evaluation_checkpoint import EvaluationCheckpoint, attack_checkpoint_repr, evaluation_settings
 from .gradient_masking import MaskingFinding, check_gradient_masking
 from .result import Robustness
 
@@ -169,8 +166,7 @@ def evaluate(
         minimal_attack,
         {"norm": norm, "seed": seed, "batch_size": batch_size},
     )
-    if checkpoint is not None:
-        evaluation.resume(CheckpointFile(Path(checkpoint), "robustness", evaluation.settings(seed)))
+    evaluation.resume(EvaluationCheckpoint(checkpoint, "robustness", partial(evaluation.settings, seed)))
     evaluation.run_all(quiet)
     if check_masking and not evaluation.interrupted:
         evaluation.record_gradient_masking(seed, batch_size)
@@ -185,14 +181,15 @@ def require_evaluable(box: Box) -> None:
 def check_eps_values(eps: Any) -> list[float]:
     """The radii, each one number. Raises InputError where there is none, or an eps for each of several inputs."""
     if isinstance(eps, Mapping) or (
-        isinstance(eps, Sequence) and any(isinstance(value, (Mapping, Sequence)) for value in eps)
+        isinstance(eps, (list, tuple)) and any(isinstance(value, (Mapping, list, tuple)) for value in eps)
     ):
         raise InputError(
             f"an evaluation takes one number per eps, for all inputs alike; got eps={eps!r}. For an eps of each input "
             "attack once per choice: ub.adversarial.pgd(box, x, y, eps={'image': 0.1, 'table': 0.2}).success, or apgd"
         )
-    values: list[Any] = [eps] if isinstance(eps, (int, float, Real)) else list(eps)
-    if not values:
+    values: list[Any] = eps.tolist() if hasattr(eps, "tolist") else eps  # a tensor, an array, a NumPy number
+    values = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    if eps is None or not values:
         raise InputError("give at least one eps, such as eps=[0.1, 0.3]")
     return values
 
@@ -212,14 +209,13 @@ class _EvaluationRun:
         self.min_distance = torch.where(self.is_correct, torch.inf, 0.0).to(x.dtype)
         self.mean_queries = x.new_zeros(len(attacks)).cpu()
         self.masking_findings: tuple[MaskingFinding, ...] = ()
-        self.interrupted, self.n_finished = False, 0
-        self.checkpoint: CheckpointFile | None = None
+        self.interrupted, self.checkpoint = False, EvaluationCheckpoint(None, "", dict)
 
     def run_all(self, quiet: bool) -> None:
         tasks = self._list_attack_tasks()
         with tqdm(total=len(tasks), desc="attacking", disable=quiet, file=sys.stderr, leave=False) as bar:
-            bar.update(self.n_finished)
-            for name, eps_index, rows in tasks[self.n_finished :]:
+            bar.update(self.checkpoint.n_finished)
+            for name, eps_index, rows in tasks[self.checkpoint.n_finished :]:
                 bar.set_description(name if eps_index is None else f"{name}, eps {format_eps(self.eps[eps_index])}")
                 try:
                     self._run_task(name, eps_index, rows)
@@ -253,7 +249,7 @@ class _EvaluationRun:
             active = torch.arange(len(self.x), device=self.x.device)
         if len(active) and attack is not None:
             eps_value = None if eps_index is None else self.eps[eps_index]
-            kwargs = supported_kwargs(attack, self.attack_kwargs) | self.checkpoint_kwargs_of_task(attack)
+            kwargs = supported_kwargs(attack, self.attack_kwargs) | self.checkpoint.attack_kwargs(attack)
             try:
                 result = attack(
                     self.box, self.box.restore_structure(self.x[active]), self.y[active], eps=eps_value, **kwargs
@@ -270,10 +266,7 @@ class _EvaluationRun:
                 self.mean_queries[attack_index] += result.queries.sum().cpu() / len(self.x)
             self.interrupted |= result.interrupted
         if not self.interrupted:
-            self.n_finished += 1
-            self.save()
-            if task_file := self.task_checkpoint_path(self.n_finished - 1):
-                task_file.unlink(missing_ok=True)
+            self.checkpoint.finish_task({name: getattr(self, name) for name in CHECKPOINTED_EVALUATION_FIELDS})
 
     def record_gradient_masking(self, seed: int, batch_size: BatchSize) -> None:
         try:
@@ -286,48 +279,14 @@ class _EvaluationRun:
     # -- the checkpoint --------------------------------------------------------------------------------------------
 
     def settings(self, seed: int) -> dict[str, Any]:
-        return box_checkpoint_settings(self.box) | {
-            "examples": tensor_digest(self.x),
-            "labels": tensor_digest(self.y),
-            "eps": list(self.eps),
-            "norm": self.norm,
-            "seed": seed,
-            "attacks": {name: _attack_checkpoint_repr(name, attack) for name, attack in self.attacks.items()},
-            "minimal": _attack_checkpoint_repr("minimal", self.minimal_attack),
-            "answers": cast_outputs_for_comparison(self.box, self.margin),
-        }
+        shared = evaluation_settings(self.box, self.x, self.y, self.margin, self.eps, self.norm, seed, self.attacks)
+        return shared | {"minimal": attack_checkpoint_repr("minimal", self.minimal_attack)}
 
-    def resume(self, checkpoint: CheckpointFile) -> None:
+    def resume(self, checkpoint: EvaluationCheckpoint) -> None:
         self.checkpoint, saved_state = checkpoint, checkpoint.read()
         if saved_state is not None:
-            self.n_finished = saved_state["n_finished"]
             for name in CHECKPOINTED_EVALUATION_FIELDS:
                 setattr(self, name, saved_state[name].to(getattr(self, name).device))
-
-    def task_checkpoint_path(self, task_index: int) -> Path | None:
-        """The file for an attack that saves its own state within a task, next to the evaluation's file."""
-        return (
-            None
-            if self.checkpoint is None
-            else self.checkpoint.path.with_name(f"{self.checkpoint.path.name}.{task_index}")
-        )
-
-    def checkpoint_kwargs_of_task(self, attack: AttackFn) -> dict[str, Any]:
-        """`checkpoint` of the present task, for an attack that takes one and was not given one."""
-        file, given_kwargs = (
-            self.task_checkpoint_path(self.n_finished),
-            attack.keywords if isinstance(attack, partial) else {},
-        )
-        needs_checkpoint = (
-            file is not None and "checkpoint" in signature(attack).parameters and "checkpoint" not in given_kwargs
-        )
-        return {"checkpoint": file} if needs_checkpoint else {}
-
-    def save(self) -> None:
-        if self.checkpoint is not None:
-            self.checkpoint.write(
-                {name: getattr(self, name) for name in CHECKPOINTED_EVALUATION_FIELDS} | {"n_finished": self.n_finished}
-            )
 
     def to_result(self) -> Robustness:
         return Robustness(
@@ -357,9 +316,3 @@ def supported_kwargs(attack: AttackFn, kwargs: Mapping[str, Any]) -> dict[str, A
     parameters = signature(attack).parameters
     takes_any_keyword = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in kwargs.items() if takes_any_keyword or name in parameters}
-
-
-def _attack_checkpoint_repr(name: str, attack: AttackFn | None) -> str:
-    """An attack with its code and settings, to be compared. Raises InputError."""
-    advice = "give it as functools.partial of an attack with plain values, or leave the checkpoint out"
-    return checkpoint_repr(f"the attack {name!r}", attack, advice)

@@ -6,7 +6,7 @@ Athalye, Carlini & Wagner 2018, "Obfuscated Gradients Give a False Sense of Secu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from ..adversarial.pgd import pgd
 from ..adversarial.square import square
 from ..box import Box
 from ..engine.optimize.constraints import NormBall, resolve_ball
+from ..engine.read.class_labels import has_class_labels
+from ..engine.read.output_values import predicted_output_values
 from ..errors import NaNError, OutputError, UnboxedWarning
 from ..inputs.pixels import Pixels
 from ..model.batching import BatchSize
@@ -30,6 +32,7 @@ MIN_FOOLED_DIFFERENCE_FRACTION, MIN_FOOLED_DIFFERENCE_EXAMPLES = (
     0.05,
     3,
 )  # by how many one attack must beat another to be reported
+MIN_GAIN_DIFFERENCE = 0.05  # by what share of the larger one two gains on an example must differ
 FEW_ATTACK_STEPS, MANY_ATTACK_STEPS = 10, 100  # steps
 SQUARE_ATTACK_QUERIES = 500
 N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE = 10  # of a model's own noise
@@ -37,11 +40,11 @@ N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE = 10  # of a model's own noise
 
 @dataclass(frozen=True)
 class MaskingFinding:
-    """A sign that gradients are masked, and that robust accuracy is too high."""
+    """A sign that gradients are masked, and that robust accuracy is too high, or a loss under attack too low."""
 
     name: str
     message: str
-    fractions: dict[str, float] = field(default_factory=dict)  # fractions of the examples used
+    fractions: dict[str, float] = field(default_factory=dict)  # of the examples used; of losses their mean rise
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -49,6 +52,11 @@ class MaskingFinding:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.message}"
+
+
+def masking_findings_suffix(findings: Sequence[MaskingFinding]) -> str:
+    """For the end of a line; "" without findings."""
+    return f", signs of gradient masking: {', '.join(finding.name for finding in findings)}" if findings else ""
 
 
 def check_gradient_masking(
@@ -64,14 +72,15 @@ def check_gradient_masking(
 ) -> tuple[MaskingFinding, ...]:
     """Signs that the robust accuracy within `eps` is too high because gradients are masked.
 
-    `evaluate` runs this with the largest eps. Of batch-dependent models, whose examples cannot be attacked apart, only
-    random numbers are reported.
+    `evaluate` and `evaluate_outputs` run this with the largest eps. Of outputs that are not one class per example the
+    rise of the loss is compared, by fewer attacks. Of batch-dependent models, whose examples cannot be attacked apart,
+    only random numbers are reported.
 
     Args:
         box: The model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        y: Correct classes (N,).
-        is_correct: (N,) bool: correct without an attack. The first 200 of these are used.
+        y: Correct classes (N,), or what the outputs should be.
+        is_correct: (N,) bool: correct without an attack, or worth an attack. The first 200 of these are used.
         eps: Largest distance from x.
         norm: Norm in which the distance from x is measured.
         seed: Seed of all random draws: same seed, same result.
@@ -121,8 +130,12 @@ class _AttackComparison:
     ball: NormBall
     attack_kwargs: dict[str, Any]
 
-    def count_robust(self, attack: Callable[..., Any], ball: NormBall | None = None, **extra_kwargs: Any) -> int:
-        """The number of examples that the attack does not fool."""
+    @property
+    def has_classes(self) -> bool:
+        return has_class_labels(self.box)
+
+    def gains(self, attack: Callable[..., Any], ball: NormBall | None = None, **extra_kwargs: Any) -> Tensor:
+        """(M,) what the attack achieves: 1 where it fools, 0 where not; of other outputs the rise of their loss."""
         x = self.box.restore_structure(self.x)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnboxedWarning)  # a gradient of zero is reported separately
@@ -131,16 +144,24 @@ class _AttackComparison:
             )
         if result.interrupted:
             raise KeyboardInterrupt
-        return int((~result.success).sum())
+        if result.loss_before is None or result.loss_after is None:
+            return Tensor.double(result.success)
+        return Tensor.double(result.loss_after - result.loss_before)
 
-    def is_significantly_stronger(self, n_robust_stronger: int, n_robust_weaker: int) -> bool:
-        """Whether the first number is so much smaller that chance does not explain it."""
-        return n_robust_weaker - n_robust_stronger >= max(
-            MIN_FOOLED_DIFFERENCE_EXAMPLES, MIN_FOOLED_DIFFERENCE_FRACTION * len(self.x)
-        )
+    def is_significantly_stronger(self, a: Tensor, b: Tensor) -> bool:
+        """Whether the first gains (M,) are larger on so many more examples that chance does not explain it."""
+        clear = MIN_GAIN_DIFFERENCE * a.maximum(b)
+        n_more = int((a > b + clear).sum()) - int((b > a + clear).sum())
+        return n_more >= max(MIN_FOOLED_DIFFERENCE_EXAMPLES, MIN_FOOLED_DIFFERENCE_FRACTION * len(self.x))
 
-    def robust_fraction(self, n_robust: int) -> float:
-        return n_robust / len(self.x)
+    def figure(self, gains: Tensor) -> float:
+        """Robust accuracy, or the mean rise of the loss."""
+        return float(1 - gains.mean() if self.has_classes else gains.mean())
+
+    def figures_text(self, figures: dict[str, float]) -> str:
+        """Like "robust accuracy is 3% under PGD, 1% under Square"."""
+        subject, form = ("robust accuracy is", ".0%") if self.has_classes else ("the mean rise of the loss is", ".3g")
+        return f"{subject} {', '.join(f'{value:{form}} under {attack}' for attack, value in figures.items())}"
 
 
 def _eps_and_norm_kwargs(ball: NormBall) -> dict[str, Any]:
@@ -151,10 +172,12 @@ def stochastic_findings(comparison: _AttackComparison) -> Iterator[MaskingFindin
     """The model draws random numbers: an attack sees one draw of many."""
     if not comparison.box.stochastic:
         return
-    predictions = torch.stack(
-        [_predict_with_seed(comparison, seed) for seed in range(N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE)]
-    )  # (DRAWS, M)
-    changed_fraction = float((predictions != predictions[0]).any(0).float().mean())
+    predictions = (
+        torch.stack([_predict_with_seed(comparison, seed) for seed in range(N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE)])
+        .flatten(1, -1)
+        .view(N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE, len(comparison.x), -1)
+    )  # (DRAWS, M, outputs)
+    changed_fraction = float((predictions != predictions[0]).any(2).any(0).float().mean())
     message = (
         f"the model draws random numbers when it runs, and over {N_STOCHASTIC_PREDICTIONS_PER_EXAMPLE} draws "
         f"{changed_fraction:.0%} of its predictions change. An attack sees one draw; give pgd and fgsm "
@@ -165,21 +188,24 @@ def stochastic_findings(comparison: _AttackComparison) -> Iterator[MaskingFindin
 
 def _predict_with_seed(comparison: _AttackComparison, seed: int) -> Tensor:
     with comparison.box.isolated(grad=False, seed=seed):
-        return check_no_nan(comparison.box.forward(comparison.x, {"logits"})["logits"]).argmax(1)
+        logits = check_no_nan(comparison.box.forward(comparison.x, {"logits"})["logits"])
+    return logits.argmax(1) if comparison.has_classes else predicted_output_values(comparison.box, logits)
 
 
 def zero_gradient_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """The gradient is zero: attacks by gradient do not move."""
     x = comparison.box.restore_structure(comparison.x)
     state = AttackState(
-        comparison.box, x, comparison.y, norm=comparison.ball, batch_size=comparison.attack_kwargs["batch_size"]
-    )
+        comparison.box, x, comparison.y, norm=comparison.ball, batch_size=comparison.attack_kwargs["batch_size"],
+        raises_output_loss=True,
+    )  # fmt: skip
     gradient = state.evaluate_with_grad(state.x, torch.arange(len(comparison.x), device=comparison.x.device)).grad
     zero_fraction = float((gradient.flatten(1) == 0).all(1).float().mean())
     if zero_fraction * len(comparison.x) >= 1:
+        advice = "use square or hop_skip_jump" if comparison.has_classes else "that nothing was found says nothing"
         message = (
             f"the gradient is exactly zero for {zero_fraction:.0%} of the examples, so attacks by gradient do not move "
-            "them; use square or hop_skip_jump"
+            f"them; {advice}"
         )
         yield MaskingFinding("no gradient", message, {"zero": zero_fraction})
 
@@ -189,7 +215,7 @@ ATTACK_COMPARISONS = (
         "iterative weaker than single step",
         "one step",
         f"{FEW_ATTACK_STEPS} steps",
-        "From the second step on the gradient is of no use: it is masked, and robust accuracy by PGD is too high",
+        "From the second step on the gradient is of no use: it is masked, and the model is less robust than PGD shows",
     ),
     (
         "more steps not stronger",
@@ -216,26 +242,32 @@ ATTACK_COMPARISONS = (
 
 def _attack_comparison_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
     """Weaker attacks that find more than stronger ones."""
-    few_steps, many_steps = (
-        comparison.count_robust(pgd, steps=steps) for steps in (FEW_ATTACK_STEPS, MANY_ATTACK_STEPS)
-    )
-    n_robust = {
-        "one step": comparison.count_robust(fgsm),
+    few_steps, many_steps = (comparison.gains(pgd, steps=steps) for steps in (FEW_ATTACK_STEPS, MANY_ATTACK_STEPS))
+    gains = {
+        "one step": comparison.gains(fgsm),
         f"{FEW_ATTACK_STEPS} steps": few_steps,
         f"{MANY_ATTACK_STEPS} steps": many_steps,
-        "PGD on the margin": comparison.count_robust(pgd, steps=MANY_ATTACK_STEPS, loss="margin"),
-        "PGD on the cross-entropy": many_steps,
     }
-    n_robust["PGD"] = min(n_robust.values())
-    if isinstance(comparison.box.inputs, Pixels) and type(comparison.ball).__name__ != "L1":
-        n_robust["Square"] = comparison.count_robust(square, queries=SQUARE_ATTACK_QUERIES)
+    if comparison.has_classes:
+        gains |= _gains_of_class_attacks(comparison, gains)
     for name, weaker, stronger, explanation in ATTACK_COMPARISONS:
-        if weaker in n_robust and comparison.is_significantly_stronger(n_robust[weaker], n_robust[stronger]):
-            fractions = {attack: comparison.robust_fraction(n_robust[attack]) for attack in (weaker, stronger)}
-            figures = ", ".join(f"{fraction:.0%} under {attack}" for attack, fraction in fractions.items())
-            yield MaskingFinding(name, f"robust accuracy is {figures}. {explanation}", fractions)
-    if n_robust["PGD"]:
+        if weaker in gains and comparison.is_significantly_stronger(gains[weaker], gains[stronger]):
+            figures = {attack: comparison.figure(gains[attack]) for attack in (weaker, stronger)}
+            yield MaskingFinding(name, f"{comparison.figures_text(figures)}. {explanation}", figures)
+    if comparison.has_classes and not gains["PGD"].all():
         yield from _unbounded_attack_findings(comparison)
+
+
+def _gains_of_class_attacks(comparison: _AttackComparison, gains: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of attacks that only classes have, and of the best PGD."""
+    more = {
+        "PGD on the margin": comparison.gains(pgd, steps=MANY_ATTACK_STEPS, loss="margin"),
+        "PGD on the cross-entropy": gains[f"{MANY_ATTACK_STEPS} steps"],
+    }
+    more["PGD"] = max((*gains.values(), *more.values()), key=lambda g: float(g.sum()))
+    if isinstance(comparison.box.inputs, Pixels) and type(comparison.ball).__name__ != "L1":
+        more["Square"] = comparison.gains(square, queries=SQUARE_ATTACK_QUERIES)
+    return more
 
 
 def _unbounded_attack_findings(comparison: _AttackComparison) -> Iterator[MaskingFinding]:
@@ -243,16 +275,13 @@ def _unbounded_attack_findings(comparison: _AttackComparison) -> Iterator[Maskin
     ball = _ball_containing_all_images(comparison)
     if ball is None:
         return
-    n_robust = comparison.count_robust(pgd, ball, steps=MANY_ATTACK_STEPS)
-    if n_robust >= max(1, MIN_FOOLED_DIFFERENCE_FRACTION * len(comparison.x)):
+    robust_fraction = comparison.figure(comparison.gains(pgd, ball, steps=MANY_ATTACK_STEPS))
+    if robust_fraction * len(comparison.x) >= max(1, MIN_FOOLED_DIFFERENCE_FRACTION * len(comparison.x)):
         message = (
-            f"with any change allowed, robust accuracy under PGD is {comparison.robust_fraction(n_robust):.0%} "
-            "in place of "
-            "0%: PGD misses images that certainly exist, so its failures within eps are no evidence"
+            f"with any change allowed, robust accuracy under PGD is {robust_fraction:.0%} in place of 0%: PGD "
+            "misses images that certainly exist, so its failures within eps are no evidence"
         )
-        yield MaskingFinding(
-            "unbounded eps does not reach 0", message, {"PGD, any change": comparison.robust_fraction(n_robust)}
-        )
+        yield MaskingFinding("unbounded eps does not reach 0", message, {"PGD, any change": robust_fraction})
 
 
 def _ball_containing_all_images(comparison: _AttackComparison) -> NormBall | None:

@@ -12,7 +12,7 @@ from ..engine.proportion import Proportion
 from ..engine.result_views import ResultViewsMixin
 from ..errors import InputError
 from ..inputs.labels import unique_class_names
-from .gradient_masking import MaskingFinding
+from .gradient_masking import MaskingFinding, masking_findings_suffix
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -89,8 +89,7 @@ class Robustness(ResultViewsMixin):
         )
         summary = f"clean accuracy {self.clean_accuracy.value:.1%} of {len(self.is_correct)}, robust {curve}"
         summary += f" ({self.norm}; {', '.join(self.all_attacks)})"
-        names = ", ".join(finding.name for finding in self.masking_findings)
-        findings_text = f", signs of gradient masking: {names}" if names else ""
+        findings_text = masking_findings_suffix(self.masking_findings)
         return f"Robustness({summary}{findings_text}{', interrupted' if self.interrupted else ''})"
 
     def to_dict(self) -> dict[str, Any]:

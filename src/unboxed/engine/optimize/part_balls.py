@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...inputs.base import Inputs
 from ...inputs.multi import MultiInput
+from ...parameters import CURVE_OVER_EPS_ADVICE
 from .constraints import NormBall, resolve_ball
 
 PART_SEED_STRIDE = 15_485_863  # from the seed of one part to that of the next
@@ -60,7 +61,10 @@ class PartBalls:
 def part_balls(inputs: Inputs, eps: EpsOfParts, norm: str) -> PartBalls:
     """The balls of a model of several inputs. Raises InputError for other models, unknown names and wrong lengths."""
     if not isinstance(inputs, MultiInput):
-        raise InputError(f"an eps for each part is for models of several inputs; this one takes one: got eps={eps!r}")
+        raise InputError(
+            f"an eps for each part is for models of several inputs, and this one takes one; got eps={eps!r}; "
+            f"{CURVE_OVER_EPS_ADVICE}"
+        )
     names = [name for name, _ in inputs.keys_and_parts()]
     values = [None if value == 0 else value for value in _values_of_parts(names, eps)]
     if all(value is None for value in values):
