@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -100,3 +100,18 @@ def axe() -> str:
     if found is None:
         pytest.skip("axe-core is not there: npm install --prefix tests/browser --no-save axe-core, or set UNBOXED_AXE")
     return found.read_text(encoding="utf-8")
+
+
+GRAVE = ("serious", "critical")
+
+
+@pytest.fixture(scope="session")
+def grave_findings(axe: str) -> Callable[..., list[tuple[str, str, str]]]:
+    """(rule, impact, the first element) of what axe-core calls serious or critical on a page, or within an element."""
+
+    def find(page: Any, within: str = "html") -> list[tuple[str, str, str]]:
+        page.evaluate(axe)
+        found = page.evaluate("(within) => axe.run(within, { resultTypes: ['violations'] })", within)["violations"]
+        return [(v["id"], v["impact"], v["nodes"][0]["html"][:160]) for v in found if v["impact"] in GRAVE]
+
+    return find

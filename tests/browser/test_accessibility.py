@@ -14,8 +14,6 @@ import unboxed as ub
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-GRAVE = ("serious", "critical")
-
 
 @pytest.fixture(scope="module")
 def pages(report_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -26,35 +24,28 @@ def pages(report_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {"report": report_file, "result": result.save(tmp_path_factory.mktemp("pages") / "result.html")}
 
 
-def grave_findings(page: Any, axe: str, within: str = "html") -> list[tuple[str, str, str]]:
-    """(rule, impact, the first element) of what axe-core calls serious or critical."""
-    page.evaluate(axe)
-    found = page.evaluate("(within) => axe.run(within, { resultTypes: ['violations'] })", within)["violations"]
-    return [(v["id"], v["impact"], v["nodes"][0]["html"][:160]) for v in found if v["impact"] in GRAVE]
-
-
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 @pytest.mark.parametrize("name", ["report", "result"])
 def test_axe_has_no_serious_finding(
-    name: str, scheme: Any, width: int, browser: Browser, pages: dict[str, Path], axe: str
+    name: str, scheme: Any, width: int, browser: Browser, pages: dict[str, Path], grave_findings: Any
 ) -> None:
     """Folded and unfolded; what a width lays out otherwise, the bar, in the other colors as well."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.goto(pages[name].as_uri())
-    assert grave_findings(page, axe) == []
+    assert grave_findings(page) == []
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    assert grave_findings(page, axe) == []
+    assert grave_findings(page) == []
     page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
     if page.locator(".bar").count():
-        assert grave_findings(page, axe, ".bar") == []
+        assert grave_findings(page, ".bar") == []
     page.close()
 
 
-def test_axe_sees_a_planted_fault(browser: Browser, pages: dict[str, Path], axe: str) -> None:
+def test_axe_sees_a_planted_fault(browser: Browser, pages: dict[str, Path], grave_findings: Any) -> None:
     page = browser.new_page()
     page.goto(pages["result"].as_uri())
     page.evaluate("document.querySelector('img').removeAttribute('alt')")
-    assert [rule for rule, _, _ in grave_findings(page, axe)] == ["image-alt"]
+    assert [rule for rule, _, _ in grave_findings(page)] == ["image-alt"]
     page.close()
 
 

@@ -24,6 +24,10 @@ def test_a_group_with_errors_is_reported(tmp_path: Path) -> None:
     assert facts["slices"]["candidates"][0]["is_significant"]
     assert facts["answer"].startswith("1 group of examples with more errors")
     page = (tmp_path / "r" / "index.html").read_text()
+    (group,) = (g for g in facts["slices"]["candidates"] if g["is_significant"])
+    sentence = json.loads((tmp_path / "r" / "report.json").read_text())["headline"][-1]
+    assert f"of the held-out ones {group['errors']['count'] / group['errors']['n']:.0%} are wrong" in sentence
+    assert sentence in page[: page.index('id="groups"')]
     assert "Where it fails" in page
     assert "follow the patch" in page
     assert len(facts["prototypes"]["groups"]) == 2

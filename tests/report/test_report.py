@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 from functools import wraps
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def test_the_page_opens_with_the_answer(made: Any) -> None:
     assert found.failures == {} == facts["failures"]
     first = page.source[: page.source.index("</section>")]
     assert "80.0% accuracy" in re.sub(r"\s+", " ", first)
-    assert "Its most confident error: low right classified as top left" in first
+    assert 'Its most confident error: "low right" classified as "top left"' in unescape(first)
     assert facts["title"] == "80.0% accuracy"
 
 
@@ -567,7 +568,13 @@ def test_one_probability_is_read_as_no_and_yes(tmp_path: Path) -> None:
     assert facts["title"] == "75.0% accuracy"
     assert facts["classes"] == ["no", "yes"]
     assert facts["findings"]["overview"]["confusions"] == [{"label": "yes", "prediction": "no", "times": 1}]
-    assert page.has("predicted no", "p of yes 0.17", "predicted yes", "gradient of yes", "gradient of no")
+    assert page.has("predicted no", "predicted yes", "gradient of yes", "gradient of no")
+    outputs = model(x).sigmoid()[:, 0].tolist()
+    for row, p in enumerate(outputs):  # one sense: of the class that is predicted
+        said = f"predicted {'yes' if p > 0.5 else 'no'}, p\u00a0{format_prob(max(p, 1 - p))}"
+        assert f'alt="input, example {row}: {said}; label' in unescape(page.source)
+    assert facts["headline"][-1] == 'Its most confident error: "yes" classified as "no", p\u00a00.83.'
+    assert page.has('The model predicts "no", p 0.83. Its label is "yes".')
 
 
 def test_one_number_is_an_output_and_no_prediction(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.report import attack_budget, report
+from unboxed.report.regression import output_errors
 from unboxed.report.score_intervals import mean_absolute_error, mean_average_precision, mean_r2
-from unboxed.report.scores import average_precision, label_scores, output_errors, position_scores
+from unboxed.report.scores import (
+    average_precision,
+    confused_positions_sentence,
+    label_scores,
+    position_scores,
+)
 
 PIXELS = ub.Pixels((1, 6, 6))
 
@@ -86,10 +93,12 @@ def test_a_regression_is_reported_with_its_errors(k: int, tmp_path: Path) -> Non
     errors = facts["findings"]["overview"]["output_errors"]
     assert [e["mae"] for e in errors] == pytest.approx((box(x) - y).abs().mean(0).tolist(), rel=1e-5)
     assert facts["title"].startswith("Mean absolute error" if k == 1 else "Mean R²")
-    assert "predicted against true values of output 0, 30 examples" in page
+    name = "output" if k == 1 else "output 0"
+    assert f"predicted against true values of {name}, 30 examples" in page
     assert facts["findings"]["overview"]["lowest_margin"][0] == 7
     assert "Largest errors" in page
-    assert f"label {float(y[7, 0]):.3g}" in page or k > 1
+    assert f"true value {float(y[7, 0]):.3g}" in page or k > 1
+    assert "<span>label" not in page
     assert "needs classes, and a regression model has none" in page  # morphs do
     curve = facts["findings"]["attacks"]["robustness"]["attacked"]["all attacks"]["MAE"]
     mae = facts["findings"]["attacks"]["robustness"]["clean"]["MAE"][0]
@@ -108,7 +117,8 @@ def test_yes_no_labels_are_reported_label_by_label(tmp_path: Path) -> None:
     p = box.probs(x)
     want = metrics.average_precision_score(y[:, 1].numpy(), p[:, 1].numpy())
     assert scores[1]["average_precision"] == pytest.approx(want)
-    assert "label cat, dog" in page
+    has = y[facts["findings"]["overview"]["lowest_margin"][0]]
+    assert f"label {', '.join(name for name, on in zip(box.classes, has, strict=True) if on) or 'none'}" in page
     robustness = facts["findings"]["attacks"]["robustness"]
     assert robustness["clean"]["exact match"][0] == pytest.approx(((box(x) > 0) == y).all(1).double().mean().item())
     assert "lower the share of labels that are right of all 30 examples from" in page
@@ -147,12 +157,73 @@ def test_images_are_ranked_by_the_overlap_with_their_own_label_map(tmp_path: Pat
     )
     scores = [s for s in facts["findings"]["overview"]["position_scores"] if s["iou"] is not None]
     least = min(scores, key=lambda s: s["iou"])
-    assert f"the class with the least is {least['name']} ({least['iou']:.2f})" in facts["headline"][-2]
+    assert f'the class with the least is "{least["name"]}" ({least["iou"]:.2f})' in facts["headline"][1]
     wrong = int(((y != predicted) & (y != 255))[worst].sum())
     assert f'alt="errors, example {worst}: {wrong} positions that are wrong"' in page
     assert page.count('alt="labels, example') == 4 + 6  # the worst at once, all below
     assert page.count('alt="prediction, example') == 4 + 6  # none of the followed: no other section shows it
     assert "does not count" in page
+
+
+def test_the_confusions_of_label_maps_are_those_of_scikit_learn() -> None:
+    names = ["sky", "sea", "land"]
+    labels, predicted = torch.randint(0, 3, (2, 4000), generator=torch.Generator().manual_seed(0))
+    predicted = torch.where(torch.rand(4000) < 0.5, labels, predicted)
+    labels, predicted = torch.cat([labels, torch.ones(700, dtype=torch.long)]), torch.cat([predicted, torch.zeros(700)])
+    predicted = torch.cat([predicted, torch.ones(500)])
+    labels = torch.cat([labels, torch.full((500,), 2)])
+    confusion = torch.as_tensor(metrics.confusion_matrix(labels, predicted))
+    shares = metrics.confusion_matrix(labels, predicted, normalize="true")
+    assert confused_positions_sentence(confusion, names) == (
+        f'Its most common confusions: "sea" predicted as "sky" ({shares[1, 0]:.1%} of the positions with that label) '
+        f'and "land" predicted as "sea" ({shares[2, 1]:.1%}).'
+    )
+    confusion[2, 1] = 0
+    confusion[0] = torch.tensor([9, 1, 0])
+    assert confused_positions_sentence(confusion, names).startswith('Its most common confusion: "sea" predicted as "sk')
+    assert confused_positions_sentence(torch.eye(3, dtype=torch.long), names) == ""
+
+
+def label_maps() -> tuple[ub.Box, Tensor, Tensor]:
+    """Images of whose positions many are predicted as another class."""
+    torch.manual_seed(0)
+    box = ub.Box(nn.Conv2d(1, 3, 3, padding=1).eval(), PIXELS, classes=["none", "high", "low"])
+    x = images(8)
+    y = box.predict(x)
+    return box, x, torch.where(torch.rand(y.shape) < torch.tensor([0.1, 0.5, 0.3])[y], (y + 1) % 3, y)
+
+
+def test_maps_explain_the_class_that_overlaps_least(tmp_path: Path) -> None:
+    box, x, y = label_maps()
+    made = report(box, (x, y), tmp_path, sections=["overview", "gradients", "ranking"], quiet=True)
+    assert made.failures == {}
+    facts = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["findings"]
+    iou = metrics.jaccard_score(y.flatten(), box.predict(x).flatten(), average=None)
+    name = box.classes[int(iou.argmin())]
+    assert {*facts["gradients"]["columns"][0]["targets"]} == {name}
+    rows = [e["row"] for group in facts["gradients"]["groups"].values() for e in group]
+    want = ub.attribution.gradient(box, x[rows], name).map.abs().max()
+    assert facts["gradients"]["columns"][0]["scale"] <= float(want) + 1e-6
+    page = " ".join(unescape(made.path.read_text(encoding="utf-8")).split())
+    assert f"gradient of {name}" in page
+    assert not [c for c in box.classes if c != name and f"gradient of {c}" in page]
+    assert f'makes "{name}", the class with the least overlap, likelier (red)' in page
+    assert f'Red: for "{name}", the class with the least overlap, blue' in page
+
+
+def test_the_colors_and_confusions_of_label_maps_stand_before_the_maps(tmp_path: Path) -> None:
+    box, x, y = label_maps()
+    page, facts = written(box, (x, y), tmp_path, ["overview"])
+    shown = page[page.index('class="best"') :]
+    places = [shown.index(mark) for mark in ('class="confusion', "IoU", 'class="color-key"', 'alt="labels, example')]
+    assert places[0] < places[2] < places[3]
+    shares = metrics.confusion_matrix(y.flatten(), box.predict(x).flatten(), normalize="true")
+    cells = re.findall(r'title="(\w+) predicted as (\w+): ([<\d]+%|0)"', shown)[:9]
+    assert [(a, b) for a, b, _ in cells] == [(a, b) for a in box.classes for b in box.classes]
+    for (_, _, text), share in zip(cells, shares.flatten(), strict=True):
+        assert text == (f"{share:.0%}" if share >= 0.005 else "&lt;1%" if share else "0")
+    assert facts["findings"]["overview"]["answer"].startswith("Its most common confusion")
+    assert "mostly" not in page  # the most frequent class of an image says nothing
 
 
 def test_label_maps_are_attacked_as_by_evaluate_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +283,9 @@ def test_the_score_of_the_title_has_an_interval(outputs: Any, k: int, tmp_path: 
     box, x = ub.Box(flat(k), PIXELS, outputs=outputs), images()
     truth = box(x) + torch.randn(30, k) if outputs == "regression" else (box(x) + torch.randn(30, k) > 0).float()
     page, facts = written(box, (x, truth.detach()), tmp_path, ["overview"])
-    low, high = map(float, re.findall(r"; 95% interval ([-\d.]+) to ([-\d.]+)\.", page.replace("\u2212", "-"))[0])
+    name = "mean average precision" if outputs == "multilabel" else "mean absolute error" if k == 1 else "mean R²"
+    pattern = rf"; 95% interval of the {name} ([-\d.]+) to ([-\d.]+)\."
+    low, high = map(float, re.findall(pattern, page.replace("\u2212", "-"))[0])
     title = float(facts["title"].replace("\u2212", "-").split()[-1])
     assert low < title < high
     few = [report(box, (x[:4], truth[:4].detach()), tmp_path / "few", sections=["overview"], quiet=True).path]
@@ -227,6 +300,9 @@ def test_the_targets_of_a_table_are_those_of_its_tensors(tmp_path: Path) -> None
     box = ub.Box(nn.Linear(3, 1), ub.Features(("a", "b", "c")), outputs="regression")
     table = ub.data.table(tmp_path / "rows.csv", box)
     made = [written(box, data, tmp_path / str(i), ["overview"])[1] for i, data in enumerate([table, (x, y)])]
+    assert (table.label_name, made[0]["classes"], made[1]["classes"]) == ("progress", ["progress"], ["0"])
+    assert made[0]["findings"]["overview"]["output_errors"][0].pop("name") == "progress"
+    assert made[1]["findings"]["overview"]["output_errors"][0].pop("name") == "output"
     assert made[0]["findings"]["overview"]["output_errors"] == made[1]["findings"]["overview"]["output_errors"]
     assert made[0]["title"].startswith("Mean absolute error")
 

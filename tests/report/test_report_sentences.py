@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import unboxed as ub
 from unboxed.report import SECTIONS, concepts, headline, map, score_intervals
@@ -16,6 +18,7 @@ from unboxed.report.blocks import Figure, FigureGrid, longest_caption_word_lengt
 from unboxed.report.finding import Example
 from unboxed.report.pictures import PageImage, PageImageStore
 from unboxed.report.render import render_blocks
+from unboxed.report.source import ReportData
 from unboxed.report.survey import Survey
 
 TEMPLATES = Path(map.__file__).parent / "templates"
@@ -47,7 +50,9 @@ def test_neighbors_that_are_misclassified_bear_the_mark() -> None:
     assert (figure.head, figure.lines[0], figure.tone) == ("its nearest neighbor", "predicted a", "")
 
 
-@pytest.mark.parametrize(("n", "text"), [(60, "; 95% interval 88.6% to 99.1%"), (999, "; 95% interval"), (1000, "")])
+@pytest.mark.parametrize(
+    ("n", "text"), [(60, "; 95% interval of the accuracy 88.6% to 99.1%"), (999, "; 95% interval of"), (1000, "")]
+)
 def test_an_accuracy_on_few_examples_has_its_interval(n: int, text: str) -> None:
     outputs = torch.tensor([[0.9, 0.1]]).repeat(n, 1)
     labels = torch.zeros(n, dtype=torch.long)
@@ -102,7 +107,7 @@ def test_modules_that_run_on_no_tensor_have_no_activations_to_show(tmp_path: Pat
         (
             [0, 1, 2, 3, 4],
             "Predicts 5 classes",
-            "The most frequent one, cat, is its prediction for 20.0% of 4 examples.",
+            'The most frequent one, "cat", is its prediction for 20.0% of 4 examples.',
         ),
     ],
 )
@@ -114,3 +119,22 @@ def test_a_class_is_the_title_only_where_it_stands_out(predicted: list[int], tit
     found, (told,) = headline._most_frequent_prediction(context, "4 examples")  # type: ignore[arg-type]
     assert found == title
     assert told.startswith(sentence)
+
+
+class Cityscapes(Dataset[Any]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> Any:
+        return torch.rand(1, 8, 8), i % 2
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, [0, 1]), DataLoader])
+def test_data_are_called_by_the_name_that_somebody_gave_them(wrap: Any) -> None:
+    """Not by the type that holds them, which says nothing of what they are."""
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval(), ub.Pixels((1, 8, 8)), outputs="logits")
+    x, y = torch.rand(3, 1, 8, 8), torch.arange(3) % 2
+    assert ReportData(wrap(Cityscapes()), box).prefixed_name_or_empty(" of ") == " of Cityscapes"
+    assert ReportData(wrap(TensorDataset(x, y)), box).prefixed_name_or_empty(" of ") == ""
+    named = ub.data.wrap(TensorDataset(x, y), name="streets")
+    assert ReportData(wrap(named), box).prefixed_name_or_empty(" of ") == " of streets"

@@ -71,7 +71,9 @@ def read_rows(
         x, names = x[kept], [names[i] for i in kept]
     if is_regression:
         numbers = torch.tensor([finite_number(name, column, source) for name in names])
-        return FeatureRows(source.name, x, numbers, (), inputs, is_regression)
+        rows = FeatureRows(source.name, x, numbers, (), inputs, is_regression)
+        rows.label_name = column
+        return rows
     numbered = tuple(classes_from_label_names(names)) if classes is None else tuple(classes)
     number_of = (
         {n: i for i, n in enumerate(numbered)} if classes is None else match_label_names_to_classes(names, numbered)

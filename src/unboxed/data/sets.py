@@ -31,12 +31,12 @@ class Batch(_BatchFields):
     classes: tuple[str, ...] = ()
     label_names: Mapping[int, str] | None = None
     labels_are_names = False
-    name = ""
+    name, label_name = "", ""
 
     def copy_label_names_from(self, dataset: Images) -> Batch:
         """Write the label names of a data set into this batch, and return it."""
         self.classes, self.labels_are_names, self.name = dataset.classes, dataset.labels_are_names, dataset.name
-        self.label_names = dataset.label_names
+        self.label_names, self.label_name = dataset.label_names, dataset.label_name
         return self
 
 
@@ -52,6 +52,7 @@ class Images(Dataset[LabeledImage], ABC):
     inputs: Pixels
     labels_are_names = False
     labels_are_values = False  # numbers of a regression, no classes
+    label_name = ""  # of the column that holds these numbers
     label_names: Mapping[int, str] | None = None  # where not every label has a name; None: `classes`
 
     @abstractmethod

@@ -102,7 +102,9 @@ def open_table(
     listed = _with_texts_of_numbers(rows, source) if is_regression else _with_whole_number_labels(rows)
     label_by_file = _labels_by_file(source, listed, skipped)
     if is_regression:
-        return _files_with_values(source, label_by_file, pixels, skipped)
+        dataset = _files_with_values(source, label_by_file, pixels, skipped)
+        dataset.label_name = label or ""
+        return dataset
     names = {file: str(label) for file, label in label_by_file.items() if label is not None}
     numbered = classes_from_label_names(list(names.values()))
     number_of = {name: _class_number(name, numbered) for name in names.values()}

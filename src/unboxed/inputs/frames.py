@@ -61,6 +61,14 @@ def frame_with_labels(frame: Any, features: Features, label: str | None = None) 
     return frame, frame[next(name for name in frame.columns if str(name) == column)].to_numpy().tolist()
 
 
+def label_column_of_frame(frame: Any, features: Features) -> str:
+    """The column of labels, beside the inputs; "" where there is none, or it is not certain which."""
+    try:
+        return find_label_column("", [str(name) for name in frame.columns if name not in features.names]) or ""
+    except DataError:
+        return ""
+
+
 def find_label_column(source: object, others: Sequence[str], label: str | None = None) -> str | None:
     """Of the columns that are no inputs, the labels': `label`, or one that is called so, or the only one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,9 +148,12 @@ def _wrap_factory_dataset(
         raise DataError(f"{spec} made a {type(built).__name__}; wanted a torch Dataset of (image, label) with a length")
     if len(built) == 0:
         raise DataError(f"{spec} made an empty data set")
+    name = spec.rpartition(":")[2]
     if not is_wrapped or (like is not None and not isinstance(like, Pixels)):
+        with suppress(AttributeError, TypeError):  # a list takes none
+            built.name = getattr(built, "name", None) or name
         return built  # type: ignore[no-any-return]
-    return sets.wrap(built, like=like, classes=classes, name=spec.rpartition(":")[2])
+    return sets.wrap(built, like=like, classes=classes, name=name)
 
 
 def _unknown_data_text(spec: str, name: str) -> str:

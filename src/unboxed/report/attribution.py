@@ -33,6 +33,7 @@ from .blocks import (
 )
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
+from .label_maps import explained_classes, explained_text, least_overlapping_class
 from .overview import N_EXPLAINED_ERRORS
 from .pictures import PageFile, PageImage
 from .rows import (
@@ -88,6 +89,7 @@ class AttributionFinding(Finding):
     columns: list[MethodMapColumn]
     notes: list[str]  # why there is no map of a kind
     push: ExampleMovedAlongGradients | None = None
+    explained: str = "that prediction"
     followed: list[int] = field(default_factory=list)  # the places of the followed examples among the examples
 
     @property
@@ -120,6 +122,7 @@ def find(context: ReportContext) -> AttributionFinding:
         columns=columns,
         notes=notes,
         push=_move_along_gradients(context),
+        explained=explained_text(context),
         followed=[indices.index(i) for i in context.followed_indices],
     )
 
@@ -161,7 +164,7 @@ def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
 def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tuple[list[MethodMapColumn], list[str]]:
     """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
     box, x, notes = context.box, context.inputs(indices), []
-    predicted, rivals = context.survey.predicted[list(indices)], _rival_classes(context, indices)
+    predicted, rivals = explained_classes(context)[list(indices)], _rival_classes(context, indices)
 
     def score(classes: Tensor) -> Objective:
         return box.objective(classes, len(x))
@@ -179,7 +182,8 @@ def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tu
         make_map_column(GRADIENT_COLUMN_TITLE, gradient.__name__, result, targets, scale)
         for result, targets in zip(results, (predicted, rivals), strict=True)
     ]
-    if len(box.classes) == 1 or context.data.binary:  # the gradient of no is that of yes, negated
+    is_one_score = len(box.classes) == 1 or context.data.binary  # the gradient of no is that of yes, negated
+    if is_one_score or least_overlapping_class(context) is not None:
         del columns[1]
     try:
         guided = gradients(box, score(predicted), x, rule=relu_rules.GUIDED_BACKPROP_RULE)
@@ -241,7 +245,9 @@ def best(finding: AttributionFinding) -> list[Block]:
     for i, example in enumerate(finding.examples[:N_EXPLAINED_ERRORS]):
         figure = _map_figure(column, i, example.x, COVER_SIDE_PIXELS)
         figures += [example.figure(COVER_SIDE_PIXELS), replace(figure, head=figure.lines[0], lines=figure.lines[1:])]
-    text = "Beside each example: where a brighter pixel makes that prediction likelier (red) or less likely (blue)."
+    text = (
+        f"Beside each example: where a brighter pixel makes {finding.explained} likelier (red) or less likely (blue)."
+    )
     return [FigureGrid(figures, text, n_together=2)]
 
 

@@ -131,10 +131,10 @@ class Table:
 
 @dataclass(frozen=True)
 class ConfusionMatrix:
-    """How often each label (row) got each prediction (column); `tint` (0 to 1) colors a cell."""
+    """How often each label (row) got each prediction (column), "" for never; `tint` (0 to 1) colors a cell."""
 
     names: Sequence[str]
-    counts: Sequence[Sequence[int]]
+    cells: Sequence[Sequence[str]]
     tint: Sequence[Sequence[float]]
     caption: str
     kind: ClassVar[str] = "confusion"
@@ -225,6 +225,26 @@ class Collapsible:
     blocks: Sequence[Block]
     open: bool = False
     kind: ClassVar[str] = "fold"
+
+
+MAX_UNFOLDED_TABLE_ROWS = 20  # of a table before it folds
+
+
+def collapsible_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Block]:
+    """Numbers behind a name: the first rows, and a fold with the others."""
+    numbers = frozenset(range(1, len(columns)))
+    blocks: list[Block] = [Table(columns, rows[:MAX_UNFOLDED_TABLE_ROWS], numbers)]
+    if rest := rows[MAX_UNFOLDED_TABLE_ROWS:]:
+        blocks.append(Collapsible(f"{len(rest)} more", [Table(columns, rest, numbers)]))
+    return blocks
+
+
+@dataclass(frozen=True)
+class ColorKey:
+    """What the colors of the figures below are: (name, CSS color)."""
+
+    entries: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "color_key"
 
 
 @dataclass(frozen=True)

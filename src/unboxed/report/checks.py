@@ -30,6 +30,7 @@ from .blocks import (
 )
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
+from .label_maps import explained_classes, explained_text, least_overlapping_class
 from .pictures import PageImage
 from .verdict_notes import TONE_BY_GRADE, ranked_method
 from .words import count_noun, join_names_with_limit
@@ -55,6 +56,7 @@ class RankingFinding(Finding):
     shown: list[Example]
     has_images: bool
     maps: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # {method: (n, C, H, W)}, of those ranked
+    explained: str = "that prediction"
 
     def cover(self, place: int) -> Sequence[Figure]:
         if place >= len(self.shown):
@@ -88,6 +90,7 @@ def find(context: ReportContext) -> RankingFinding:
         ranked=ranked,
         shown=context.examples(indices),
         has_images=context.has_images,
+        explained=explained_text(context).removesuffix(","),
         maps={},
     )
     return replace(finding, maps=_maps_by_method(context, indices, ranked, finding.best)) if indices else finding
@@ -122,7 +125,8 @@ def _maps_by_method(
 ) -> dict[str, Tensor]:
     """The maps of these examples by the best methods, of the first ones by all."""
     x = context.box.validate_inputs(context.inputs(indices))
-    score = resolve_target(context.box, x, None)
+    is_map = least_overlapping_class(context) is not None
+    score = resolve_target(context.box, x, explained_classes(context)[list(indices)] if is_map else None)
     n = {name: len(x) if name in best else N_EXPLAINED_EXAMPLES_PER_METHOD for name in names}
     return {name: compute_map(context.box, context.candidates[name], x[: n[name]], score[: n[name]]) for name in names}
 
@@ -184,7 +188,10 @@ def _make_ranked_method(name: str, verdict: Verdict) -> RankedMethod:
 def _side_by_side_map_blocks(finding: RankingFinding) -> list[Block]:
     if not finding.shown:
         return []
-    lead = "The same examples by every method, the most trustworthy first. Red: for the prediction, blue: against it; "
+    lead = (
+        "The same examples by every method, the most trustworthy first. "
+        f"Red: for {finding.explained}, blue: against it; "
+    )
     blocks: list[Block] = [
         Heading("Side by side"),
         Paragraph(lead + "each map has its own scale, printed below it.", "soft"),

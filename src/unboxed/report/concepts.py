@@ -133,7 +133,7 @@ def show(finding: ConceptsFinding) -> list[Block]:
         concepts.tcav, f"{finding.verdict}: {finding.reason}", TONE_BY_VERDICT[finding.verdict]
     )
     return [
-        Paragraph(text), note, FigureGrid([Figure(PageImage(chart, alt, None), "") for chart, alt in charts]),
+        Paragraph(text), note, FigureGrid([Figure(PageImage.of_chart(chart, alt), "") for chart, alt in charts]),
         *(Paragraph(capitalize_and_end_with_period(sentence)) for sentence in finding.diagnosis),
     ]  # fmt: skip
 

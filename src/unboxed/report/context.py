@@ -27,7 +27,7 @@ from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
 from .source import ReportData
 from .survey import Survey, evenly_spaced_indices, map_score_text
-from .words import format_named_prob, format_prob
+from .words import format_named_prob, format_number, quoted
 
 TRAINING_DATA_NEED, TEXTS_NEED, OUTPUT_VALUES_NEED = "training data", "texts", "or output values"  # of a section
 GIVE_OUTPUT_VALUES_TEXT = "or data that say what the outputs should be: ub.report(box, (x, y), out)"
@@ -104,7 +104,8 @@ class ReportContext:
             return [self.followed_index]
         n = N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL if self.is_large else N_FOLLOWED_EXAMPLES
         s = self.survey
-        errors, typical = s.misclassified[1:MAX_FOLLOWED_ERRORS], s.typical_indices[:N_FOLLOWED_EXAMPLES]
+        by_error = s.indices_by_margin if s.has_output_values else s.misclassified
+        errors, typical = by_error[1:MAX_FOLLOWED_ERRORS], s.typical_indices[:N_FOLLOWED_EXAMPLES]
         return list(dict.fromkeys([*self.example_indices[:3], *errors, *typical]))[:n]
 
     @cached_property
@@ -195,8 +196,6 @@ class ReportContext:
         value = float(self.survey.outputs[index, class_index])
         if self.is_regression:
             return self._format_output_values(self.survey.outputs[index])
-        if self.data.binary:
-            return f"p\u00a0of\u00a0{self.class_name(1)} {format_prob(float(self.survey.outputs[index, 1]))}"
         return f"mean {format_named_prob(value)}" if self.box.output_map_shape else format_named_prob(value)
 
     def label_name(self, index: int) -> str | None:
@@ -213,8 +212,8 @@ class ReportContext:
     def _format_output_values(self, values: Tensor) -> str:
         """Like "3.2", or of several outputs "a 3.2, b 0.1"."""
         if len(values) == 1:
-            return f"{float(values[0]):.3g}"
-        shown = [f"{self.class_name(k)} {float(v):.3g}" for k, v in enumerate(values[:MAX_CAPTION_VALUES])]
+            return format_number(float(values[0]))
+        shown = [f"{self.class_name(k)} {format_number(float(v))}" for k, v in enumerate(values[:MAX_CAPTION_VALUES])]
         return ", ".join([*shown, *["…"] * (len(values) > len(shown))])
 
     def _names_of_present_labels_text(self, is_on: Tensor) -> str:
@@ -237,18 +236,20 @@ class ReportContext:
                 text,
                 self.data.file_name(s.rows[i]),
                 map_score_text(s, i),
+                "true value" if self.is_regression else "label",
             )
             for i, x, text in zip(indices, inputs, texts, strict=True)
         ]
 
-    def prediction_text(self, index: int) -> str:
-        """The prediction of an example with its probability."""
+    def prediction_text(self, index: int, *, quote: bool = False) -> str:
+        """The prediction of an example with its probability; `quote` the class in a sentence."""
         text = self.output_text(index, int(self.survey.predicted[index]))
-        return text if self.is_regression else f"{self.predicted_class_text(index)}, {text}"
+        return text if self.is_regression else f"{self.predicted_class_text(index, quote=quote)}, {text}"
 
-    def predicted_class_text(self, index: int) -> str:
+    def predicted_class_text(self, index: int, *, quote: bool = False) -> str:
         """The predicted class; of a map of classes the one of the largest mean probability."""
         name = self.class_name(int(self.survey.predicted[index]))
+        name = quoted(name) if quote else name
         return f"mostly {name}" if self.box.output_map_shape else name
 
     def _runner_up_text(self, index: int) -> str:

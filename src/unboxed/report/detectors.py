@@ -108,7 +108,7 @@ def show(finding: DetectorsFinding) -> list[Block]:
     counts = ", ".join(
         f"{p.layer} {p.detectors} of {p.units} ({p.random_detectors:.1f} random)" for p in finding.layers
     )
-    chart = Figure(PageImage(detectors_chart(result), f"units that are detectors: {counts}", None), "")
+    chart = Figure(PageImage.of_chart(detectors_chart(result), f"units that are detectors: {counts}"), "")
     cases = [_unit_block(result, layer, i) for i in range(min(N_SHOWN_UNITS, len(layer.shown)))]
     return [Paragraph(text), note, FigureGrid([chart]), *cases]
 

@@ -77,6 +77,7 @@ class Example:
     text: str = ""  # of a model of texts
     file: str = ""  # its file, where it has one
     score: str = ""  # how well its label map is predicted
+    label_noun: str = "label"  # "true value" of a regression
 
     @property
     def name(self) -> str:
@@ -90,7 +91,9 @@ class Example:
 
     @property
     def title(self) -> str:
-        return f"predicted {self.prediction}" if self.prediction else f"output {self.output}"
+        if self.score:  # of a label map, whose most frequent class says nothing
+            return self.heading
+        return self._with_verb(self.prediction or self.output)
 
     @property
     def prediction_text(self) -> str:
@@ -99,22 +102,31 @@ class Example:
 
     @property
     def sentence(self) -> str:
-        return f"predicted {self.prediction_text}" if self.prediction else f"output {self.prediction_text}"
+        return self.score or self._with_verb(self.prediction_text)
+
+    def _with_verb(self, what: str) -> str:
+        """A number is a prediction beside its true value, else an output."""
+        return f"{'output' if not self.prediction and self.label is None else 'predicted'} {what}"
+
+    @property
+    def label_text(self) -> str:
+        return "" if self.label is None else f"{self.label_noun} {self.label}"
 
     @property
     def tone(self) -> str:
         return "" if self.is_correct is None else "good" if self.is_correct else "bad"
 
     def lines(self, *, show_runner_up: bool = False) -> tuple[str, ...]:
-        """The lines below it: probability, label, runner-up, index."""
+        """The lines below it: probability, label, runner-up, index; of a label map how well it is predicted."""
+        if self.score:
+            return tuple(self.score.split(", "))
         probability = self.output if self.prediction else ""
-        label = "" if self.label is None else f"label {self.label}"
         rival = f"or {self.runner_up}" if show_runner_up and self.runner_up else ""
-        return (*filter(None, (self.score, probability, label, rival)), breakable(self.name))
+        return (*filter(None, (probability, self.label_text, rival)), breakable(self.name))
 
     def figure(self, side: int = 112, *, show_runner_up: bool = False) -> Figure:
         """The input with its prediction and label."""
-        alt = f"input, {self.name}: {self.sentence}" + ("" if self.label is None else f"; label {self.label}")
+        alt = "; ".join(filter(None, (f"input, {self.name}: {self.sentence}", self.label_text)))
         picture = PageImage(colors.image_to_rgb(self.x), alt, side)
         return Figure(picture, self.title, self.lines(show_runner_up=show_runner_up), self.tone)
 
@@ -131,6 +143,6 @@ def examples_block(examples: Sequence[Example], *, show_runner_up: bool = False)
     """Images as figures, texts as a table."""
     if not examples[0].text:
         return FigureGrid([e.figure(show_runner_up=show_runner_up) for e in examples])
-    columns, last = ("text", "predicted", "label"), ("or",) * show_runner_up
+    columns, last = ("text", "predicted", examples[0].label_noun), ("or",) * show_runner_up
     rows = [(e.text, e.prediction_text, e.label or "", *(e.runner_up,) * show_runner_up) for e in examples]
     return Table((*columns, *last), rows)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .context import ReportContext
+from .finding import Example
 from .pictures import EncodedImageRef, PageImageStore
 from .survey import map_score_text
+from .words import quoted
 
 CHOOSER_SIDE_PIXELS = 48
 
@@ -26,29 +28,36 @@ def followed_examples(context: ReportContext, pictures: PageImageStore) -> list[
     for place, example in enumerate(context.examples(context.followed_indices)):
         picture = pictures.encode(example.figure(CHOOSER_SIDE_PIXELS).picture) if context.has_images else None
         name = example.text or example.heading
-        made.append(FollowedExample(_followed_text(context, place, example.heading), name, picture))
+        made.append(FollowedExample(_followed_text(context, place, example), name, picture))
     return made
 
 
-def _followed_text(context: ReportContext, place: int, name: str) -> str:
+def _followed_text(context: ReportContext, place: int, example: Example) -> str:
     """Which example is followed, and why."""
+    why = _why_followed(context, place)
+    if example.score:  # of a label map, whose most frequent class says nothing
+        return f"{example.heading}. {why}"
     i = context.followed_indices[place]
-    label, is_value = context.label_name(i), context.survey.targets is not None
-    truth = "" if label is None else f" Its {'true value' if is_value else 'label'} is {label}."
-    verb = "The model's output is" if context.is_regression else "The model predicts"
-    return f"{name}. {verb} {context.prediction_text(i)}.{truth} {_why_followed(context, place)}"
+    label, prediction = context.label_name(i), context.prediction_text(i, quote=True)
+    label = label if label is None or context.is_regression else quoted(label)
+    truth = "" if label is None else f" Its {example.label_noun} is {label}."
+    return f"{example.heading}. The model predicts {prediction}.{truth} {why}"
 
 
 def _why_followed(context: ReportContext, place: int) -> str:
     s, i = context.survey, context.followed_indices[place]
+    overlap = f": {map_score_text(s, i)}" if s.map_scores is not None else ""
     if place == 0 and context.example is not None:
-        return "It was asked for."
+        return f"It was asked for{overlap}."
     if i in s.misclassified:
         return "It is the most confident error." if i == s.misclassified[0] else "It is another error."
-    if i != s.indices_by_margin[0]:
-        return "It is a typical example of its class." if s.exclusive_classes else ""
+    if i in s.typical_indices and not (i == s.indices_by_margin[0] and s.exclusive_classes):
+        return f"It is a typical example{' of its class' if s.exclusive_classes else overlap}."
+    is_first = i == s.indices_by_margin[0]
     if s.exclusive_classes:
-        return "Its margin is the lowest."
+        return "Its margin is the lowest." if is_first else "It is a typical example of its class."
     if s.map_scores is not None:
-        return f"Its prediction overlaps least with its label map: {map_score_text(s, i)}."
-    return "Its error is the largest." if s.targets is not None else "It is the first."
+        return f"Its prediction overlaps {'least' if is_first else 'little'} with its label map{overlap}."
+    if s.targets is not None:
+        return "Its error is the largest." if is_first else "Its error is one of the largest."
+    return "It is the first." if is_first else ""

@@ -19,7 +19,7 @@ from .blocks import Block, ExampleWithFigures, Figure, Heading, MethodInterpreta
 from .context import ReportContext, Section
 from .finding import Finding, NotApplicable
 from .pictures import PageImage
-from .words import count_noun
+from .words import count_noun, layer_display_name, quoted
 
 MAX_GROUPED_EXAMPLES, MIN_EXAMPLES_FOR_ERROR_SLICES = (
     1000,
@@ -58,8 +58,10 @@ def find(context: ReportContext) -> GroupsFinding:
             "predicted as one class, and a model that is not too large for so many passes."
         )
     prototypes = _find_prototypes(context, rows)
-    answer = _groups_answer_text(slices, shortcuts)
-    return GroupsFinding(answer=answer, slices=slices, shortcuts=shortcuts, prototypes=prototypes)
+    answer, headline = _groups_answer_text(slices, shortcuts), _groups_headline(slices, shortcuts)
+    return GroupsFinding(
+        answer=answer, headline=headline, slices=slices, shortcuts=shortcuts, prototypes=prototypes
+    )  # fmt: skip
 
 
 def _find_error_slices(context: ReportContext, rows: list[int]) -> ErrorSlices | None:
@@ -119,6 +121,23 @@ def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None)
         names = dict.fromkeys(shortcuts.class_name(c.target) for c in shortcuts.shortcuts)
         sentences.append(f"a patch decides for {', '.join(names)}" if names else "no small patch decides answers")
     return capitalize_and_end_with_period("; ".join(sentences))
+
+
+def _groups_headline(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> tuple[str, ...]:
+    """The group with the most certain excess of errors, and the patches that decide answers."""
+    sentences = list[str]()
+    if slices is not None and slices.slices:
+        s, n_more = min(slices.slices, key=lambda s: s.p_value), len(slices.slices) - 1
+        more = f"; {count_noun(n_more, 'more group')} of errors" if n_more else ""
+        sentences.append(
+            f"It fails on a group of {len(s.members)} examples alike in {layer_display_name(s.layer)}: of the held-out "
+            f"ones {s.errors.value:.0%} are wrong, of the others {s.rest.value:.1%}; "
+            f"{s.label_fraction:.0%} have the label {quoted(slices.class_name(s.label))}{more}."
+        )
+    if shortcuts is not None and shortcuts.shortcuts:
+        names = dict.fromkeys(quoted(shortcuts.class_name(c.target)) for c in shortcuts.shortcuts)
+        sentences.append(f"A small patch decides for {', '.join(names)}, whatever else the image shows.")
+    return tuple(sentences)
 
 
 # -- show --------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import torch
 from .context import ReportContext
 from .label_maps import worst_map_sentence
 from .score_intervals import accuracy_interval_text, score_interval_text
-from .scores import HEADLINE_FN_BY_SCORE_KIND
-from .words import count_noun, format_percent, format_shape
+from .scores import HEADLINE_FN_BY_SCORE_KIND, confused_positions_sentence
+from .words import count_noun, format_percent, format_shape, quoted
 
 MAX_CONFUSED_PAIRS_IN_JSON = 50  # and in the headline
 MIN_SHARE_OF_FREQUENT_CLASS = 0.25  # of the predictions, from which the most frequent class is the page's title
@@ -24,7 +24,7 @@ def title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[
         title, sentence = HEADLINE_FN_BY_SCORE_KIND[name](scores)
         return title, (
             f"Measured on {examples_text}{score_interval_text(s, context.box.outputs, context.seed)}.",
-            *filter(None, (sentence, worst_map_sentence(context))),
+            *filter(None, (sentence, confused_positions_sentence_or_empty(context), worst_map_sentence(context))),
         )
     if s.accuracy is not None:
         return f"{format_percent(s.accuracy)} accuracy", (
@@ -40,17 +40,23 @@ def title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[
     return title, (f"Measured on {examples_text}. {no_accuracy_reason(context)}, so there is no accuracy.",)
 
 
+def confused_positions_sentence_or_empty(context: ReportContext) -> str:
+    """Which classes label maps confuse; "" without label maps."""
+    confusion = context.survey.position_confusion
+    return "" if confusion is None else confused_positions_sentence(confusion, context.survey.classes)
+
+
 def _most_frequent_prediction(context: ReportContext, examples_text: str) -> tuple[str, tuple[str, ...]]:
     """A title and a sentence of a page without labels: the class that is predicted most often, if one stands out."""
     s = context.survey
     counts = torch.bincount(s.predicted, minlength=len(s.classes))
     k, n_predicted = int(counts.argmax()), int((counts > 0).sum())
-    share, name = float(counts[k]) / len(s.rows), context.class_name(k)
+    share, name = float(counts[k]) / len(s.rows), quoted(context.class_name(k))
     prediction = f"its prediction for {format_percent(share)} of {examples_text}. Without labels there is no accuracy."
     if share < MIN_SHARE_OF_FREQUENT_CLASS:
         title = f"Predicts {count_noun(n_predicted, 'class', 'classes')}"
         return title, (f"The most frequent one, {name}, is {prediction}",)
-    return f"Predicts {name} most often", (f"This is {prediction}",)
+    return f"Predicts {context.class_name(k)} most often", (f"This is {prediction}",)
 
 
 def no_accuracy_reason(context: ReportContext) -> str:
@@ -64,13 +70,13 @@ def no_accuracy_reason(context: ReportContext) -> str:
 def _misclassification_sentences(context: ReportContext) -> list[str]:
     s = context.survey
     if not s.misclassified:
-        return [
-            f"It makes no error; its least certain prediction is {context.prediction_text(s.indices_by_margin[0])}."
-        ]
+        least_certain = context.prediction_text(s.indices_by_margin[0], quote=True)
+        return [f"It makes no error; its least certain prediction is {least_certain}."]
     worst = s.misclassified[0]
     return [
         _most_common_confusion_sentence(context),
-        f"Its most confident error: {context.label_name(worst)} classified as {context.prediction_text(worst)}.",
+        f"Its most confident error: {quoted(context.label_name(worst) or '')} classified as "
+        f"{context.prediction_text(worst, quote=True)}.",
     ]
 
 
@@ -78,7 +84,7 @@ def _most_common_confusion_sentence(context: ReportContext) -> str:
     """Which label is most often classified as which other class; ties are reported."""
     pairs = context.survey.confused_pairs(MAX_CONFUSED_PAIRS_IN_JSON)
     errors = count_noun(len(context.survey.misclassified), "error")
-    names = [f"{context.class_name(a)} classified as {context.class_name(b)}" for a, b, _ in pairs]
+    names = [f"{quoted(context.class_name(a))} classified as {quoted(context.class_name(b))}" for a, b, _ in pairs]
     count = pairs[0][2]
     if count == 1:
         return f"It makes {errors}{' (no confusion occurs twice)' if len(pairs) > 1 else ': ' + names[0]}."

@@ -110,5 +110,5 @@ def lds_scatter_blocks(verdict: Verdict | None) -> list[Block]:
     return [
         Heading("Do the scores come true?"),
         Paragraph(text),
-        FigureGrid([Figure(PageImage(chart, alt, side=None))]),
+        FigureGrid([Figure(PageImage.of_chart(chart, alt))]),
     ]

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..plots import colors
 from ..plots.embedding import class_colors
-from .blocks import Block, ColoredWord, ColoredWords, Figure, FigureGrid
+from .blocks import Block, ColorKey, Figure, FigureGrid
 from .context import ReportContext
 from .finding import Example
 from .pictures import PageImage
 from .survey import map_score_text
+from .words import quoted
 
 MAP_SIDE_PIXELS = 112
 ERROR_COLOR, CORRECT_COLOR, UNCOUNTED_COLOR = "#1c1c1e", "#f2f2f4", "#9a9aa2"
@@ -43,6 +44,28 @@ def label_map_examples(context: ReportContext, indices: Sequence[int]) -> list[L
     return [LabelMapExample(*row) for row in zip(context.examples(indices), labels, predicted, strict=True)]
 
 
+def least_overlapping_class(context: ReportContext) -> int | None:
+    """Of label maps the class with the least intersection over union, which is what their maps explain; else None."""
+    confusion = context.survey.position_confusion
+    if confusion is None:
+        return None
+    hits = confusion.diagonal().double()
+    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    return None if bool(iou.isnan().all()) else int(iou.nan_to_num(torch.inf).argmin())
+
+
+def explained_classes(context: ReportContext) -> Tensor:
+    """The class (n,) whose score each map explains: the predicted one, or that of label maps."""
+    k, predicted = least_overlapping_class(context), context.survey.predicted
+    return predicted if k is None else torch.full_like(predicted, k)
+
+
+def explained_text(context: ReportContext) -> str:
+    """What the maps explain, in a sentence."""
+    k = least_overlapping_class(context)
+    return "that prediction" if k is None else f"{quoted(context.class_name(k))}, the class with the least overlap,"
+
+
 def worst_map_sentence(context: ReportContext) -> str:
     """Which image overlaps least with its label map; "" without label maps."""
     scores = context.survey.map_scores
@@ -53,10 +76,10 @@ def worst_map_sentence(context: ReportContext) -> str:
 
 
 def label_map_blocks(maps: Sequence[LabelMapExample], classes: Sequence[str]) -> list[Block]:
-    """Each image with its labels, the prediction and the errors, and what the colors are."""
+    """What the colors are, and each image with its labels, the prediction and the errors."""
     figures = [figure for m in maps for figure in _label_map_figures(m, classes)]
     title = "The least overlap first: the image, its labels, the prediction, and where they differ."
-    return [FigureGrid(figures, title, n_together=4), _color_key(maps, classes)]
+    return [_color_key(maps, classes), FigureGrid(figures, title, n_together=4)]
 
 
 def predicted_map_figure(m: LabelMapExample, classes: Sequence[str]) -> Figure:
@@ -73,7 +96,7 @@ def _label_map_figures(m: LabelMapExample, classes: Sequence[str]) -> list[Figur
     alts = {**dict.fromkeys(images, "a color per class"), "errors": f"{int(is_wrong.sum())} positions that are wrong"}
     picture = PageImage(colors.image_to_rgb(m.example.x), f"input, {m.example.name}", MAP_SIDE_PIXELS)
     return [
-        Figure(picture, m.example.heading, tuple(filter(None, m.example.score.split(", ")))),
+        Figure(picture, m.example.heading, tuple(filter(None, m.example.score.split(", ")[:1]))),  # IoU, which ranks
         *(
             Figure(PageImage(im, f"{name}, {m.example.name}: {alts[name]}", MAP_SIDE_PIXELS), "", (name,))
             for name, im in images.items()
@@ -90,17 +113,11 @@ def _rgb(color: str) -> colors.Uint8Array:
     return np.frombuffer(bytes.fromhex(color.removeprefix("#")), dtype=np.uint8)
 
 
-def _color_key(maps: Sequence[LabelMapExample], classes: Sequence[str]) -> ColoredWords:
-    """The classes that occur on their colors, and the colors of the errors."""
+def _color_key(maps: Sequence[LabelMapExample], classes: Sequence[str]) -> ColorKey:
+    """The classes that occur, and the colors of the errors."""
     present = sorted({k for m in maps for t in (m.labels, m.predicted) for k in t.flatten().tolist()} - {-1})
     palette = class_colors(len(classes))
     named = [(classes[k], palette[k]) for k in present] + [("wrong", ERROR_COLOR)]
     if any(bool((m.labels < 0).any()) for m in maps):
         named.append(("does not count", UNCOUNTED_COLOR))
-    return ColoredWords([ColoredWord(f"\u00a0{name}\u00a0", color, _ink_on(color)) for name, color in named])
-
-
-def _ink_on(color: str) -> str:
-    """Black or white, whichever contrasts more (relative luminance of WCAG 2)."""
-    linear = ((_rgb(color) / 255 + 0.055) / 1.055) ** 2.4
-    return "#000" if float(linear @ (0.2126, 0.7152, 0.0722)) > 0.179 else "#fff"
+    return ColorKey(named)

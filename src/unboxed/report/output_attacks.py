@@ -93,7 +93,7 @@ def show_output_robustness(finding: OutputRobustnessFinding) -> list[Block]:
     intervals = ", ".join(_interval_text(metric, result.metric(metric)) for metric in result.clean)
     amount = f"{format_eps(result.eps[-1])} {finding.nouns.unit}"
     charts = [
-        Figure(PageImage(chart, f"{metric} over eps, of each attack", None))
+        Figure(PageImage.of_chart(chart, f"{metric} over eps, of each attack"))
         for metric, chart in figures(result).items()
     ]
     return [

@@ -23,19 +23,26 @@ from .blocks import (
 )
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, examples_block
-from .headline import MAX_CONFUSED_PAIRS_IN_JSON, no_accuracy_reason, title_and_headline
+from .headline import (
+    MAX_CONFUSED_PAIRS_IN_JSON,
+    confused_positions_sentence_or_empty,
+    no_accuracy_reason,
+    title_and_headline,
+)
 from .input_nouns import input_shapes_text
 from .label_maps import LabelMapExample, label_map_blocks, label_map_examples, predicted_map_figure
 from .layer_table import layer_table_blocks
+from .regression import ErrorGroup, RegressionOutputErrors
+from .regression_blocks import LargestError, bias_sentence, error_group_sentence, output_errors_blocks, preview_blocks
+from .regression_rows import error_groups_of_columns, largest_errors
 from .scores import (
     LabelMapClassScore,
     LabelScore,
-    RegressionOutputErrors,
-    score_blocks,
+    label_scores_blocks,
+    position_scores_blocks,
     scores_by_finding_field,
 )
 from .skipped import skipped_sentence, skipped_text
-from .survey import Survey
 from .words import count_noun
 
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
@@ -77,6 +84,8 @@ class OverviewFinding(Finding):
     exclusive_classes: bool = True
     binary: bool = False
     output_errors: list[RegressionOutputErrors] = field(default_factory=list)  # of a regression with true values
+    error_groups: list[ErrorGroup] = field(default_factory=list)  # of rows with larger errors, of a regression
+    largest_errors: list[LargestError] = field(default_factory=list)  # of a regression
     label_scores: list[LabelScore] = field(default_factory=list)  # of yes/no labels
     position_scores: list[LabelMapClassScore] = field(default_factory=list)  # of label maps
     worst_maps: list[LabelMapExample] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON, default_factory=list)
@@ -96,16 +105,20 @@ def find(context: ReportContext) -> OverviewFinding:
     shown_classes = _most_confused_classes(s.confusion)
     scored = scores_by_finding_field(s, box.outputs)
     title, headline = title_and_headline(context, scored)
+    errors = scored.get("output_errors", [])
+    groups = error_groups_of_columns(context) if errors else []
+    group_sentence = error_group_sentence(groups, errors)
+    where_wrong = [bias_sentence(errors[0]) if len(errors) == 1 else "", group_sentence]
     skipped = skipped_text(context.data, s)
     is_shown = context.has_images or context.has_texts
-    errors = s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if is_shown else []
+    misclassified = s.misclassified[: MAX_OVERVIEW_EXAMPLES_PER_ROW + MAX_COLLAPSED_MISCLASSIFIED] if is_shown else []
     pairs = [
         (context.class_name(a), context.class_name(b), n) for a, b, n in s.confused_pairs(MAX_COLLAPSED_CONFUSED_PAIRS)
     ]
     return OverviewFinding(
-        answer=_overview_answer_text(s, title),
+        answer=_overview_answer_text(context, title, where_wrong),
         title=title,
-        headline=(*headline, *filter(None, (skipped_sentence(skipped),))),
+        headline=(*headline, *filter(None, (group_sentence, skipped_sentence(skipped)))),
         accuracy=s.accuracy,
         examples=len(s.rows),
         examples_in_data=s.n_total,
@@ -116,7 +129,7 @@ def find(context: ReportContext) -> OverviewFinding:
         ],
         lowest_margin=[s.rows[i] for i in s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]],
         confusions=None
-        if s.is_correct is None
+        if s.is_correct is None and s.position_confusion is None
         else [{"label": a, "prediction": b, "times": n} for a, b, n in pairs[:MAX_CONFUSED_PAIRS_IN_JSON]],
         layers=tuple(box.layers),
         model=type(box.model).__name__,
@@ -131,13 +144,15 @@ def find(context: ReportContext) -> OverviewFinding:
         matrix=s.confusion[shown_classes][:, shown_classes],
         n_omitted_classes=len(s.classes) - len(shown_classes),
         followed=context.examples(context.followed_indices) if context.has_images else [],
-        misclassified=context.examples(errors),
+        misclassified=context.examples(misclassified),
         ambiguous=context.examples(s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]) if is_shown else [],
         exclusive_classes=s.exclusive_classes,
         binary=context.data.binary,
         worst_maps=label_map_examples(context, s.indices_by_margin[:MAX_OVERVIEW_EXAMPLES_PER_ROW]),
         followed_maps=label_map_examples(context, context.followed_indices),
         classes=s.classes,
+        error_groups=groups,
+        largest_errors=largest_errors(context) if errors else [],
         **scored,
     )
 
@@ -149,13 +164,12 @@ def _misclassification_to_dict(context: ReportContext, index: int) -> dict[str, 
             "output": float(s.confidence[index])}  # fmt: skip
 
 
-def _overview_answer_text(survey: Survey, title: str) -> str:
-    examples = count_noun(len(survey.rows), "example")
-    return (
-        f"{title}, on {examples}."
-        if survey.is_correct is None
-        else f"{count_noun(len(survey.misclassified), 'error')} in {examples}."
-    )
+def _overview_answer_text(context: ReportContext, title: str, where_wrong: Sequence[str]) -> str:
+    survey, examples = context.survey, count_noun(len(context.survey.rows), "example")
+    if survey.is_correct is not None:
+        return f"{count_noun(len(survey.misclassified), 'error')} in {examples}."
+    sentences = [*where_wrong, confused_positions_sentence_or_empty(context)]
+    return " ".join(filter(None, sentences)) or f"{title}, on {examples}."
 
 
 def _most_confused_classes(confusion: Tensor) -> list[int]:
@@ -182,12 +196,15 @@ def best(finding: OverviewFinding) -> list[Block]:
     """The worst errors; the least certain examples where there is no error, the scores where inputs are no images."""
     if 0 < len(finding.misclassified) <= N_EXPLAINED_ERRORS and not finding.misclassified[0].text:
         return []  # the next section shows them with their maps
-    if finding.worst_maps:
-        return label_map_blocks(finding.worst_maps[:N_PREVIEW_MAPS], finding.classes)
+    if finding.position_scores:
+        maps = label_map_blocks(finding.worst_maps[:N_PREVIEW_MAPS], finding.classes) if finding.worst_maps else []
+        return [SideBySide([_confusion_matrix(finding)], position_scores_blocks(finding.position_scores)[1:2]), *maps]
+    if finding.output_errors:
+        return preview_blocks(finding.output_errors, finding.largest_errors)
     if shown := (finding.misclassified or finding.ambiguous)[:N_PREVIEW_EXAMPLES]:
         return [examples_block(shown, show_runner_up=not finding.misclassified)]
-    if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
-        return sorted((b for b in scores if b.kind in ("figures", "table")), key=lambda b: b.kind)[:1]
+    if finding.label_scores:
+        return label_scores_blocks(finding.label_scores)[1:2]
     rows = [(a, b, str(n)) for a, b, n in finding.folded_confusions[:N_PREVIEW_EXAMPLES]]
     return [Table(("label", "classified as", "times"), rows, frozenset({2}))] if rows else []
 
@@ -202,7 +219,7 @@ def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
             Caution(f"{finding.skipped}."),
             Collapsible("Which files, and why", [Table(("file", "reason"), finding.skipped_files)]),
         ]
-    if scores := score_blocks(finding.output_errors, finding.label_scores, finding.position_scores):
+    if scores := _score_blocks(finding):
         return [*blocks, *scores]
     if finding.mistakes is None:
         reason = finding.no_accuracy_reason or "Not every example has a label"
@@ -215,14 +232,37 @@ def _accuracy_blocks(finding: OverviewFinding) -> list[Block]:
     return [*blocks, SideBySide([_confusion_matrix(finding)], _confused_pair_blocks(finding))]
 
 
+def _score_blocks(finding: OverviewFinding) -> list[Block]:
+    """The scores of outputs that are no classes of examples."""
+    if finding.output_errors:
+        return output_errors_blocks(finding.output_errors, finding.error_groups, finding.largest_errors)
+    if finding.label_scores:
+        return label_scores_blocks(finding.label_scores)
+    if finding.position_scores:
+        return [*position_scores_blocks(finding.position_scores), _confusion_matrix(finding)]
+    return []
+
+
 def _confusion_matrix(finding: OverviewFinding) -> ConfusionMatrix:
+    """Counts of examples; of label maps, whose positions are many, their shares."""
     off_diagonal = finding.matrix.clone().fill_diagonal_(0)
-    tint = (off_diagonal / max(1, int(off_diagonal.max()))).sqrt()
-    caption = "Each row is a label, each column a prediction; the diagonal is correct."
+    tint, cells = off_diagonal / max(1, int(off_diagonal.max())), finding.matrix.double()
+    if finding.position_scores:
+        caption = "Each row is a label: the share of its positions that gets each prediction; the diagonal is correct."
+        cells = cells / cells.sum(1, keepdim=True).clamp(min=1)
+        tint = cells.clone().fill_diagonal_(0)
+    else:
+        caption = "Each row is a label, each column a prediction; the diagonal is correct."
     if finding.n_omitted_classes:
         caption += (f" The {len(finding.matrix_classes)} classes with the most errors; "
                     f"{finding.n_omitted_classes} more are left out.")  # fmt: skip
-    return ConfusionMatrix(finding.matrix_classes, finding.matrix.tolist(), tint.tolist(), caption)
+    form = _share_text if finding.position_scores else "{:.0f}".format
+    texts = [[form(cell) if cell else "" for cell in row] for row in cells.tolist()]
+    return ConfusionMatrix(finding.matrix_classes, texts, tint.sqrt().tolist(), caption)
+
+
+def _share_text(share: float) -> str:
+    return "<1%" if share < 0.005 else f"{share:.0%}"
 
 
 def _confused_pair_blocks(finding: OverviewFinding) -> list[Block]:

@@ -26,6 +26,12 @@ class PageImage:
     image: ImageLike
     alt: str
     side: int | None = 112
+    is_chart: bool = False  # dark ink on white, which the dark page turns over
+
+    @classmethod
+    def of_chart(cls, chart: ImageLike, alt: str) -> PageImage:
+        """A chart, pixel by pixel."""
+        return cls(chart, alt, None, is_chart=True)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,7 +58,7 @@ class EncodedImageRef:
     alt: str
     width: int
     height: int
-    pixelated: bool = False  # enlarged by nearest neighbor
+    css_class: str = ""  # "hard": enlarged by nearest neighbor; "chart"
 
 
 class PageImageStore:
@@ -68,7 +74,8 @@ class PageImageStore:
         pixelated = picture.side is None or max(im.size) <= colors.MAX_PIXELATED_SIDE_PIXELS
         if not pixelated and max(im.size) > MAX_ENCODED_PHOTO_SIDE_PIXELS:
             im = colors.resize_to_side(im, MAX_ENCODED_PHOTO_SIDE_PIXELS)
-        return EncodedImageRef(self.store_and_return_src(png_bytes(im)), picture.alt, *picture.size, pixelated)
+        css_class = "chart" if picture.is_chart else "hard" if pixelated else ""
+        return EncodedImageRef(self.store_and_return_src(png_bytes(im)), picture.alt, *picture.size, css_class)
 
     def save(self, file: PageFile) -> str:
         """Write a file beside the page. Returns its path relative to it."""

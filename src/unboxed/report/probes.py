@@ -93,7 +93,7 @@ def show(finding: ProbesFinding) -> list[Block]:
     charts = [probe_accuracy_chart(result)]
     charts += [erasure_effect_chart(result)] if any(p.erasure is not None for p in result.layers) else []
     alts = f"accuracy of probes by layer: {layers}", "change of the outputs with the label erased, by layer"
-    figures = [Figure(PageImage(c, alt, None), "") for c, alt in zip(charts, alts, strict=False)]
+    figures = [Figure(PageImage.of_chart(c, alt), "") for c, alt in zip(charts, alts, strict=False)]
     note = MethodInterpretation.of(
         concepts.probe, f"{finding.verdict}: {finding.reason}", TONE_BY_VERDICT[finding.verdict]
     )

@@ -37,6 +37,11 @@ class RenderedSection:
         return 'class="per-example"' in self.best
 
     @property
+    def n_followed_figures(self) -> int:
+        """How many figures stand side by side in it of a followed example."""
+        return max((html.count("<figure") for html in self.followed), default=0)
+
+    @property
     def short_title(self) -> str:
         """Its name in the page's bar."""
         return self.slug.replace("-", " ").capitalize()

@@ -128,7 +128,7 @@ def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
         ),
         *bars,
         Heading(f"Over many rows: the {finding.scores[-1]}"),
-        FigureGrid([Figure(PageImage(summary, alt, side=None))]),
+        FigureGrid([Figure(PageImage.of_chart(summary, alt))]),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..engine.intervals import CONFIDENCE_LEVEL, Interval, bootstrap_counts, percentile_interval
 from ..engine.proportion import Proportion
-from .words import format_percent
+from .words import format_number, format_percent
 
 if TYPE_CHECKING:
     from .survey import Survey
@@ -25,7 +26,7 @@ def accuracy_interval_text(s: Survey) -> str:
         return ""
     correct = Proportion(len(s.rows) - len(s.misclassified), len(s.rows))
     low, high = map(format_percent, correct.wilson_interval)
-    return f"; 95% interval {low} to {high}"
+    return f"; 95% interval of the accuracy {low} to {high}"
 
 
 def score_interval_text(s: Survey, outputs: str, seed: int) -> str:
@@ -33,7 +34,10 @@ def score_interval_text(s: Survey, outputs: str, seed: int) -> str:
     if len(s.rows) >= MIN_EXAMPLES_WITHOUT_INTERVAL:
         return ""
     interval = title_score_interval(s, outputs, seed)
-    return "" if interval is None else f"; 95% interval {interval.low:.3g} to {interval.high:.3g}"
+    if interval is None:
+        return ""
+    name = NAME_BY_SCORE[_title_score(s, outputs)]
+    return f"; 95% interval of the {name} {format_number(interval.low)} to {format_number(interval.high)}"
 
 
 def title_score_interval(s: Survey, outputs: str, seed: int) -> Interval | None:
@@ -41,14 +45,19 @@ def title_score_interval(s: Survey, outputs: str, seed: int) -> Interval | None:
     n = len(s.rows)
     if s.targets is None or n < MIN_EXAMPLES_OF_INTERVAL:
         return None
-    is_error = outputs == "regression" and s.targets.shape[1] == 1
-    score = mean_absolute_error if is_error else mean_r2 if outputs == "regression" else mean_average_precision
+    score = _title_score(s, outputs)
     weights = torch.cat([torch.ones(1, n, dtype=torch.float64), bootstrap_counts(n, seed, "examples")])
     value, *_ = values = score(weights, s.outputs.double(), s.targets.double())
     resampled = values[1:][values[1:].isfinite()]
     if not math.isfinite(float(value)) or not len(resampled):
         return None
     return percentile_interval(float(value), resampled, n, 1, CONFIDENCE_LEVEL)
+
+
+def _title_score(s: Survey, outputs: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    if outputs != "regression":
+        return mean_average_precision
+    return mean_absolute_error if len(s.classes) == 1 else mean_r2
 
 
 def mean_absolute_error(weights: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
@@ -81,3 +90,10 @@ def _average_precision(weights: Tensor, p: Tensor, is_positive: Tensor) -> Tenso
     total = hits[:, -1:]
     precision = hits / taken.clamp(min=1)
     return torch.where(total[:, 0] > 0, (gained * precision).sum(1) / total[:, 0], math.nan)
+
+
+NAME_BY_SCORE: dict[Callable[[Tensor, Tensor, Tensor], Tensor], str] = {
+    mean_absolute_error: "mean absolute error",
+    mean_r2: "mean R²",
+    mean_average_precision: "mean average precision",
+}

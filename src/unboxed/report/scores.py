@@ -1,40 +1,23 @@
-"""How good outputs are that exclude nothing: errors of numbers, scores of yes/no labels, accuracy of label maps."""
+"""How good outputs are that exclude nothing: scores of yes/no labels, accuracy of label maps; numbers: `regression`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..inputs.labels import are_default_class_names
-from ..plots.charts import scatter_chart
-from .blocks import Block, Collapsible, Figure, FigureGrid, Heading, Paragraph, Table
-from .finding import METADATA_OF_FIELD_NOT_IN_JSON
-from .pictures import PageImage
-from .words import format_percent
+from .blocks import Block, Heading, Paragraph, collapsible_table
+from .regression import output_errors
+from .regression_blocks import output_errors_headline
+from .words import format_percent, format_score, mean_without_nan, quoted
 
 if TYPE_CHECKING:
     from .survey import Survey
-
-MAX_SCATTER_CHARTS = 4  # outputs whose predictions are drawn against the truth
-MAX_SCATTER_POINTS = 2000
-MAX_UNFOLDED_SCORE_ROWS = 20  # of a table before it folds
-
-
-@dataclass(frozen=True, eq=False)
-class RegressionOutputErrors:
-    """The errors of one output of a regression."""
-
-    name: str
-    mae: float  # mean absolute error
-    rmse: float  # root of the mean squared error
-    r2: float  # coefficient of determination: 1 is exact, 0 as good as always predicting the mean; NaN of a constant
-    predicted: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (n,)
-    true: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (n,)
 
 
 @dataclass(frozen=True)
@@ -56,15 +39,6 @@ class LabelMapClassScore:
     n_positions: int  # that have the label
     accuracy: float  # of these, the share predicted as it
     iou: float  # intersection over union
-
-
-def output_errors(predicted: Tensor, true: Tensor, names: Sequence[str]) -> list[RegressionOutputErrors]:
-    """The errors of each output, given (n, K) and (n, K)."""
-    error = predicted - true
-    squares, spread = error.square().mean(0), (true - true.mean(0)).square().mean(0)
-    r2 = torch.where(spread > 0, 1 - squares / spread, math.nan)
-    rows = zip(names, error.abs().mean(0).tolist(), squares.sqrt().tolist(), r2.tolist(), strict=True)
-    return [RegressionOutputErrors(*row, predicted[:, k], true[:, k]) for k, row in enumerate(rows)]
 
 
 def label_scores(probs: Tensor, true: Tensor, names: Sequence[str]) -> list[LabelScore]:
@@ -108,10 +82,10 @@ def position_scores(confusion: Tensor, names: Sequence[str]) -> list[LabelMapCla
     ]
 
 
-def mean_without_nan(values: Sequence[float]) -> float:
-    """The mean of those that are no NaN; NaN where none is known."""
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
+def least_overlapping_class(scores: Sequence[LabelMapClassScore]) -> LabelMapClassScore | None:
+    """The class with the least intersection over union; None where no position has or gets a class."""
+    known = [s for s in scores if not math.isnan(s.iou)]
+    return min(known, key=lambda s: s.iou) if known else None
 
 
 def _ratio_or_nan(part: int, total: int) -> float:
@@ -121,33 +95,15 @@ def _ratio_or_nan(part: int, total: int) -> float:
 # -- sentences and blocks ----------------------------------------------------------------------------------------------
 
 
-def output_errors_headline(errors: Sequence[RegressionOutputErrors]) -> tuple[str, str]:
-    """The page's title and a sentence."""
-    if len(errors) == 1:
-        e = errors[0]
-        return (
-            f"Mean absolute error {e.mae:.3g}",
-            f"Root mean squared error {e.rmse:.3g}; R² {_format_score_or_dash(e.r2)}.",
-        )
-    r2 = mean_without_nan([e.r2 for e in errors])
-    worst = min(errors, key=lambda e: math.inf if math.isnan(e.r2) else e.r2)
-    return (
-        f"Mean R² {_format_score_or_dash(r2)}",
-        f"Of {len(errors)} outputs, {worst.name} is predicted worst (R² {_format_score_or_dash(worst.r2)}).",
-    )
-
-
 def label_scores_headline(scores: Sequence[LabelScore]) -> tuple[str, str]:
     """The page's title and a sentence."""
     mean = mean_without_nan([s.average_precision for s in scores])
     known = [s for s in scores if not math.isnan(s.average_precision)]
     worst = min(known, key=lambda s: s.average_precision) if known else None
     text = (
-        f"The label predicted worst is {worst.name} ({_format_score_or_dash(worst.average_precision)})."
-        if worst
-        else ""
+        f"The label predicted worst is {quoted(worst.name)} ({format_score(worst.average_precision)})." if worst else ""
     )
-    return f"Mean average precision {_format_score_or_dash(mean)}", text
+    return f"Mean average precision {format_score(mean)}", text
 
 
 def position_scores_headline(scores: Sequence[LabelMapClassScore]) -> tuple[str, str]:
@@ -155,12 +111,11 @@ def position_scores_headline(scores: Sequence[LabelMapClassScore]) -> tuple[str,
     n = sum(s.n_positions for s in scores)
     accuracy = sum(s.accuracy * s.n_positions for s in scores if s.n_positions) / max(n, 1)
     mean_iou = mean_without_nan([s.iou for s in scores])
-    known = [s for s in scores if not math.isnan(s.iou)]
-    worst = min(known, key=lambda s: s.iou) if known else None
-    least = f"; the class with the least is {worst.name} ({_format_score_or_dash(worst.iou)})" if worst else ""
+    worst = least_overlapping_class(scores)
+    least = f"; the class with the least is {quoted(worst.name)} ({format_score(worst.iou)})" if worst else ""
     return (
         f"{format_percent(accuracy)} of positions correct",
-        f"Mean intersection over union (IoU) {_format_score_or_dash(mean_iou)}{least}.",
+        f"Mean intersection over union (IoU) {format_score(mean_iou)}{least}.",
     )
 
 
@@ -172,73 +127,46 @@ HEADLINE_FN_BY_SCORE_KIND: dict[str, Callable[[Any], tuple[str, str]]] = {
 """By the field of the overview's finding."""
 
 
-def score_blocks(
-    errors: Sequence[RegressionOutputErrors], labels: Sequence[LabelScore], positions: Sequence[LabelMapClassScore]
-) -> list[Block]:
-    """The tables and charts of those scores that there are."""
-    if errors:
-        return output_errors_blocks(errors)
-    return label_scores_blocks(labels) if labels else position_scores_blocks(positions) if positions else []
-
-
-def output_errors_blocks(errors: Sequence[RegressionOutputErrors]) -> list[Block]:
-    """A table of the errors, and predictions against the truth."""
-    rows = [[e.name, f"{e.mae:.3g}", f"{e.rmse:.3g}", _format_score_or_dash(e.r2)] for e in errors]
-    lead = "R² is 1 for exact predictions, and 0 for those no better than always predicting the mean."
-    table = _collapsible_table(("output", "mean absolute error", "root mean squared error", "R²"), rows)
-    figures = [_prediction_scatter_figure(e) for e in errors[:MAX_SCATTER_CHARTS]]
-    return [
-        Heading("How far off it is"),
-        *table,
-        Paragraph(lead, "soft"),
-        FigureGrid(figures, two_per_row=len(figures) > 1),
-    ]
-
-
 def label_scores_blocks(scores: Sequence[LabelScore]) -> list[Block]:
     """A table of the labels."""
     rows = [
         [
             s.name,
             f"{s.n_positive:,}",
-            _format_score_or_dash(s.precision),
-            _format_score_or_dash(s.recall),
-            _format_score_or_dash(s.average_precision),
+            format_score(s.precision),
+            format_score(s.recall),
+            format_score(s.average_precision),
         ]
         for s in scores
     ]
     columns = ("label", "examples that have it", "precision", "recall", "average precision")
     lead = "Precision and recall are those of a threshold of one half; average precision is over all thresholds."
-    return [Heading("Label by label"), *_collapsible_table(columns, rows), Paragraph(lead, "soft")]
+    return [Heading("Label by label"), *collapsible_table(columns, rows), Paragraph(lead, "soft")]
 
 
 def position_scores_blocks(scores: Sequence[LabelMapClassScore]) -> list[Block]:
     """A table of the classes of a label map."""
-    rows = [
-        [s.name, f"{s.n_positions:,}", _format_score_or_dash(s.accuracy), _format_score_or_dash(s.iou)] for s in scores
-    ]
+    rows = [[s.name, f"{s.n_positions:,}", format_score(s.accuracy), format_score(s.iou)] for s in scores]
     columns = ("class", "positions that have it", "share predicted as it", "intersection over union")
-    return [Heading("Class by class"), *_collapsible_table(columns, rows)]
+    return [Heading("Class by class"), *collapsible_table(columns, rows)]
 
 
-def _collapsible_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Block]:
-    numbers = frozenset(range(1, len(columns)))
-    blocks: list[Block] = [Table(columns, rows[:MAX_UNFOLDED_SCORE_ROWS], numbers)]
-    if rest := rows[MAX_UNFOLDED_SCORE_ROWS:]:
-        blocks.append(Collapsible(f"{len(rest)} more", [Table(columns, rest, numbers)]))
-    return blocks
+def confused_positions_sentence(confusion: Tensor, names: Sequence[str]) -> str:
+    """Which label is most often predicted as which other class, and the next pair if it is at least half as common.
 
-
-def _prediction_scatter_figure(e: RegressionOutputErrors) -> Figure:
-    step = -(-len(e.true) // MAX_SCATTER_POINTS)
-    chart = scatter_chart(e.true[::step], e.predicted[::step], x_label="true", y_label="predicted", title=e.name)
-    alt = f"predicted against true values of {e.name}, {len(e.true[::step])} examples; R² {_format_score_or_dash(e.r2)}"
-    return Figure(PageImage(chart, alt, side=None), "", (f"predicted against true, {e.name}",))
-
-
-def _format_score_or_dash(value: float) -> str:
-    """Like "0.83"; a dash where it is not known."""
-    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "\u2212")
+    Of label maps, given how often each label (row) got each prediction (column), (K, K); "" without errors.
+    """
+    errors = confusion.clone().fill_diagonal_(0).flatten()
+    counts, cells = errors.topk(min(2, len(errors)))
+    cells = cells[(counts > 0) & (2 * counts >= counts[0])]
+    pairs = [(int(i) // len(names), int(i) % len(names)) for i in cells]
+    shares = [format_percent(float(confusion[a, b] / confusion[a].sum())) for a, b in pairs]
+    named = [f"{quoted(names[a])} predicted as {quoted(names[b])}" for a, b in pairs]
+    texts = [f"{name} ({share}" for name, share in zip(named, shares, strict=True)]
+    if not texts:
+        return ""
+    of_label = f"Its most common confusion{'s' * (len(texts) > 1)}: {texts[0]} of the positions with that label)"
+    return f"{of_label}{f' and {texts[1]})' if texts[1:] else ''}."
 
 
 def scores_by_finding_field(s: Survey, outputs: str) -> dict[str, Any]:
@@ -253,5 +181,7 @@ def scores_by_finding_field(s: Survey, outputs: str) -> dict[str, Any]:
 
 
 def _output_names(s: Survey, noun: str) -> list[str]:
-    """The names of the outputs; "output 0" where they are numbers."""
+    """The names of the outputs; "output 0" where they are numbers, "output" of a single one."""
+    if len(s.classes) == 1 and are_default_class_names(s.classes):
+        return [noun]
     return [f"{noun} {name}" if are_default_class_names(s.classes) else name for name in s.classes]

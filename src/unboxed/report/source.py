@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from .. import data as sets
 from ..atomic_write import to_printable
@@ -19,10 +19,13 @@ from ..engine.read.class_labels import data_name_for_messages, dataset_class_nam
 from ..engine.read.examples import with_labels_of_frame
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
+from ..inputs.features import Features
+from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame, label_column_of_frame
 from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labels import are_default_class_names, label_to_value, readable_class_names
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
+from ..validation import normalized_name
 from .words import shorten_middle
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
@@ -48,7 +51,8 @@ class ReportData:
         self.labeled = has_class_labels(box)
         self._inputs, self._source = box.inputs, data
         self._targets: dict[int, Any] = {}  # of the examples read last
-        self.name = str(getattr(data, "name", "") or _type_name_of_data(data))
+        self.name = _name_of_data(data)
+        target = _target_column_name(data, box) if box.outputs == "regression" else ""
         skipped = SkippedExamples()
         data = with_labels_of_frame(box, data)
         self._data = _to_dataset(data, box, self.labeled, self.name, skipped, self._targets)
@@ -58,7 +62,8 @@ class ReportData:
         names = dataset_class_names(data)
         if self.labeled and not names.names:  # labels that are names are numbered by then
             names = dataset_class_names(self._data)
-        self.classes = _class_names_of_box_or_data(names.names_in_label_order(), box)
+        known = (target,) if target else names.names_in_label_order()
+        self.classes = _class_names_of_box_or_data(known, box)
         self._class_of_label = names.class_by_label(box, data_name_for_messages(data)) if self.labeled else {}
         self._box = box
 
@@ -156,8 +161,25 @@ def _store_target_and_return_input(targets: dict[int, Any], i: int, item: Any) -
     return item[0]
 
 
-def _type_name_of_data(data: Any) -> str:
-    return DEFAULT_DATA_NAME if isinstance(data, (Tensor, tuple, list)) else type(data).__name__
+def _name_of_data(data: Any) -> str:
+    """Its own name, or that of its type where it is one that somebody wrote for these data."""
+    if isinstance(name := getattr(data, "name", None), str) and name:
+        return name
+    if isinstance(data, (DataLoader, Subset)):
+        return _name_of_data(data.dataset)
+    is_own_type = isinstance(data, Dataset) and not type(data).__module__.startswith("torch.")
+    return type(data).__name__ if is_own_type else DEFAULT_DATA_NAME
+
+
+def _target_column_name(data: Any, box: Box) -> str:
+    """The name of the column that holds a regression's true values; "" where it is unknown, or says nothing."""
+    name = getattr(data, "label_name", "")
+    if is_data_frame(data) and isinstance(box.inputs, Features):
+        name = label_column_of_frame(data, box.inputs)
+    elif not name and isinstance(data, (tuple, list)) and len(data) == 2:
+        y = data[1]
+        name = y.columns[0] if is_data_frame(y) and len(y.columns) == 1 else getattr(y, "name", "")
+    return name if isinstance(name, str) and normalized_name(name) not in LABEL_COLUMN_NAMES else ""
 
 
 def _make_indexable(data: OpenedData, skipped: SkippedExamples) -> Any:

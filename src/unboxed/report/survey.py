@@ -76,7 +76,10 @@ class Survey:
         return None if self.is_correct is None else float(self.is_correct.double().mean())
 
     @cached_property
-    def confusion(self) -> Tensor:  # (K, K) labels x predictions
+    def confusion(self) -> Tensor:
+        """How often each label (row) got each prediction (column), (K, K); of label maps over their positions."""
+        if self.position_confusion is not None:
+            return self.position_confusion
         k = len(self.classes)
         labels = self.predicted if self.labels is None else self.labels
         return torch.bincount(labels * k + self.predicted, minlength=k * k).view(k, k)
@@ -111,7 +114,12 @@ class Survey:
 
     @cached_property
     def typical_indices(self) -> list[int]:
-        """The correct example (any, without labels) of median confidence of each class, class by class."""
+        """The correct example (any, without labels) of median confidence of each class, class by class.
+
+        Where outputs don't exclude one another and their true values are known, that of median error.
+        """
+        if self.has_output_values:
+            return [self.indices_by_margin[len(self.rows) // 2]]
         correct = torch.arange(len(self.rows)) if self.is_correct is None else self.is_correct.nonzero().flatten()
         medians = []
         for k in sorted(set(self.predicted[correct].tolist())):

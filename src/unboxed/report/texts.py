@@ -200,7 +200,7 @@ def find_layers(context: ReportContext) -> LayersFinding:
 def show_layers(finding: LayersFinding) -> list[Block]:
     alts = {"kl": "how far each layer is from the answer", "heads": "the score without each attention head"}
     drawn = {**figures(finding.lens), **figures(finding.heads)}
-    return [FigureGrid([Figure(PageImage(drawn[name], alt, None)) for name, alt in alts.items()])]
+    return [FigureGrid([Figure(PageImage.of_chart(drawn[name], alt)) for name, alt in alts.items()])]
 
 
 WORDS_SECTION = Section(

@@ -303,7 +303,7 @@ def _unit_example_block(
     range_text = units.value_range_text(unit)
     alt = f"histogram of the largest value of {unit_text} in each example, from {range_text}"
     lines = (range_text, "bars: square roots of counts")
-    figures.append(Figure(PageImage(units.histogram_image(unit), alt, None), "largest value in each example", lines))
+    figures.append(Figure(PageImage.of_chart(units.histogram_image(unit), alt), "largest value in each example", lines))
     words = (f"distance {distance}" if distance else "", labels)
     return ExampleWithFigures(unit.name, tuple(filter(None, words)), figures)
 

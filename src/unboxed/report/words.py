@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -49,6 +50,41 @@ def format_number(value: float) -> str:
     ('0.0123', '1,375', '2.5e+09')
     """
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def format_signed(value: float) -> str:
+    """A number in three digits with its sign; a dash where it is not known.
+
+    >>> format_signed(38.24), format_signed(-0.5), format_signed(-1374.6), format_signed(0.0)
+    ('+38.2', '-0.5', '-1,375', '0')
+    """
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "−∞" if value < 0 else "+∞"
+    return f"{'+' * (value > 0)}{format_number(value)}"
+
+
+def format_score(value: float) -> str:
+    """A score in two digits, a dash where it is not known.
+
+    >>> format_score(0.826), format_score(float("nan"))
+    ('0.83', '–')
+    """
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "\u2212")
+
+
+def mean_without_nan(values: Sequence[float]) -> float:
+    """The mean of those that are no NaN; NaN where none is known."""
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def quoted(name: str) -> str:
+    """A class's name in a sentence, so that it does not read as a word of it; numbers don't.
+
+    >>> quoted("lower"), quoted("7")
+    ('"lower"', '7')
+    """
+    return name if name.isdigit() else f'"{name}"'
 
 
 def format_range(values: Sequence[float]) -> str:
