@@ -36,13 +36,17 @@ def box(classes: Any = None, n: int = 3) -> ub.Box:
         (3, 3), (np.int64(3), 3), (np.array(3), 3), (np.array([3]), 3), (np.array([[3]], np.uint8), 3),
         (torch.tensor([3]), 3), (True, 1), (" cat\n", "cat"), (np.array(["cat"]), "cat"), (np.str_("cat"), "cat"),
         (None, None), (-1, None), ("", None), (float("nan"), None), (np.array(np.nan), None), (torch.tensor(2.0), 2),
+        (np.float32(2), 2), (np.float64("nan"), None), ([3], 3), (("cat",), "cat"), ([np.array([3])], 3),
     ],
 )  # fmt: skip
 def test_a_label_has_one_meaning(label: Any, value: Any) -> None:
     assert label_to_value(label) == value
 
 
-@pytest.mark.parametrize("label", [1.5, np.array([1.5]), torch.zeros(3), np.array([1, 2]), -2, {"a": 1}, float("inf")])
+@pytest.mark.parametrize(
+    "label",
+    [1.5, np.array([1.5]), np.float32(1.5), torch.zeros(3), np.array([1, 2]), [1, 2], [], -2, {"a": 1}, float("inf")],
+)
 def test_what_is_no_label(label: Any) -> None:
     with pytest.raises(DataError, match="the label of"):
         label_to_value(label)
@@ -61,6 +65,29 @@ NAMES = ("cat", "hot dog", "7")
 def test_targets_are_named(y: Any, numbers: Any) -> None:
     assert class_numbers(y, NAMES) == numbers
     assert box(NAMES).class_numbers(y).tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    "y", [range(2), [np.array([0]), np.array([1])], [torch.tensor(0), "hot dog"], np.array([[0], [1]])]
+)
+def test_labels_in_any_form_are_the_same_at_every_door(y: Any) -> None:
+    """Against the labels as a plain tensor."""
+    opened, x, plain = box(NAMES), torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    wanted = ub.adversarial.fgsm(opened, x, plain, eps=0.1)
+    assert torch.equal(ub.adversarial.fgsm(opened, x, y, eps=0.1).images, wanted.images)
+    assert ub.robustness.calibration(opened, (x.numpy(), y)).accuracy == (opened.predict(x) == plain).float().mean()
+
+
+@pytest.mark.parametrize("y", [torch.eye(3, dtype=torch.long), torch.eye(3)])
+def test_rows_of_yes_and_no_are_told_how_to_go_on(y: Any) -> None:
+    opened, x = box(), torch.rand(3, 1, 8, 8)
+    for ask in (lambda: ub.adversarial.fgsm(opened, x, y, eps=0.1), lambda: ub.robustness.calibration(opened, (x, y))):
+        with pytest.raises((InputError, DataError), match="opened with outputs='multilabel'"):
+            ask()
+    with pytest.raises(DataError, match="open the model with outputs='multilabel'"):
+        label_to_value(y[0])
+    with pytest.raises(InputError, match=r"got 2\.7 \(torch\.float32\)"):
+        ub.attribution.gradient(opened, x, 2.7)  # type: ignore[arg-type]
 
 
 def test_a_column_of_labels_is_a_row() -> None:

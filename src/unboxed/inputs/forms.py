@@ -120,7 +120,7 @@ def _may_be_labels(y: Any, x: Tensor | NDArray[Any], inputs: Inputs | None) -> b
     """Whether y may be the labels of a batch x, and not another batch or example."""
     if isinstance(y, (Tensor, np.ndarray)):
         return y.ndim < x.ndim if inputs is None or isinstance(inputs, Pixels) else y.ndim <= x.ndim
-    return y is None or isinstance(y, (list, tuple))
+    return y is None or isinstance(y, (list, tuple, range))
 
 
 def has_batch_ndim(x: Any, inputs: Inputs | None) -> bool:
@@ -138,7 +138,7 @@ def _are_labels(y: Any) -> bool:
     """Whether these are labels: None, class numbers or names."""
     if y is None or isinstance(y, (Tensor, np.ndarray)):
         return y is None or y.ndim in (1, 2)
-    if not isinstance(y, (list, tuple)):
+    if not isinstance(y, (list, tuple, range)):
         return False
     return all(isinstance(v, str) for v in y) or all(isinstance(v, Integral) or _is_scalar_tensor(v) for v in y)
 

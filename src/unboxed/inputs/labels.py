@@ -30,6 +30,9 @@ CLASS_NAMES_ADVICE = (
     "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
     "subfolders or labels, or leave labels out: images all in one folder, a table without their column"
 )
+SEVERAL_LABELS_HINT = (
+    "; of a yes or no per label open the model with outputs='multilabel', of one-hot labels give label.argmax()"
+)
 SYNSET_ADVICE = (
     "These are WordNet ids: give --classes imagenet_class_index.json, or a file of lines like n02108089 boxer. "
 )
@@ -37,7 +40,9 @@ SYNSET_ADVICE = (
 
 def label_to_value(label: Any, where: str = "an example") -> int | str | None:
     """The label of one example: a class number or a class name; None where there is none. Raises DataError."""
-    if isinstance(label, (Tensor, np.ndarray)) and math.prod(label.shape) == 1:
+    if isinstance(label, (list, tuple)) and len(label) == 1:
+        return label_to_value(label[0], where)
+    if isinstance(label, np.generic) or (isinstance(label, (Tensor, np.ndarray)) and math.prod(label.shape) == 1):
         label = label.item()
     if label is None or isinstance(label, str):
         return (label or "").strip() or None
@@ -48,7 +53,8 @@ def label_to_value(label: Any, where: str = "an example") -> int | str | None:
     except TypeError:
         shape = f" of shape {tuple(label.shape)}" if isinstance(label, (Tensor, np.ndarray)) else ""
         got = f"is a {type(label).__name__}{shape}"
-        raise DataError(f"the label of {where} {got}; wanted a class number, a class name, or none") from None
+        hint = SEVERAL_LABELS_HINT if isinstance(label, (Tensor, np.ndarray, list, tuple)) else ""
+        raise DataError(f"the label of {where} {got}; wanted a class number, a class name, or none{hint}") from None
     if number < -1:
         raise DataError(f"the label of {where} is {number}; wanted a class number from 0, or -1 for none")
     return None if number == -1 else number
@@ -83,6 +89,8 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
         y = y.astype(np.int64)  # as pandas writes them where one is missing
     if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
         y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
+    if isinstance(y, (list, tuple)) and any(isinstance(label, np.ndarray) for label in y):
+        y = [label.item() if isinstance(label, np.ndarray) and label.size == 1 else label for label in y]
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
         return [_class_number_of(label, classes) if isinstance(label, str) else label for label in y]
     if isinstance(y, (Tensor, np.ndarray)) and y.ndim == 2 and y.shape[1] == 1:

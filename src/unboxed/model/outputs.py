@@ -26,6 +26,7 @@ RunModelFn = Callable[[Tensor | None], Any]
 
 MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities vary over inputs that are far apart
 NO_OBJECT_CLASS_NAME = "no object"
+MAX_OUTPUT_CHOICES_SHOWN = 5  # in a message
 ONE_OUTPUT_ADVICE = (
     'the model has one output: pass outputs="binary" (a yes/no logit or probability) or outputs="regression"'
 )
@@ -247,9 +248,18 @@ def _infer_output_tensor(raw: Any) -> Any:
     if len(candidates) != 1:
         raise OutputError(
             f"the model gives {_describe_output(raw)}, in which {len(candidates)} tensors are (N, K): pass which one "
-            'is meant, as a key, an index or a function: Box(..., output="name")'
+            f"is meant, as a key, an index or a function: {_output_choices_text(raw)}"
         )
     return candidates[0]
+
+
+def _output_choices_text(raw: Any) -> str:
+    """The arguments that pick a tensor of what the model returned, each with its shape; those (N, K) if there are."""
+    items = raw.items() if isinstance(raw, Mapping) else enumerate(raw) if isinstance(raw, (tuple, list)) else ()
+    tensors = {key: h for key, h in items if isinstance(h, Tensor) and h.is_floating_point()}
+    choices = {key: h for key, h in tensors.items() if h.ndim == 2} or tensors
+    shown = [f"output={key!r} {tuple(h.shape)}" for key, h in choices.items()][:MAX_OUTPUT_CHOICES_SHOWN]
+    return f"Box(..., {' or '.join(shown) or 'output=lambda out: ...'})"
 
 
 def _far_apart_inputs(inputs: Inputs, n: int) -> Tensor:

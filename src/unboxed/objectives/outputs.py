@@ -17,6 +17,10 @@ from .calls import remember_call
 
 ClassScoreFn = Callable[[Any], Objective]  # `logit` or `binary_logit`
 
+LABEL_ROWS_HINT = (
+    "; of one-hot labels pass y.argmax(1); rows of yes and no are labels of a model opened with outputs='multilabel', "
+    "in attacks and evaluations"
+)
 MAX_EXAMPLES_OF_CACHED_OBJECTIVE = 8  # examples: the objective of a larger batch of labels is not cached
 
 
@@ -139,11 +143,15 @@ def to_class_tensor(y: object, what: str = "a class") -> Tensor:
     if not values.numel():
         raise InputError(f"{what} must be an int, or one int per example (N,); got none")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-        hint = (
-            "; if these are whole numbers, pass them as ints" if values.is_floating_point() and values.ndim < 3 else ""
-        )
-        raise InputError(f"{what} must be an int, or one int per example (N,); got {values.dtype}{hint}")
+        got = str(values.dtype) if values.ndim else f"{reprlib.repr(y)} ({values.dtype})"
+        raise InputError(f"{what} must be an int, or one int per example (N,); got {got}{_class_type_hint(values)}")
     return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
+
+
+def _class_type_hint(values: Tensor) -> str:
+    if values.ndim == 2:
+        return LABEL_ROWS_HINT
+    return "; if these are whole numbers, pass them as ints" if values.is_floating_point() and values.ndim < 2 else ""
 
 
 def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> None:
@@ -155,7 +163,7 @@ def check_classes(k: int | Tensor | Constant | None, n: int, n_classes: int) -> 
 def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     shape = tuple(k.value.shape)
     if shape not in ((), (n,)):
-        hint = "; of one-hot labels pass y.argmax(1)" if shape == (n, n_classes) else ""
+        hint = LABEL_ROWS_HINT if shape == (n, n_classes) else ""
         raise InputError(f"a class must be one int, or one for each of {n} examples, shape ({n},); got {shape}{hint}")
     lower, upper = k.value_range() or (0, 0)
     if lower < 0 or upper >= n_classes:
