@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.adversarial.changes import PredictionChange
+from unboxed.checks.methods import compute_map
+from unboxed.checks.ranking import attribution_cards, candidates
 from unboxed.errors import UnboxedWarning
 from unboxed.plots import draw
 from unboxed.report import inversion as survives
@@ -211,23 +213,19 @@ def test_class_images_are_of_their_class_and_recipe(made: Made) -> None:
         agrees(made.box, f.pixels, f.head, number(f.line("model: ")), largest=False)
 
 
-def test_gradients_are_those_of_the_class_that_is_named(made: Made) -> None:
+def test_maps_are_of_the_class_and_by_the_method_that_are_named(made: Made) -> None:
     seen = set()
-    figures = made.page.of("gradients")
-    for f in figures:
+    methods = {attribution_cards()[key].name: method for key, method in candidates(made.box, 1e6).items()}
+    for f in made.page.of("gradients"):
         if f.alt.startswith("input, example"):
             x = f.pixels
-        elif (found := re.match(r"gradient of (.*) \(scale ±([\d.e+-]+)\)", f.alt)) is not None:
-            name, scale = found.groups()
-            map_ = ub.attribution.gradient(made.box, x, NAMES.index(name))[0]
+        elif (found := re.match(r"why (.*), by (.*) \(scale ±([\d.e+-]+)\)", f.alt)) is not None:
+            name, method, scale = found.groups()
+            map_ = compute_map(made.box, methods[method], made.box.validate_inputs(x), NAMES.index(name))[0]
             want = torch.as_tensor(draw.signed_map_to_rgb(map_, float(scale))).permute(2, 0, 1) / 255
             assert torch.allclose(rgb(f.src), want, atol=3 / 255), f.alt
-            assert f.lines[0] == f"gradient of {name}"
+            assert f.head == f"why {name}"
             seen.add(name)
-        elif f.alt.startswith("guided backprop"):
-            map_ = ub.attribution.guided_backprop(made.box, x)[0]
-            want = torch.as_tensor(draw.signed_map_to_rgb(map_, number(f.alt.split("±")[1]))).permute(2, 0, 1) / 255
-            assert torch.allclose(rgb(f.src), want, atol=3 / 255), f.alt
     assert len(seen) > 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html import unescape
 from pathlib import Path
@@ -72,9 +73,7 @@ def test_a_page_about_a_table_does_not_speak_of_images(tmp_path: Path) -> None:
 
 def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
     box, x = several(4)  # so few that each unit has one top example
-    made = report(
-        box, (x, torch.tensor([0, 1, 2, 0])), tmp_path, sections=["overview", "units", "gradients"], quiet=True
-    )
+    made = report(box, (x, torch.tensor([0, 1, 2, 0])), tmp_path, sections=["overview", "units", "morphs"], quiet=True)
     said = words(made.path)
     assert made.failures == {}
     assert "inputs 1×4×4 and 2" in said
@@ -83,6 +82,36 @@ def test_a_page_about_several_inputs_names_them(tmp_path: Path) -> None:
     assert " – " in said  # the spread of one example
     assert "this one takes 1 image and 1 table of features" in said
     assert "One example, followed" not in said  # nothing is shown of it
+
+
+class LeftHalfAndHeight(nn.Module):
+    """Goes by the brightness of the picture's left half and by the second column."""
+
+    def forward(self, picture: Tensor, table: Tensor) -> Tensor:
+        score = picture[..., :2].sum((1, 2, 3)) + 4 * table[:, 1]
+        return torch.stack([score, -score], 1)
+
+
+@pytest.mark.usefixtures("quick_reports")
+def test_each_of_several_inputs_has_its_map_by_name(tmp_path: Path) -> None:
+    box, x = ub.Box(LeftHalfAndHeight().eval(), ub.MultiInput(BOTH), outputs="logits"), several(8)[1]
+    made = report(box, (x, torch.arange(8) % 2), tmp_path, sections=["overview", "gradients"], quiet=True)
+    assert made.failures == {}
+    found = json.loads((tmp_path / "report.json").read_text())["findings"]["gradients"]
+    method = getattr(ub.attribution, found["method"])
+    row = found["examples"][0]["row"]
+    one = {name: values[row : row + 1] for name, values in x.items()}
+    maps = method(box, one, int(box.predict(one))).map
+    assert not maps["picture"][..., 2:].any()  # the half that it ignores
+    assert not maps["table"][0, 0].any()
+    total = sum(float(m.abs().sum()) for m in maps.values())
+    for part in found["parts"]:
+        assert part["share"][0] == pytest.approx(float(maps[part["name"]].abs().sum()) / total, rel=1e-3)
+    said = words(made.path)
+    assert re.search(r"[\d.]+% is in picture and [\d.]+% is in table", said)
+    assert f"picture: why {found['examples'][0]['prediction']} by {method.card.name}" in said
+    assert f"height = {float(x['table'][row, 1]):.4g}".replace("-", "\u2212") in said
+    assert "One example, followed" in said
 
 
 def test_columns_of_several_inputs() -> None:

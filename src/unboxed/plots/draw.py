@@ -60,9 +60,15 @@ def outline_rectangle(rgb: Uint8Array, bounds: Sequence[int], color: tuple[int, 
 
 
 def gradients(
-    x: Any, columns: Mapping[str, Any], *, captions: Sequence[str] = (), title: str = "", own_scale: Sequence[str] = ()
+    x: Any,
+    columns: Mapping[str, Any],
+    *,
+    captions: Sequence[str] = (),
+    title: str = "",
+    own_scale: Sequence[str] = (),
+    unit: str = "change per unit of pixel value",
 ) -> Image.Image:
-    """Inputs and their gradients by several methods or models, a row per input.
+    """Inputs and their gradients (or other signed maps) by several methods or models, a row per input.
 
     Args:
         x: Inputs (N, C, H, W) in [0, 1].
@@ -71,6 +77,7 @@ def gradients(
         title: Printed above.
         own_scale: Titles of the columns that do not share the scale of the others: an untrained model has gradients of
             another magnitude.
+        unit: What the values of the maps are, printed at the scales.
 
     Returns:
         The sheet, with its scales printed.
@@ -92,10 +99,10 @@ def gradients(
         ]
         for i in range(len(x))
     ]
-    bars = [ColorBar("signed", vmax_of[n], f"{n}: change per unit of pixel value") for n in columns if n in own_scale]
+    bars = [ColorBar("signed", vmax_of[n], f"{n}: {unit}") for n in columns if n in own_scale]
     if shared:
         shared_names = ", ".join(n for n in columns if n not in own_scale)
-        bars.insert(0, ColorBar("signed", shared_vmax(*shared), f"{shared_names}: change per unit of pixel value"))
+        bars.insert(0, ColorBar("signed", shared_vmax(*shared), f"{shared_names}: {unit}"))
     return contact_sheet(rows, title=title, columns=["input", *columns], bars=bars)
 
 

@@ -1,4 +1,4 @@
-"""Why this prediction? Gradients of misclassified, ambiguous and correct examples, and of the untrained model."""
+"""Why this prediction? Maps of wrong, ambiguous and correct examples by the method that the page trusts most."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..attribution import gradient, guided_backprop
+from ..checks.methods import compute_map
 from ..checks.ranking import attribution_cards
 from ..checks.verdict import Verdict
-from ..engine.gradients.score import Gradients, gradients
+from ..engine.gradients.score import gradients
 from ..errors import UnboxedError
-from ..model import relu_rules
-from ..objectives import Objective
 from ..plots import colors, draw
 from ..plots.explanation_sheet import render_map
 from ..plots.sheet import ColorBar
@@ -23,7 +21,6 @@ from .blocks import (
     Block,
     Caution,
     ColorScaleImages,
-    ExampleWithFigures,
     Figure,
     FigureGrid,
     FileLinks,
@@ -31,8 +28,10 @@ from .blocks import (
     MethodInterpretation,
     Paragraph,
 )
+from .checks import maps_by_most_trusted_methods
 from .context import ReportContext, Section
-from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
+from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, NotApplicable
+from .input_maps import InputMapsFinding, best_input_maps, find_input_maps, show_input_maps
 from .label_maps import explained_classes, explained_text, least_overlapping_class
 from .overview import N_EXPLAINED_ERRORS
 from .pictures import PageFile, PageImage
@@ -44,26 +43,28 @@ from .rows import (
     show_by_type,
     show_column_contributions,
 )
-from .verdict_notes import check_note_from_verdict
+from .verdict_notes import MAP_LEGEND, check_note_from_verdict, checks_text, trusted_method_text
 from .words import count_noun, error_sentence
 
 MAX_EXAMPLES_PER_GROUP = 3
 FIGURE_SIDE_PIXELS, COVER_SIDE_PIXELS = 140, 112
 # Of the pixel range: the largest change of a pixel when an input is moved along a gradient
 MAX_GRADIENT_MOVE_PIXEL_CHANGE = 0.5
-GRADIENT_COLUMN_TITLE = "gradient"  # the title of the two columns that share one scale
+PREDICTION, RIVAL, UNTRAINED = "prediction", "rival", "untrained model"  # the columns; the first two share a scale
 
 
 @dataclass(frozen=True, eq=False)
-class MethodMapColumn:
-    """The maps of one method for all N examples."""
+class MapColumn:
+    """The maps of one score or model for all N examples."""
 
     title: str
-    method: str | None  # whose verdict is shown; None: a control
     scale: float
-    before_clamp: list[bool]  # (N,) the gradient is zero at the output's ReLU, and was taken before it
     targets: list[str]  # (N,) classes
-    maps: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (N, C, H, W)
+    maps: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (N, C or 1, H, W)
+
+    def head(self, i: int) -> str:
+        """What the i-th map is of."""
+        return self.title if self.title == UNTRAINED else f"why {self.targets[i]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +81,13 @@ class ExampleMovedAlongGradients:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttributionFinding(Finding):
-    """Maps of examples in groups, columns of maps over all of them, and verdicts on their methods."""
+    """Maps of examples in groups, columns of maps over all of them, and the verdict on their method."""
 
+    method: str
+    verdict: Verdict
     scales: dict[str, float]
-    before_clamp: dict[str, int]  # maps taken before the output's ReLU
-    verdicts: dict[str, Verdict]
     groups: dict[str, list[Example]]
-    columns: list[MethodMapColumn]
+    columns: list[MapColumn]
     notes: list[str]  # why there is no map of a kind
     push: ExampleMovedAlongGradients | None = None
     explained: str = "that prediction"
@@ -96,12 +97,14 @@ class AttributionFinding(Finding):
     def examples(self) -> list[Example]:
         return [example for group in self.groups.values() for example in group]
 
+    @property
+    def method_name(self) -> str:
+        return attribution_cards()[self.method].name
+
     def cover(self, place: int) -> Sequence[Figure]:
-        column = self.columns[0]
-        i = self.followed[place]
-        figure = _map_figure(column, i, self.examples[i].x, COVER_SIDE_PIXELS)
-        lines = (*figure.lines[1:], f"scale ±{column.scale:.3g}")
-        return [replace(figure, head=figure.lines[0], lines=lines)]
+        figure = _map_figure(self, 0, self.followed[place], COVER_SIDE_PIXELS)
+        scale = f"scale ±{self.columns[0].scale:.3g}"
+        return [replace(figure, lines=(f"by {self.method_name}", checks_text(self.verdict), *figure.lines, scale))]
 
 
 # -- find --------------------------------------------------------------------------------------------------------------
@@ -110,14 +113,18 @@ class AttributionFinding(Finding):
 def find(context: ReportContext) -> AttributionFinding:
     groups = _example_indices_by_outcome(context)
     indices = [i for group in groups.values() for i in group]
-    columns, notes = _map_columns_and_notes(context, indices)
-    distinct = {c.title: c for c in columns}.values()  # the later of the two columns that share a scale
-    verdicts = {c.method: context.verdict(c.method) for c in distinct if c.method is not None}
+    x, predicted = context.inputs(indices), explained_classes(context)[indices]
+    maps = maps_by_most_trusted_methods(context, x, predicted, 1)
+    if not maps:
+        raise NotApplicable("No attribution method can explain this model.")
+    ((method, prediction_maps),) = maps.items()
+    columns, notes = _map_columns_and_notes(context, indices, method, prediction_maps)
+    verdict = context.verdict(method)
     return AttributionFinding(
-        answer=" ".join(f"{attribution_cards()[n].name}: {v.badge} ({v.reason})." for n, v in verdicts.items()),
-        scales={c.title: c.scale for c in distinct},
-        before_clamp={c.title: sum(c.before_clamp) for c in distinct},
-        verdicts=verdicts,
+        answer=f"Explained by {trusted_method_text(attribution_cards()[method].name, verdict)}.",
+        method=method,
+        verdict=verdict,
+        scales={c.title: c.scale for c in columns},
         groups={title: context.examples(group) for title, group in groups.items()},
         columns=columns,
         notes=notes,
@@ -161,41 +168,25 @@ def _rival_classes(context: ReportContext, indices: Sequence[int]) -> Tensor:
     return torch.where(s.is_correct[list(indices)], runner_ups, s.labels[list(indices)])
 
 
-def _map_columns_and_notes(context: ReportContext, indices: Sequence[int]) -> tuple[list[MethodMapColumn], list[str]]:
-    """Gradients of the prediction and its rival on one scale, guided backprop, and of the untrained model."""
-    box, x, notes = context.box, context.inputs(indices), []
+def _map_columns_and_notes(
+    context: ReportContext, indices: Sequence[int], method: str, maps: Tensor
+) -> tuple[list[MapColumn], list[str]]:
+    """The maps of the prediction and of its rival on one scale, and of the untrained model."""
+    box, x, notes = context.box, context.inputs(indices), list[str]()
     predicted, rivals = explained_classes(context)[list(indices)], _rival_classes(context, indices)
-
-    def score(classes: Tensor) -> Objective:
-        return box.objective(classes, len(x))
-
-    def make_map_column(
-        title: str, method: str | None, result: Gradients, targets: Tensor, scale: float | None = None
-    ) -> MethodMapColumn:
-        names = [context.class_name(k) for k in targets.tolist()]
-        scale = draw.shared_vmax(result.map) if scale is None else scale
-        return MethodMapColumn(title, method, scale, result.before_clamp.tolist(), names, result.map)
-
-    results = [gradients(box, score(t), x) for t in (predicted, rivals)]
-    scale = draw.shared_vmax(results[0].map, results[1].map)
-    columns = [
-        make_map_column(GRADIENT_COLUMN_TITLE, gradient.__name__, result, targets, scale)
-        for result, targets in zip(results, (predicted, rivals), strict=True)
-    ]
-    is_one_score = len(box.classes) == 1 or context.data.binary  # the gradient of no is that of yes, negated
-    if is_one_score or least_overlapping_class(context) is not None:
-        del columns[1]
+    by_title = {PREDICTION: (maps, predicted)}
+    is_one_score = len(box.classes) == 1 or context.data.binary  # a map of no is that of yes, negated
+    if not is_one_score and least_overlapping_class(context) is None:
+        by_title[RIVAL] = (compute_map(box, context.candidates[method], x, rivals), rivals)
+    shared = draw.shared_vmax(*(m for m, _ in by_title.values()))
+    scales = dict.fromkeys(by_title, shared)
     try:
-        guided = gradients(box, score(predicted), x, rule=relu_rules.GUIDED_BACKPROP_RULE)
-        columns.append(make_map_column("guided backprop", guided_backprop.__name__, guided, predicted))
-    except UnboxedError as error:
-        notes.append(f"No guided backprop for this model: {error}.")
-    try:
-        untrained = gradients(context.untrained, score(predicted), x)
-        columns.append(make_map_column("gradient, untrained model", None, untrained, predicted))
+        untrained = compute_map(context.untrained, context.candidates[method], x, predicted)
+        by_title[UNTRAINED], scales[UNTRAINED] = (untrained, predicted), draw.shared_vmax(untrained)
     except UnboxedError as error:  # a model that can't be copied is no reason to show nothing
         notes.append(f"No untrained copy of this model to compare with ({error_sentence(error)}).")
-    return columns, notes
+    names = {title: [context.class_name(k) for k in classes.tolist()] for title, (_, classes) in by_title.items()}
+    return [MapColumn(t, scales[t], names[t], m.cpu()) for t, (m, _) in by_title.items()], notes
 
 
 def _move_along_gradients(context: ReportContext) -> ExampleMovedAlongGradients | None:
@@ -220,17 +211,14 @@ def _move_along_gradients(context: ReportContext) -> ExampleMovedAlongGradients 
 
 
 def show(finding: AttributionFinding) -> list[Block]:
-    blocks: list[Block] = [Paragraph("The next section shows and ranks all attribution methods.", "soft")]
-    cards = attribution_cards()
-    blocks += [MethodInterpretation(cards[name], *check_note_from_verdict(v)) for name, v in finding.verdicts.items()]
-    blocks += [Caution(note) for note in finding.notes]
-    blocks.append(
-        ColorScaleImages([ColorBar("signed", v, f"{t}, logit per pixel range") for t, v in finding.scales.items()])
-    )
-    legend = "Red: a brighter pixel raises the score; blue: it lowers it. Maps of one kind share one scale."
+    blocks: list[Block] = [
+        MethodInterpretation(attribution_cards()[finding.method], *check_note_from_verdict(finding.verdict)),
+        *map(Caution, finding.notes),
+        ColorScaleImages([ColorBar("signed", v, title) for title, v in _scale_titles(finding).items()]),
+    ]
     n_channels = finding.columns[0].maps.shape[1]
-    channels_note = f" They are summed over {count_noun(n_channels, 'channel')}." if n_channels > 1 else ""
-    blocks.append(Paragraph(legend + channels_note, "soft"))
+    channels_note = f" Maps are summed over {count_noun(n_channels, 'channel')}." if n_channels > 1 else ""
+    blocks.append(Paragraph(MAP_LEGEND + channels_note, "soft"))
     return [
         *blocks,
         *_example_group_blocks(finding),
@@ -239,16 +227,20 @@ def show(finding: AttributionFinding) -> list[Block]:
     ]
 
 
+def _scale_titles(finding: AttributionFinding) -> dict[str, float]:
+    """{what is on it: a scale}, each once."""
+    titles = {scale: [t for t, s in finding.scales.items() if s == scale] for scale in finding.scales.values()}
+    return {" and ".join(names): scale for scale, names in titles.items()}
+
+
 def best(finding: AttributionFinding) -> list[Block]:
     """Some examples, each with the map of its prediction."""
-    column, figures = finding.columns[0], list[Figure]()
+    figures = list[Figure]()
     for i, example in enumerate(finding.examples[:N_EXPLAINED_ERRORS]):
-        figure = _map_figure(column, i, example.x, COVER_SIDE_PIXELS)
-        figures += [example.figure(COVER_SIDE_PIXELS), replace(figure, head=figure.lines[0], lines=figure.lines[1:])]
-    text = (
-        f"Beside each example: where a brighter pixel makes {finding.explained} likelier (red) or less likely (blue)."
-    )
-    return [FigureGrid(figures, text, n_together=2)]
+        figures += [example.figure(COVER_SIDE_PIXELS), _map_figure(finding, 0, i, COVER_SIDE_PIXELS)]
+    method = trusted_method_text(finding.method_name, finding.verdict)
+    legend = f"Beside each example: what speaks for {finding.explained} (red) or against it (blue), by {method}."
+    return [FigureGrid(figures, legend, n_together=2)]
 
 
 def _example_group_blocks(finding: AttributionFinding) -> Iterator[Block]:
@@ -256,31 +248,19 @@ def _example_group_blocks(finding: AttributionFinding) -> Iterator[Block]:
     for title, group in finding.groups.items():
         yield Heading(title)
         for example in group:
-            yield _example_with_map_figures(example, finding.columns, i)
+            maps = [_map_figure(finding, column, i) for column in range(len(finding.columns))]
+            figures = [example.input_figure(FIGURE_SIDE_PIXELS), *maps]
+            yield example.with_figures(figures, show_runner_up=True)
             i += 1
 
 
-def _example_with_map_figures(
-    example: Example, columns: Sequence[MethodMapColumn], example_index: int
-) -> ExampleWithFigures:
-    figures = [example.input_figure(FIGURE_SIDE_PIXELS), *(_map_figure(c, example_index, example.x) for c in columns)]
-    return example.with_figures(figures, show_runner_up=True)
-
-
-def _map_figure(column: MethodMapColumn, example_index: int, x: Tensor, side: int = FIGURE_SIDE_PIXELS) -> Figure:
-    """A map of the input x (C, H, W), laid over it where it is a photo."""
-    title = (
-        f"{GRADIENT_COLUMN_TITLE} of {column.targets[example_index]}"
-        if column.title == GRADIENT_COLUMN_TITLE
-        else column.title
-    )
-    notes = ["before the ReLU"] * column.before_clamp[example_index] + ["zero everywhere"] * (
-        not bool(column.maps[example_index].any())
-    )
-    alt = f"{title} ({', '.join([*notes, f'scale ±{column.scale:.3g}'])})"
-    return Figure(
-        PageImage(render_map(x, column.maps[example_index], column.scale).shown, alt, side), "", (title, *notes)
-    )
+def _map_figure(finding: AttributionFinding, column: int, i: int, side: int = FIGURE_SIDE_PIXELS) -> Figure:
+    """A map of the i-th example, laid over it where it is a photo."""
+    shown = finding.columns[column]
+    head, note = shown.head(i), "" if bool(shown.maps[i].any()) else "zero everywhere"
+    alt = f"{head}, by {finding.method_name} (scale ±{shown.scale:.3g})"
+    picture = PageImage(render_map(finding.examples[i].x, shown.maps[i], shown.scale).shown, alt, side)
+    return Figure(picture, head, tuple(filter(None, (note,))))
 
 
 def _move_along_gradients_blocks(push: ExampleMovedAlongGradients | None) -> list[Block]:
@@ -302,26 +282,31 @@ def _move_along_gradients_blocks(push: ExampleMovedAlongGradients | None) -> lis
 
 def _attribution_sheet_file(finding: AttributionFinding) -> FileLinks:
     """All maps as one file."""
-    shared_titles = ("gradient of its prediction", "gradient of its rival")
-    titles = [shared_titles[i] if c.title == GRADIENT_COLUMN_TITLE else c.title for i, c in enumerate(finding.columns)]
-    maps = dict(zip(titles, (c.maps for c in finding.columns), strict=True))
-    own_scale = [t for t in titles if t not in shared_titles]
     x, captions = torch.stack([e.x for e in finding.examples]), [e.prediction_text for e in finding.examples]
-    page = draw.gradients(x, maps, captions=captions, own_scale=own_scale, title="Gradients")
-    return FileLinks([PageFile("gradients.png", page, "these maps as a sheet")])
+    page = draw.gradients(
+        x, {c.title: c.maps for c in finding.columns}, captions=captions, own_scale=[UNTRAINED],
+        title=finding.method_name,
+        unit="attribution to the score",
+    )  # fmt: skip
+    return FileLinks([PageFile("explained.png", page, "these maps as a sheet")])
 
 
 def find_maps_or_contributions(context: ReportContext) -> Finding:
-    """Maps of images; of rows of a table, what each column contributes."""
-    return find_column_contributions(context) if is_table(context) else find(context)
+    """Maps of images, or of several inputs; of rows of a table, what each column contributes."""
+    if is_table(context):
+        return find_column_contributions(context)
+    return find(context) if context.has_images else find_input_maps(context)
 
 
 SECTION = Section(
     "Why this prediction?",
     "gradients",
     find_maps_or_contributions,
-    show_by_type(show, RowAttributionFinding, show_column_contributions),
-    needs=("pixels or table",),
+    show_by_type(
+        show_by_type(show, RowAttributionFinding, show_column_contributions), InputMapsFinding, show_input_maps
+    ),
     chapter=chapters.MISTAKES,
-    best=show_by_type(best, RowAttributionFinding, best_column_contributions),
+    best=show_by_type(
+        show_by_type(best, RowAttributionFinding, best_column_contributions), InputMapsFinding, best_input_maps
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..checks.ranking import attribution_cards
 from ..checks.undecided import undecided_legend
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
+from ..errors import UnboxedError
 from ..plots.explanation_sheet import render_map
 from . import chapters
 from .blocks import (
@@ -57,11 +59,6 @@ class RankingFinding(Finding):
     has_images: bool
     maps: dict[str, Tensor] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # {method: (n, C, H, W)}, of those ranked
     explained: str = "that prediction"
-
-    def cover(self, place: int) -> Sequence[Figure]:
-        if place >= len(self.shown):
-            return ()
-        return [_map_figure(self, n, place) for n in self.ranked[:1]]
 
     @property
     def best(self) -> list[str]:
@@ -118,6 +115,17 @@ def verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str,
         else:
             verdicts[name] = context.verdict(name)
     return verdicts, not_run
+
+
+def maps_by_most_trusted_methods(context: ReportContext, x: Tensor, target: Any, n_methods: int) -> dict[str, Tensor]:
+    """The maps of x by the methods with the best verdicts, of the first that give one."""
+    verdicts, _ = verdicts_and_unaffordable_methods(context)
+    maps, x = dict[str, Tensor](), context.box.validate_inputs(x)
+    for name in sorted(verdicts, key=lambda name: verdicts[name].rank):
+        if len(maps) < n_methods:
+            with suppress(UnboxedError):  # its verdict says why
+                maps[name] = compute_map(context.box, context.candidates[name], x, target, show_warnings=True)
+    return maps
 
 
 def _maps_by_method(

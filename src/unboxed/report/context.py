@@ -100,8 +100,6 @@ class ReportContext:
     @cached_property
     def followed_indices(self) -> list[int]:
         """The examples that a reader can follow: that one, then errors, the lowest margin, and typical ones."""
-        if not isinstance(self.box.inputs, (Pixels, Features, Tokens)):
-            return [self.followed_index]
         n = N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL if self.is_large else N_FOLLOWED_EXAMPLES
         s = self.survey
         by_error = s.indices_by_margin if s.has_output_values else s.misclassified

@@ -45,7 +45,7 @@ def input_nouns_for(inputs: Inputs) -> InputNouns:
 
 def _units_of_parts_text(inputs: MultiInput) -> str:
     """The units of the parts, each once, to follow an amount."""
-    units = dict.fromkeys(input_nouns_for(part).unit for _, part in inputs.keys_and_parts())
+    units = dict.fromkeys(input_nouns_for(part).unit.strip("()") for _, part in inputs.keys_and_parts())
     return " or ".join(units)
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from ..adversarial import WordSwaps, hotflip
-from ..checks.methods import compute_map
 from ..checks.verdict import NOT_APPLICABLE, PASS, Verdict
-from ..errors import LayerError, UnboxedError
+from ..errors import LayerError
 from ..language import HeadAblation, Lens, head_ablation, logit_lens
 from ..plots.figures import figures
 from . import chapters
 from .blocks import Block, Figure, FigureGrid, Heading, Paragraph, PerExample, Table
-from .checks import verdicts_and_unaffordable_methods
+from .checks import maps_by_most_trusted_methods, verdicts_and_unaffordable_methods
 from .context import TEXTS_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
@@ -63,7 +59,7 @@ def find_words(context: ReportContext) -> WordsFinding:
     x = context.box.validate_inputs(context.inputs(indices))
     classes = context.survey.predicted[indices].to(x.device)
     effects = word_effects(context.box, require_text_inputs(context.box), x, classes)
-    maps = _maps_of_best_methods(context, x, classes, verdicts)
+    maps = maps_by_most_trusted_methods(context, x, classes, MAX_MAPS_PER_TEXT)
     return WordsFinding(
         answer=" ".join(
             filter(
@@ -79,18 +75,6 @@ def find_words(context: ReportContext) -> WordsFinding:
         verdicts=verdicts,
         made=make_text_explanations(context.box, x, classes, verdicts, maps, effects),
     )
-
-
-def _maps_of_best_methods(
-    context: ReportContext, x: Tensor, classes: Tensor, names: Iterable[str]
-) -> dict[str, Tensor]:
-    """The first maps that can be made."""
-    maps = dict[str, Tensor]()
-    for name in names:
-        if len(maps) < MAX_MAPS_PER_TEXT:
-            with suppress(UnboxedError):  # its verdict says why
-                maps[name] = compute_map(context.box, context.candidates[name], x, classes)
-    return maps
 
 
 def _negligible_words_sentence(effects: WordEffects, n_texts: int) -> str:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from ..cards import Card
-from ..checks.verdict import GRADES, Verdict
+from ..checks.verdict import FAIL, GRADES, INCONCLUSIVE, PASS, Verdict
 from .blocks import RankedMethod
 from .finding import CheckNote
 
+MAP_LEGEND = "Red speaks for that class, blue against it."
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 
 
 def check_note_from_verdict(verdict: Verdict) -> CheckNote:
     return CheckNote(f"{verdict.badge.capitalize()}. {verdict.sentence}", TONE_BY_GRADE[verdict.grade])
+
+
+def trusted_method_text(name: str, verdict: Verdict) -> str:
+    """The method that a page trusts most, and how far, to end a sentence."""
+    how_far = {
+        PASS: "the method that the checks on this model trust most",
+        INCONCLUSIVE: "the best method here, though its checks on this model are inconclusive",
+        FAIL: "but no method passes its checks on this model: don't rely on it",
+    }
+    return f"{name}, {how_far.get(verdict.grade, 'which could not be checked on this model')}"
+
+
+def checks_text(verdict: Verdict) -> str:
+    """How the checks on this model went, for a caption."""
+    words = {PASS: "passes its checks", INCONCLUSIVE: "checks inconclusive", FAIL: "fails its checks"}
+    return words.get(verdict.grade, "not checked")
 
 
 def ranked_method(verdict: Verdict, card: Card | None, more: str = "") -> RankedMethod:
