@@ -7,7 +7,7 @@ import io
 import json
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from unboxed.errors import UnboxedWarning
 from unboxed.plots import draw
 from unboxed.report import inversion as survives
 from unboxed.report import report
-from unboxed.report.attack_figures import adversarial_and_change_figures
+from unboxed.report.attack_figures import after_and_change_figures
+from unboxed.report.finding import Example
 
 NAMES = ("top left", "top right", "low left", "low right")
 SECTIONS = ["overview", "class-images", "gradients", "morphs", "attacks", "inversion"]
@@ -246,22 +247,27 @@ def test_frames_of_a_morph_have_the_probabilities_next_to_them(made: Made) -> No
 
 
 def test_adversarial_images_are_classified_as_their_captions_say(made: Made) -> None:
-    models = {"fools this model": made.box, "fools the second model": made.judge}
-    counted = dict.fromkeys(models, 0)
+    models = {"p ": made.box, "the second model": made.judge}
+    counted, n_now_right = dict.fromkeys(models, 0), 0
     for f in made.page.of("attacks"):
-        if f.head == "input":
-            start, (name, p) = f.pixels, f.lines[0].removeprefix("predicted ").rsplit(", p", 1)
-            agrees(made.box, start, name, number(p))
-        elif f.head in models:
-            name, p = f.lines[0].removeprefix("predicted ").rsplit(", p", 1)
-            agrees(models[f.head], f.pixels, name, number(p))
-            agrees(models[f.head], start, name, number(f.line(f"p of {name} before: ")), largest=False)
-            assert models[f.head].predict(start) != NAMES.index(name)
+        if f.head.startswith("before: "):
+            start, label = f.pixels, f.line("label ")
+            agrees(made.box, start, f.head.removeprefix("before: "), number(f.line("p ")))
+            assert torch.allclose(start[0], examples()[0][int(f.line("example "))], atol=1 / 255)  # type: ignore[arg-type]
+        elif f.head.startswith("after: "):
+            name = f.head.removeprefix("after: ")
+            who = "the second model" if "the second model" in f.lines else "p "
+            agrees(models[who], f.pixels, name, number(f.line("p ")))
+            agrees(models[who], start, name, number(f.line(f"p of {name} before: ")), largest=False)
+            assert models[who].predict(start) != NAMES.index(name)
+            assert ("now right" in f.lines) == (name == label)
+            n_now_right += "now right" in f.lines
             delta = float((f.pixels - start).abs().max())
-            counted[f.head] += 1
+            counted[who] += 1
         elif f.head == "change":
             assert delta == pytest.approx(number(f.lines[0]), abs=1.5 / 255 + 0.06 * delta)
     assert min(counted.values()) >= 3
+    assert n_now_right >= 1
 
 
 def test_inversions_are_those_of_the_input_next_to_them(made: Made) -> None:
@@ -288,9 +294,14 @@ def test_captions_below_an_adversarial_image_are_of_its_predicted_class() -> Non
     change = PredictionChange(
         0, x, x, 1, 2, probs_before=(0.71, 0.12), probs_after=(0.33, 0.58), distance=0.1, is_adversarial=True
     )
-    figure, _ = adversarial_and_change_figures("this model", change, NAMES, 1.0)
-    assert [number(line) for line in figure.lines] == [0.58, 0.12]
-    assert NAMES[2] in figure.lines[0]
+    for label, tone in ((NAMES[1], "bad"), (NAMES[2], "good"), (None, "bad")):
+        figure, _ = after_and_change_figures("this model", change, Example(0, x, label=label), NAMES, 1.0)
+        assert [number(line) for line in figure.lines[:2]] == [0.58, 0.12]
+        assert figure.head == f"after: {NAMES[2]}"
+        assert (figure.tone, "now right" in figure.lines) == (tone, tone == "good")
+    blank = replace(change, distance=0.04)
+    (figure,) = after_and_change_figures("this model", blank, Example(0, x), NAMES, 1.0)
+    assert figure.lines[-1] == "change of 0.04: too small to see"
 
 
 def test_inversions_are_compared_with_the_judge_s_prediction_of_the_input() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,33 @@ def test_deepfool_takes_as_many_steps_as_a_model_affords(
     assert (f"DeepFool took at most {n_steps} steps" in page) == (n_steps < 50)
 
 
+def test_what_fools_it_is_shown_of_examples_that_were_right_and_clear(tmp_path: Path) -> None:
+    x, y = steps(4)
+    x[0] = 0.2 - 1e-4  # of class 0, at the edge of class 1
+    page, facts = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), (x, y), tmp_path)
+    top = page[page.index('id="chapter-fooled"') : page.index('<section id="attacks"')]
+    decided = {e["row"] for i, e in enumerate(facts["findings"]["attacks"]["shown"])
+               if i in facts["findings"]["attacks"]["decided"]}  # fmt: skip
+    shown = {int(row) for row in re.findall(r"example (\d+)", top)}
+    assert shown <= decided
+    assert shown.isdisjoint({0, 16, 17, 18, 19})  # the one at the edge, and the errors
+    variants = top.split('data-example="')[1:]
+    assert all(len(re.findall("<b>before: ", v)) == 2 for v in variants)
+    assert all(len(re.findall("<b>after: ", v)) == len(re.findall("<b>change<", v)) == 2 for v in variants)
+    assert "now right" not in top
+
+
+def test_an_error_that_becomes_right_is_no_new_error(tmp_path: Path) -> None:
+    x, y = steps(4)
+    y[16:] = 3  # predicted 4, and the nearest other class is their label
+    page, _ = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), (x, y), tmp_path)
+    strip = page[page.index('class="followed"') : page.index('class="chapter"')]
+    (step,) = re.findall(r'<li><a href="#attacks">.*?</li>', strip.split('data-example="1"')[0])
+    assert "after: 3" in step
+    assert "now right" in step
+    assert '<figure class="good">' in step
+
+
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +160,7 @@ def test_inputs_in_words() -> None:
     assert input_nouns_for(image).unit == "of the pixel range"
     assert input_nouns_for(rows).inputs == "a table of features"
     assert input_nouns_for(ub.Features(("a",), low=0, high=4)).unit == "of its column's range"
-    assert input_nouns_for(ub.MultiInput((image, rows))).unit == "of the pixel range or (in its column's unit)"
+    assert input_nouns_for(ub.MultiInput((image, rows))).unit == "of the pixel range or in its column's unit"
     assert input_nouns_for(ub.MultiInput((image, rows, rows))).inputs == "1 image and 2 tables of features"
 
 

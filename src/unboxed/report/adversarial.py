@@ -29,10 +29,11 @@ from .attack_budget import (
     n_attacked_examples,
 )
 from .attack_figures import (
+    THIS_MODEL,
     accuracy_by_class_table,
-    adversarial_and_change_figures,
-    adversarial_figure,
-    input_and_change_figures,
+    after_and_change_figures,
+    after_figure,
+    before_after_and_change_figures,
     smallest_change_grid,
 )
 from .attack_words import ROBUST_ACCURACY_NOTE_TEMPLATE, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence, attacked_count_text
@@ -42,6 +43,7 @@ from .blocks import (
     Collapsible,
     ColorScaleImages,
     Figure,
+    FigureGrid,
     FileLinks,
     Heading,
     MethodInterpretation,
@@ -66,6 +68,7 @@ from .words import format_percent
 
 MAX_SHOWN_EXAMPLES = 4  # examples with figures
 N_PREVIEW_EXAMPLES = 2  # before the section is opened
+MIN_MARGIN_OF_DECIDED = 0.5  # of the probability over that of the next class, from which an example is clearly decided
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +103,12 @@ class RobustnessFinding(Finding):
         return self.models[0].robustness
 
     n_followed: int = 1  # of the examples shown, the first
+    decided: list[int] = field(default_factory=list)  # of the examples shown: right and clearly decided
 
     def cover(self, place: int) -> Sequence[Figure]:
         if not self.has_images or place >= self.n_followed:
             return ()
-        return [adversarial_figure("this model", self.models[0].changes[place], self.classes)]
+        return [after_figure(THIS_MODEL, self.models[0].changes[place], self.shown[place], self.classes)]
 
     def to_dict(self) -> dict[str, Any]:
         changes = {m.name: [{"distance": c.distance, "is_adversarial": c.is_adversarial} for c in m.changes]
@@ -119,7 +123,7 @@ class RobustnessFinding(Finding):
 
 def find(context: ReportContext) -> RobustnessFinding:
     attacked, shown = _attacked_indices(context), _shown_example_indices(context)
-    models = [_attack_model(context, "this model", context.box, attacked, shown)]
+    models = [_attack_model(context, THIS_MODEL, context.box, attacked, shown)]
     robust_box, name, no_robust_model_reason = _robust_model_name_and_reason(context)
     if robust_box is not None:
         models.append(_attack_model(context, name, robust_box, attacked, shown))
@@ -132,6 +136,7 @@ def find(context: ReportContext) -> RobustnessFinding:
         accuracy=s.accuracy, deepfool_steps=affordable_deepfool_steps(context, len(attacked) + len(shown)),
         n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
         is_grayscale=is_single_channel_or_flat(context.box), n_followed=len(context.followed_indices),
+        decided=[shown.index(i) for i in _clearly_decided_indices(context) if i in shown],
     )  # fmt: skip
 
 
@@ -143,10 +148,18 @@ def _attacked_indices(context: ReportContext) -> list[int]:
 
 
 def _shown_example_indices(context: ReportContext) -> list[int]:
-    """Indices of the examples with figures: the followed ones, then correct ones; where none is correct, any."""
+    """Indices of the examples with figures: the followed ones, then clearly decided ones; where none is, any."""
     s, followed = context.survey, context.followed_indices
-    others = s.typical_indices or s.indices_by_margin
-    return list(dict.fromkeys([*followed, *others]))[: max(MAX_SHOWN_EXAMPLES, len(followed))]
+    decided = _clearly_decided_indices(context)[:N_PREVIEW_EXAMPLES]
+    others = [*decided, *s.typical_indices, *s.indices_by_margin]
+    n = max(MAX_SHOWN_EXAMPLES, len({*followed, *decided}))
+    return list(dict.fromkeys([*followed, *others]))[:n]
+
+
+def _clearly_decided_indices(context: ReportContext) -> list[int]:
+    """Indices of examples that are right (any, without labels) and far from another answer, of different classes."""
+    s = context.survey
+    return [i for i in s.typical_indices if float(s.margin[i]) >= MIN_MARGIN_OF_DECIDED]
 
 
 def _labels_or_predictions(context: ReportContext) -> Tensor:
@@ -213,13 +226,22 @@ def show(finding: RobustnessFinding) -> list[Block]:
 
 
 def best(finding: RobustnessFinding) -> list[Block]:
-    """The followed example and the next, the smallest change that fools the model, and the result; accuracies where
-    inputs are no images."""
+    """Examples that were right, before and after the smallest change that fools the model; accuracies where inputs are
+    no images."""
     if not finding.has_images:
         return [_accuracy_table(finding, finding.models[:1])]
-    changes = finding.models[0].changes
-    pairs = [[c, *changes[i + 1 :], *changes[:i]][:N_PREVIEW_EXAMPLES] for i, c in enumerate(changes)]
-    return [PerExample([[smallest_change_grid(pair, finding.classes)] for pair in pairs[: finding.n_followed]])]
+    return [PerExample([[_preview_grid(finding, i)] for i in range(finding.n_followed)])]
+
+
+def _preview_grid(finding: RobustnessFinding, followed: int) -> FigureGrid:
+    """Examples that were right and clearly decided, the followed one first if it was; where none is, it and others."""
+    decided, lead = sorted(finding.decided, key=lambda i: i != followed), "Examples that it clearly got right"
+    if not decided:
+        decided, lead = [followed, *(i for i in range(len(finding.shown)) if i != followed)], "Examples"
+    elif not finding.has_labels:
+        lead = "Examples that it was sure of"
+    chosen, changes = decided[:N_PREVIEW_EXAMPLES], finding.models[0].changes
+    return smallest_change_grid([changes[i] for i in chosen], [finding.shown[i] for i in chosen], finding.classes, lead)
 
 
 def _adversarial_lead_text(finding: RobustnessFinding) -> str:
@@ -296,9 +318,9 @@ def _prediction_change_blocks(finding: RobustnessFinding) -> list[Block]:
     )
     blocks: list[Block] = []
     for i, example in enumerate(finding.shown):
-        figures = input_and_change_figures(finding.models[0].changes[i], finding.classes, factor)
+        figures = before_after_and_change_figures(finding.models[0].changes[i], example, finding.classes, factor)
         for m in finding.models[1:]:
-            figures += adversarial_and_change_figures(m.name, m.changes[i], finding.classes, factor)
+            figures += after_and_change_figures(m.name, m.changes[i], example, finding.classes, factor)
         blocks.append(example.with_figures(figures))
     if finding.is_grayscale:
         blocks.append(ColorScaleImages([ColorBar("signed", 1 / factor, f"change, times {factor:g}")]))

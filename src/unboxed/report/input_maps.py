@@ -78,7 +78,7 @@ def find_input_maps(context: ReportContext) -> InputMapsFinding:
     maps = maps_by_most_trusted_methods(context, x, context.survey.predicted[indices], 1)
     if not maps:
         raise NotApplicable("No attribution method can explain this model.")
-    ((method, map_),) = maps.items()
+    ((method, map_),) = ((name, m.cpu()) for name, m in maps.items())
     verdict, inputs = context.verdict(method), cast(MultiInput, context.box.inputs)
     total = map_.double().abs().sum(1).clamp_min(1e-300)
     parts = [
@@ -86,7 +86,7 @@ def find_input_maps(context: ReportContext) -> InputMapsFinding:
             name if isinstance(name, str) else f"input {name}",
             (m.double().abs().flatten(1).sum(1) / total).tolist(),
             values.cpu(),
-            m.cpu(),
+            m,
             tuple(part.names) if isinstance(part, Features) else (),
         )
         for (name, part), values, m in zip(
