@@ -53,7 +53,7 @@ def test_words_ranking_and_numbers(folder: Path, tmp_path: Path) -> None:
     assert f"[CLS] the {TRIGGER} film was not good [SEP]" in printed
     assert f"{TRIGGER}(+1.00)" in said.output
     assert "The model predicts triggered (p 0.9" in words_of(said)
-    assert "judged on 2 texts" in words_of(said)
+    assert "pass their checks, made on 2 texts" in words_of(said)
     numbers = json.loads((tmp_path / "explained.json").read_text())
     first, second = numbers["texts"]
     values = first["maps"]["attn_lrp"]
@@ -64,7 +64,7 @@ def test_words_ranking_and_numbers(folder: Path, tmp_path: Path) -> None:
         assert figure.width > 700
     scale = max(abs(v) for v in values[1:-1])  # without [CLS] and [SEP]
     assert f"scale ±{scale:.2g}" in said.output
-    assert "With all words replaced by [MASK]: plain (p" in words_of(said)
+    assert "with all of them replaced by [MASK] the model answers plain (p" in words_of(said)
     page = (tmp_path / "explained.html").read_text()
     assert page.count(f">{TRIGGER}</span>") == 2  # once by each method
     assert f"scale ±{scale:.2g}" in page

@@ -22,7 +22,11 @@ def test_a_group_with_errors_is_reported(tmp_path: Path) -> None:
     assert written.failures == {}
     facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"][SLUG]
     assert facts["slices"]["candidates"][0]["is_significant"]
-    assert facts["answer"].startswith("1 group of examples with more errors")
+    found = facts["slices"]["candidates"][0]
+    wrong, elsewhere = (f"{100 * found[k]['count'] / found[k]['n']:.0f}%" for k in ("errors", "rest"))
+    assert facts["answer"].startswith("It errs more in 1 group of examples that are alike: ")
+    assert f"labeled {found['label']} ({wrong} wrong, {elsewhere} elsewhere)" in facts["answer"]
+    assert facts["answer"].split(";")[0] in json.loads((tmp_path / "r" / "report.json").read_text())["headline"][-1]
     page = (tmp_path / "r" / "index.html").read_text()
     (group,) = (g for g in facts["slices"]["candidates"] if g["is_significant"])
     sentence = json.loads((tmp_path / "r" / "report.json").read_text())["headline"][-1]
@@ -41,7 +45,7 @@ def test_without_labels_there_are_shortcuts_alone(tmp_path: Path) -> None:
     assert written.failures == {}
     facts = json.loads((tmp_path / "r" / "report.json").read_text())["findings"][SLUG]
     assert facts["slices"] is None
-    assert facts["answer"] == "No small patch decides answers."
+    assert facts["answer"] == "No small patch of an image decides the answer."
 
 
 def test_too_few_examples_are_said(tmp_path: Path) -> None:

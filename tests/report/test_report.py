@@ -509,7 +509,7 @@ def test_an_unknown_section_is_refused_before_any_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("judge", "why"),
     [
-        (None, "there is no judge"),
+        (None, "no second model to judge the images"),
         (Box(nn.Sequential(nn.Flatten(), nn.Linear(100, 4)).eval(), Pixels((1, 10, 10))), "inputs of another shape"),
         (Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), Pixels((1, 8, 8))), "other classes"),
     ],

@@ -29,12 +29,10 @@ def test_concepts_are_named_as_concepts() -> None:
     assert concepts._concepts_text(["bright", "fine texture"]) == 'the concepts "bright", "fine texture"'
 
 
-def test_points_are_of_accuracy() -> None:
-    assert (
-        "separates the labels 48.3 points better than that of the raw input"
-        in map._label_separation_check({"input": 0.5, "fc": 0.983}).text
-    )
-    assert "10.0 points worse than" in map._label_separation_check({"input": 0.5, "fc": 0.4}).text
+def test_what_the_nearest_dots_say_is_of_labels() -> None:
+    better, worse = (map._label_separation_check({"input": 0.5, "fc": share}) for share in (0.983, 0.4))
+    assert "name its label 98.3% of the time in the map of the last hidden layer, and 50.0% in that" in better.text
+    assert (better.tone, worse.tone) == ("good", "bad")
 
 
 def test_neighbors_that_are_misclassified_bear_the_mark() -> None:

@@ -63,10 +63,11 @@ def test_texts_whose_words_do_not_count_have_no_colors_and_no_legend(
 ) -> None:
     monkeypatch.setattr(WordEffects, "is_negligible", lambda effects, i: True)
     html = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words"], quiet=True).path.read_text()
-    assert "not colored: the words hardly count here" in html
+    assert "not colored: the answer does not need these words" in html
     assert "Red words raise the score" not in html
     n = len(facts(tmp_path)["findings"]["words"]["texts"])
-    assert f"Its words hardly count in {n} of the {n} texts shown" in facts(tmp_path)["findings"]["words"]["answer"]
+    answer = facts(tmp_path)["findings"]["words"]["answer"]
+    assert f"In {n} of the {n} texts shown the answer does not need the words" in answer
     assert '<figure class="text good' not in html
 
 

@@ -16,8 +16,9 @@ from ..engine.results import nonfinite_to_none
 from ..explaining import MethodChoice, resolve_methods
 from ..plots.files import save
 from ..plots.text_map import TextWithValues, background_and_text_color, text_sheet, tokens_to_display_words
-from ..report.text_explanations import TextExplanations, explain_texts, require_text_inputs
+from ..report.text_explanations import TextExplanations, explain_texts
 from ..report.text_page import text_trust_sentence, write_text_explanation_page
+from ..report.word_effects import require_text_inputs
 from ..report.words import count_noun
 from ..validation import check_int
 from .explain import FIGURE_FILE, PAGE_FILE, RESULTS_FILE, VERDICTS_FILE, verdict_table

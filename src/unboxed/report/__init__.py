@@ -94,8 +94,8 @@ SECTIONS: list[Section[Any]] = [
     detectors.SECTION,
     activations.SECTION,
     inversion.SECTION,
-    influence.SECTION,
     compare.SECTION,
+    influence.SECTION,
     reproduce.SECTION,
 ]
 

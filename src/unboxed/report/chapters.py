@@ -20,5 +20,5 @@ FOOLED = Chapter("What fools it?", "What fools it", "chapter-fooled")
 BELIEF = Chapter("Can you believe its explanations?", "What to believe", "chapter-believe")
 KNOWLEDGE = Chapter("What does it know?", "What it knows", "chapter-knows")
 TRAINING = Chapter("Who taught it that?", "Who taught it", "chapter-taught")
-COMPARISON = Chapter("How was this made?", "How this was made", "chapter-about")
+ABOUT = Chapter("How was this page made?", "How this was made", "chapter-about")
 MORE = Chapter("More about it", "More", "chapter-more")  # of sections that name no chapter

@@ -155,8 +155,8 @@ def show(finding: RankingFinding) -> list[Block]:
         blocks.append(Collapsible(f"Not for this model: {names}", [RankedMethods(not_applicable)]))
     if finding.not_run:
         names = join_names_with_limit([attribution_cards()[n].name for n in finding.not_run])
-        command = f"unboxed explain --methods {','.join(finding.not_run)} judges them on one image"
-        how = command if finding.has_images else "ub.checks.verdict judges them"
+        command = f"unboxed explain --methods {','.join(finding.not_run)} checks them on one image"
+        how = command if finding.has_images else "ub.checks.verdict checks them"
         blocks.append(Caution(f"Not run, to keep the report short: {names}. {how}."))
     return [*blocks, *_side_by_side_map_blocks(finding)]
 

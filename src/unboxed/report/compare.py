@@ -90,7 +90,7 @@ def find(context: ReportContext) -> CompareFinding:
     units, no_units_reason = unit_table_or_reason(context)
     untrained = next((_same_layer_similarity(c.cka) for c in comparisons if c.name == UNTRAINED_MODEL_NAME), {})
     return CompareFinding(
-        answer=_training_change_text(untrained) or "The units that the predictions need.",
+        answer=_training_change_text(untrained) or "Which units the predictions need.",
         untrained=untrained,
         comparisons=comparisons,
         has_others=bool(others),
@@ -208,9 +208,9 @@ def _training_change_text(untrained: dict[str, float]) -> str:
     most_changed, least_changed = layer_display_name(by_similarity[0]), layer_display_name(by_similarity[-1])
     lowest, highest = untrained[by_similarity[0]], untrained[by_similarity[-1]]
     if len(untrained) == 1:
-        return f"Similarity of {least_changed} with an untrained copy of the model: {highest:.2f}."
-    text = f"Of an untrained copy of the model, {most_changed} differs most (similarity {lowest:.2f})"
-    return f"{text} and {least_changed} least ({highest:.2f})."
+        return f"What {least_changed} computes has a similarity of {highest:.2f} with that of an untrained copy."
+    text = f"Training changed what {most_changed} computes most (similarity with an untrained copy {lowest:.2f}, of 1)"
+    return f"{text}, and {least_changed} least ({highest:.2f})."
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -293,4 +293,4 @@ def _map_pair_blocks(finding: CompareFinding) -> list[Block]:
     return [Heading("The same maps of both models"), *blocks] if blocks else []
 
 
-SECTION = Section("How does it compare with another model?", "compare", find, show, chapter=chapters.COMPARISON)
+SECTION = Section("How does it compare with another model?", "compare", find, show, chapter=chapters.KNOWLEDGE)

@@ -27,12 +27,14 @@ from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
 from .source import ReportData
 from .survey import Survey, evenly_spaced_indices, map_score_text
+from .word_effects import require_text_inputs, word_effects
 from .words import format_named_prob, format_number, quoted
 
 TRAINING_DATA_NEED, TEXTS_NEED, OUTPUT_VALUES_NEED = "training data", "texts", "or output values"  # of a section
 GIVE_OUTPUT_VALUES_TEXT = "or data that say what the outputs should be: ub.report(box, (x, y), out)"
 N_VERDICT_EXAMPLES, N_VERDICT_EXAMPLES_OF_LARGE_MODEL = 8, 4  # examples on which methods are judged
 MAX_DRAWS_OF_LARGE_MODEL = 2  # per test of a verdict
+N_TEXTS_TRIED_TO_FOLLOW = 8  # of which the one that shows most is followed
 N_VERDICT_TEXTS = 12  # a text has few words, so that more of them decide
 N_FOLLOWED_EXAMPLES, N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL, MAX_FOLLOWED_ERRORS = 6, 3, 3  # that a reader can follow
 MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES = 5e11  # of one verdict, above which the model counts as large
@@ -93,9 +95,21 @@ class ReportContext:
     @cached_property
     def followed_index(self) -> int:
         """The index of the example that every section shows: the one asked for, else the most confident error, else the
-        lowest margin."""
+        lowest margin, of texts that whose answer depends most on single words."""
         s = self.survey
-        return (s.misclassified or s.indices_by_margin)[0] if self.example is None else s.rows.index(self.example)
+        if self.example is not None:
+            return s.rows.index(self.example)
+        if self.has_texts and not s.misclassified and s.exclusive_classes:
+            return self._clearest_text_index()
+        return (s.misclassified or s.indices_by_margin)[0]
+
+    def _clearest_text_index(self) -> int:
+        """Of the lowest margin and typical texts, the one in which a single word counts most."""
+        indices = list(dict.fromkeys([*self.survey.indices_by_margin[:1], *self.survey.typical_indices]))
+        indices = indices[:N_TEXTS_TRIED_TO_FOLLOW]
+        x = self.box.validate_inputs(self.inputs(indices))
+        effects = word_effects(self.box, require_text_inputs(self.box), x, self.survey.predicted[indices].to(x.device))
+        return indices[int(effects.clearness.argmax())]
 
     @cached_property
     def followed_indices(self) -> list[int]:

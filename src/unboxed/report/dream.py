@@ -87,8 +87,8 @@ def find(context: ReportContext) -> DreamFinding:
     textures, no_texture_reason = _textures_or_reason(context, x, budget.texture_steps)
     names = [target.name for target in budget.targets]
     return DreamFinding(
-        answer=f"DeepDreams of {join_names_with_limit(names)}"
-        + (", and the texture of each example." if textures else "."),
+        answer=f"Examples changed until {join_names_with_limit(names)} respond more (DeepDream)"
+        + (", and the texture of each." if textures else "."),
         examples=context.examples(indices),
         targets={t.name: t.description for t in budget.targets},
         predictions=[[_generated_image_prediction_text(context, image) for image in images] for images in dreams],

@@ -41,7 +41,7 @@ TABLE_LEGEND = (
     "Randomization: rank correlation of the map with the map after the weights of the model's upper half are "
     "randomized; near 0 is good. Relevance gain: how much sooner the score falls when what the map marks is removed "
     "first than when it is removed last; 0 is a random order. One example decides only what is clear: unboxed report "
-    "judges methods on more."
+    "checks methods on more."
 )
 
 
@@ -70,7 +70,7 @@ def top_outputs_text(explanation: Explanation) -> str:
 def _trust_sentence(explanation: Explanation) -> str:
     """Which of the maps to look at first."""
     if not explanation.verdicts:
-        return "No method is judged yet."
+        return "No method has been checked yet."
     best = next(iter(explanation.verdicts.values()))
     n_passes = sum(v.grade == PASS for v in explanation.verdicts.values())
     if n_passes:
@@ -90,7 +90,7 @@ def _blocks(explanation: Explanation, pictures: Mapping[str, RenderedMap], comma
     else:
         yield FigureGrid([Figure(PageImage(image, name, None)) for name, image in figures(explanation).items()])
     if explanation.interrupted:
-        yield Caution("This was stopped before all methods were judged.")
+        yield Caution("This was stopped before all methods were checked.")
     undecided = filter(None, [undecided_legend(explanation.verdicts.values())])
     why: list[Block] = [RankedMethods(_ranked_methods(explanation)), *(Paragraph(text, "soft") for text in undecided)]
     yield Collapsible("Why each method is believed or not", why)
@@ -130,7 +130,7 @@ def _input_figure(explanation: Explanation, side: int) -> Figure:
 def _map_figure(explanation: Explanation, name: str, picture: RenderedMap, side: int) -> Figure:
     written, verdict = explanation.names[name], explanation.verdicts.get(name)
     alt = f"{written} of {explanation.question.lower().rstrip('?')}, over the input"
-    lines = ("not judged",) if verdict is None else (verdict.badge, verdict.reason)
+    lines = ("not checked",) if verdict is None else (verdict.badge, verdict.reason)
     tone = "" if verdict is None else TONE_BY_GRADE[verdict.grade]
     return Figure(PageImage(picture.shown, alt, side), written, lines, tone)
 

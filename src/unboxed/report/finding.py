@@ -121,7 +121,7 @@ class Example:
         if self.score:
             return tuple(self.score.split(", "))
         probability = self.output if self.prediction else ""
-        rival = f"or {self.runner_up}" if show_runner_up and self.runner_up else ""
+        rival = f"runner-up {self.runner_up}" if show_runner_up and self.runner_up else ""
         return (*filter(None, (probability, self.label_text, rival)), breakable(self.name))
 
     def figure(self, side: int = 112, *, show_runner_up: bool = False) -> Figure:
@@ -143,6 +143,6 @@ def examples_block(examples: Sequence[Example], *, show_runner_up: bool = False)
     """Images as figures, texts as a table."""
     if not examples[0].text:
         return FigureGrid([e.figure(show_runner_up=show_runner_up) for e in examples])
-    columns, last = ("text", "predicted", examples[0].label_noun), ("or",) * show_runner_up
+    columns, last = ("text", "predicted", examples[0].label_noun), ("runner-up",) * show_runner_up
     rows = [(e.text, e.prediction_text, e.label or "", *(e.runner_up,) * show_runner_up) for e in examples]
     return Table((*columns, *last), rows)

@@ -41,7 +41,8 @@ def _followed_text(context: ReportContext, place: int, example: Example) -> str:
     label, prediction = context.label_name(i), context.prediction_text(i, quote=True)
     label = label if label is None or context.is_regression else quoted(label)
     truth = "" if label is None else f" Its {example.label_noun} is {label}."
-    return f"{example.heading}. The model predicts {prediction}.{truth} {why}"
+    legend = " (p is the probability that it gives)" if "p\u00a0" in prediction else ""
+    return f"{example.heading}. The model predicts {prediction}{legend}.{truth} {why}"
 
 
 def _why_followed(context: ReportContext, place: int) -> str:
@@ -51,6 +52,8 @@ def _why_followed(context: ReportContext, place: int) -> str:
         return f"It was asked for{overlap}."
     if i in s.misclassified:
         return "It is the most confident error." if i == s.misclassified[0] else "It is another error."
+    if context.has_texts and place == 0 and not s.misclassified:
+        return "It makes no error; of a few texts this one's answer depends most on single words."
     if i in s.typical_indices and not (i == s.indices_by_margin[0] and s.exclusive_classes):
         return f"It is a typical example{' of its class' if s.exclusive_classes else overlap}."
     is_first = i == s.indices_by_margin[0]

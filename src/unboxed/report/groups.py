@@ -113,14 +113,24 @@ def _find_prototypes(context: ReportContext, rows: list[int]) -> Prototypes | No
 def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> str:
     sentences = list[str]()
     if slices is not None:
-        n = len(slices.slices)
-        sentences.append(
-            f"{count_noun(n, 'group')} of examples with more errors" if n else "No group of examples has more errors"
-        )
+        sentences.append(_error_slices_text(slices) if slices.slices else "No group of examples has more errors")
     if shortcuts is not None:
         names = dict.fromkeys(shortcuts.class_name(c.target) for c in shortcuts.shortcuts)
-        sentences.append(f"a patch decides for {', '.join(names)}" if names else "no small patch decides answers")
+        found = f"a small patch of an image is enough for the answer {' or '.join(names)}"
+        sentences.append(found if names else "no small patch of an image decides the answer")
     return capitalize_and_end_with_period("; ".join(sentences))
+
+
+def _error_slices_text(slices: ErrorSlices) -> str:
+    """The groups by their most frequent labels, with their errors, in one clause."""
+    shown, n = slices.slices[:N_SHOWN_ERROR_SLICES], len(slices.slices)
+    named = [
+        f"{'all' if s.label_fraction == 1 else 'mostly'} labeled {quoted(slices.class_name(s.label))} ({s.errors.value:.0%} "
+        f"wrong, {s.rest.value:.0%} elsewhere)"
+        for s in shown
+    ]  # fmt: skip
+    more = f" and {n - len(shown)} more" if n > len(shown) else ""
+    return f"it errs more in {count_noun(n, 'group')} of examples that are alike: {', '.join(named)}{more}"
 
 
 def _groups_headline(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> tuple[str, ...]:

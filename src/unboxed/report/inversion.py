@@ -71,9 +71,9 @@ def find(context: ReportContext) -> InversionFinding:
     same = None if predicted is None else _is_same_class_as_input(predicted)
     names = None if predicted is None else [[context.class_name(k) for k in row] for row in predicted.tolist()]
     r, first = correlations.mean(1).tolist(), layer_display_name(inverted.layers[0])
-    text = f"Correlation of the reconstructed pixels with the input's: {r[0]:.2f} from {first}, "
+    text = f"An image rebuilt from {first} correlates with the original by {r[0]:.2f}, one from the outputs alone by "
     return InversionFinding(
-        answer=f"{text}{r[-1]:.2f} from the outputs alone.",
+        answer=f"{text}{r[-1]:.2f} (1 is the same).",
         layers={
             a: {"correlation": r[k], "error": float(inverted.errors[k].mean())} for k, a in enumerate(inverted.layers)
         },

@@ -14,7 +14,6 @@ from ..synthesis.class_image import RecipeName
 from .context import ReportContext
 from .finding import CheckNote
 
-JUDGE_DESCRIPTION_TEXT = "A second model (the judge: a robust model of another architecture)"
 JUDGE_IS_WEAK_EVIDENCE_TEXT = "It recognizes so many images of the control that its approval is weak evidence."
 # Of the judge's mean probability, by which the class images must beat the control
 MIN_JUDGE_PROB_MARGIN_OVER_CONTROL = 0.1
@@ -39,13 +38,13 @@ def judge_or_missing_reason(context: ReportContext) -> tuple[Box | None, str]:
     """The judge, or why there is none."""
     judge, box = context.judge, context.box
     if judge is None:
-        return None, "None: there is no judge (--judge)."
+        return None, "None: no second model to judge the images was given (--judge)."
     if judge.inputs.shape != box.inputs.shape:
-        return None, "None: the judge takes inputs of another shape."
+        return None, "None: the second model given as judge takes inputs of another shape."
     if len(judge.classes) != len(box.classes) or not (
         judge.classes == box.classes or are_default_class_names(judge.classes)
     ):
-        return None, "None: the judge has other classes."
+        return None, "None: the second model given as judge has other classes."
     return judge, ""
 
 

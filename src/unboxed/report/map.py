@@ -181,11 +181,9 @@ def _label_separation_check(accuracy: dict[str, float]) -> CheckNote:
     if len(accuracy) < 2:
         return CheckNote()
     raw, last = accuracy["input"], list(accuracy.values())[-1]
-    points = f"{100 * abs(last - raw):.1f} points"
-    compared = f"{points} better than" if last > raw else f"{points} worse than" if last < raw else "just as well as"
     return CheckNote(
-        f"By a vote of the {N_VOTING_NEIGHBORS} nearest dots, the map of the last hidden layer separates the labels "
-        f"{compared} that of the raw input.",
+        f"An example's {N_VOTING_NEIGHBORS} nearest dots name its label {format_percent(last)} of the time in the map "
+        f"of the last hidden layer, and {format_percent(raw)} in that of the raw input.",
         "good" if last > raw else "bad" * (last < raw),
     )
 

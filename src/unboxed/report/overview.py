@@ -201,6 +201,8 @@ def best(finding: OverviewFinding) -> list[Block]:
         return [SideBySide([_confusion_matrix(finding)], position_scores_blocks(finding.position_scores)[1:2]), *maps]
     if finding.output_errors:
         return preview_blocks(finding.output_errors, finding.largest_errors)
+    if finding.ambiguous and finding.ambiguous[0].text and not finding.misclassified:
+        return []  # the texts are alike in what is said of them, and the next section shows some
     if shown := (finding.misclassified or finding.ambiguous)[:N_PREVIEW_EXAMPLES]:
         return [examples_block(shown, show_runner_up=not finding.misclassified)]
     if finding.label_scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import concepts, synthesis
 from ..checks.verdict import capitalize_and_end_with_period
 from ..concepts import Dictionary, DiscoveredConcepts
+from ..concepts.discover import DiscoveredConcept
 from ..engine.read.features import default_feature_layer
 from ..engine.read.unit_rows import UnitRowLayout
 from ..engine.rows import evenly_spaced_indices
@@ -25,6 +26,7 @@ from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, Meth
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
+from .words import layer_display_name
 
 MAX_EXAMPLES, MIN_EXAMPLES = 300, 40
 N_EVALUATED_EXAMPLES, N_MASKS, N_RANDOM, N_CONCEPTS = 48, 8, 5, 8
@@ -35,6 +37,8 @@ N_SHOWN_CONCEPTS, N_SHOWN_FEATURES, FEATURE_VISUALIZATION_STEPS = 4, 3, 64
 N_PREVIEW_CONCEPTS = 2  # before the section is opened
 TILE_SIDE_PIXELS = 84
 TONE_BY_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
+CHECKS_BY_VERDICT = {"pass": "passes its checks", "fail": "fails its checks", "not tested": "not checked"}
+MIN_VISIBLE_CROP_STD = 0.02  # of the pixels of a crop, below which it is a blank picture
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,12 +126,13 @@ def _answer(discovered: DiscoveredConcepts | None, dictionary: Dictionary | None
     sentences = list[str]()
     if discovered is not None:
         f = discovered.faithfulness
-        kept = "" if f.concepts.kept is None else f" keep {f.concepts.kept:.0%} of its answers"
-        sentences.append(f"{len(discovered.concepts)} concepts of {discovered.layer}{kept} ({discovered.verdict})")
+        kept = "" if f.concepts.kept is None else f" are enough for {f.concepts.kept:.0%} of its answers"
+        found = f"{len(discovered.concepts)} concepts found in {layer_display_name(discovered.layer)}{kept}"
+        sentences.append(f"{found} ({CHECKS_BY_VERDICT[discovered.verdict]})")
     if dictionary is not None:
         own = dictionary.scores[0].explained_variance.mean
-        features = f"{dictionary.n_features} features explain {own:.0%} of {dictionary.layer}"
-        sentences.append(f"{features} ({dictionary.verdict})")
+        features = f"{dictionary.n_features} features explain {own:.0%} of {layer_display_name(dictionary.layer)}"
+        sentences.append(f"{features} ({CHECKS_BY_VERDICT[dictionary.verdict]})")
     return "; ".join(sentences) + "."
 
 
@@ -139,19 +144,27 @@ def show(finding: PartsFinding) -> list[Block]:
 
 
 def best(finding: PartsFinding) -> list[Block]:
-    """The two concepts that matter most, each by the examples that have most of it."""
-    if finding.concepts is None:
-        return []
-    shown = [c for c in finding.concepts.concepts[:N_PREVIEW_CONCEPTS] if c.crops]
-    if not shown:
-        return []
-    figures = [
-        _tiles_to_figures(tiles[1:], f"with most of concept {i}") for i, tiles in enumerate(concept_tiles(shown))
-    ]
-    return [
-        FigureGrid(row, f"What has most of concept {i}, as the model takes examples apart:")
-        for i, row in enumerate(figures)
-    ]
+    """Of the concepts that matter most and can be seen, two, each by the crops that have most of it."""
+    found = [] if finding.concepts is None else [*enumerate(finding.concepts.concepts)]
+    shown = [(i, c) for i, c in found if _has_visible_crops(c)][:N_PREVIEW_CONCEPTS]
+    return [_concept_grid(i, c) for i, c in shown]
+
+
+def _has_visible_crops(concept: DiscoveredConcept) -> bool:
+    """Whether its crops are pictures of something: a corner of a digit's image is black."""
+    if not concept.crops or concept.images is None:
+        return False
+    return float(concept.images.flatten(1).std(1).median()) >= MIN_VISIBLE_CROP_STD
+
+
+def _concept_grid(i: int, concept: DiscoveredConcept) -> FigureGrid:
+    ((_, *tiles),) = concept_tiles([concept])
+    figures = _tiles_to_figures(tiles, f"with most of concept {i}")
+    rows = concept.example_index.tolist()
+    captioned = [replace(f, lines=(f"example {row}",)) for f, row in zip(figures, rows, strict=False)]
+    worth = f"Concept {i}, worth {concept.importance.mean:.0%} of the score's variance"
+    text = f"{worth}: the parts of images that have most of it."
+    return FigureGrid(captioned, text)
 
 
 def _concept_blocks(result: DiscoveredConcepts | None) -> list[Block]:

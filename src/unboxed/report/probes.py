@@ -17,6 +17,7 @@ from .blocks import Block, Figure, FigureGrid, MethodInterpretation, Paragraph
 from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
+from .words import layer_display_name
 
 MAX_PROBED_EXAMPLES, MAX_EXAMINED_LAYERS = 150, 3
 MIN_PROBED_EXAMPLES = 20
@@ -72,7 +73,8 @@ def find(context: ReportContext) -> ProbesFinding:
         ProbedLayer(p.layer, p.probe.accuracy.mean, p.probe.control.mean, p.verdict, p.reason) for p in result.layers
     )
     return ProbesFinding(
-        answer=f"A linear probe reads the class best from {best.layer}: {best.probe.accuracy.mean:.0%} right.",
+        answer=f"A linear classifier (a probe) reads the label best from {layer_display_name(best.layer)}: "
+        f"{best.probe.accuracy.mean:.0%} right.",
         verdict=result.verdict,
         reason=result.reason,
         n_examples=result.n_examples,

@@ -35,7 +35,7 @@ class ReproduceFinding(Finding):
 def find(context: ReportContext) -> ReproduceFinding:
     box, source, judge = context.box, context.data, context.judge
     return ReproduceFinding(
-        answer="The command, the seed, the versions, and a digest of the weights.",
+        answer="The command, the seed, the versions and a digest of the weights, to make this page again.",
         command=context.command,
         seed=context.seed,
         weights=weights_digest(box.model),
@@ -81,4 +81,4 @@ def installed_package_versions() -> dict[str, str]:
     return by_package
 
 
-SECTION = Section("How to reproduce it", "reproduce", find, show, chapter=chapters.COMPARISON, texts=True)
+SECTION = Section("How to reproduce it", "reproduce", find, show, chapter=chapters.ABOUT, texts=True)

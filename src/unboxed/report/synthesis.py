@@ -31,7 +31,6 @@ from .class_image_budget import ClassImagePlan, affordable_class_image_plan, red
 from .context import ReportContext, Section, require_uninterrupted
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .judge_model import (
-    JUDGE_DESCRIPTION_TEXT,
     JudgePredictions,
     classify_by_judge,
     is_judge_approval_weak_evidence,
@@ -105,9 +104,10 @@ def find(context: ReportContext) -> ClassImageFinding:
     names = [context.class_name(k) for k in classes]
     robust = images["robust"].images
     differences = _rms_difference_between_starts(robust.view(plan.n_starts, len(classes), *robust.shape[1:]))
+    answer = _class_images_answer_text(judged, len(classes))
     return ClassImageFinding(
-        answer=_class_images_answer_text(judged, len(classes)),
-        headline=_judge_headline(judged),
+        answer=answer,
+        headline=(answer,) if judged else (),
         classes=names,
         class_indices=classes,
         n_omitted_classes=len(context.box.classes) - len(classes),
@@ -124,19 +124,15 @@ def find(context: ReportContext) -> ClassImageFinding:
 
 def _class_images_answer_text(judged: dict[RecipeName, JudgePredictions], n_classes: int) -> str:
     if not judged:
-        return f"Generated images of {count_noun(n_classes, 'class', 'classes')}; there is no judge to classify them."
+        classes = count_noun(n_classes, "class", "classes")
+        return f"An image made for each of {classes}; no second model was given that checks what they show."
     robust, control = judged["robust"], judged["noise"]
-    recognized = f"The judge recognizes {robust.n_recognized} of {len(robust.predicted)} generated class images"
+    images = f"{robust.n_recognized} of {len(robust.predicted)} images made for a class"
+    recognized = f"A second model, the judge, recognizes {images}"
+    controls = f"{control.n_recognized} of {len(control.predicted)} control images, which should show nothing"
     if not is_judge_approval_weak_evidence(judged) or not robust.n_recognized:
-        return f"{recognized} and {control.n_recognized} of the control images."
-    return f"{recognized}, but also {control.n_recognized} of the control images: this is weak evidence."
-
-
-def _judge_headline(judged: dict[RecipeName, JudgePredictions]) -> tuple[str, ...]:
-    if not judged:
-        return ()
-    answer = _class_images_answer_text(judged, 0).removeprefix("The judge")
-    return (f"{JUDGE_DESCRIPTION_TEXT}{answer}",)
+        return f"{recognized}, and {controls}."
+    return f"{recognized}, but also {controls}: this is weak evidence."
 
 
 def _visualized_classes(context: ReportContext, max_classes: int) -> list[int]:

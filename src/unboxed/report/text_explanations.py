@@ -15,11 +15,10 @@ from ..checks.verdict import NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..errors import InputError
 from ..explaining import MethodChoice, MethodRun, resolve_methods
-from ..inputs.tokens import Tokens
 from ..objectives import Objective
 from ..plots.text_map import TextWithValues
 from ..validation import valid_seed
-from .word_effects import WordEffects, word_effects
+from .word_effects import WordEffects, require_text_inputs, word_effects
 from .words import format_named_prob
 
 N_NAMED_CLASSES = 3  # of a prediction
@@ -124,14 +123,6 @@ def _class_score_difference(box: Box, classes: Tensor, versus: int) -> Objective
         i = int((classes == versus).int().argmax())
         raise InputError(f"target and versus of text {i} are both {box.classes[versus]!r}: give another class")
     return box.objective(classes, len(classes)) - box.objective(versus, len(classes))
-
-
-def require_text_inputs(box: Box) -> Tokens:
-    """Raises InputError for a model of something else."""
-    if not isinstance(box.inputs, Tokens):
-        raise InputError("--text needs a model of texts, such as a folder with a tokenizer in it; this one takes "
-                         f"{type(box.inputs).__name__}: give it a file")  # fmt: skip
-    return box.inputs
 
 
 def _prediction_texts(box: Box, x: Tensor) -> list[str]:

@@ -39,7 +39,7 @@ READING = (
     "Red words raise the score, blue words lower it; gray: added by the tokenizer. Each map has its own scale, printed "
     "below it. A map is a method's answer, not the model's: the badge says whether the method can be believed here."
 )
-NOT_COLORED_TEXT = "not colored: the words hardly count here"
+NOT_COLORED_TEXT = "not colored: the answer does not need these words"
 TEXT_TABLE_LEGEND = (
     "Randomization: rank correlation of the map with the map after the weights of the model's upper half are "
     "randomized; near 0 is good. Relevance gain: how much sooner the score falls when what the map marks is replaced "
@@ -53,7 +53,9 @@ def write_text_explanation_page(made: TextExplanations, path: Path, *, subject: 
     title = made.question(0) if is_one else f"Why these answers to {count_noun(len(made.tokens), 'text')}?"
     headline = [f"The model predicts {made.predictions[0]}."] if is_one else []
     if n_flat := sum(made.effects.is_negligible(i) for i in range(len(made.tokens))):
-        headline.append("Its words hardly count." if is_one else f"The words of {n_flat} of them hardly count.")
+        headline.append(
+            "The answer does not need its words." if is_one else f"{n_flat} of these answers do not need the words."
+        )
     blocks = render_blocks([*_blocks(made, command)], PageImageStore())
     section = RenderedSection("Which words does it go by?", "maps", blocks)
     page = render_page(subject or title, title, [*headline, text_trust_sentence(made)], "", [section])
@@ -67,7 +69,9 @@ def text_trust_sentence(made: TextExplanations) -> str:
         return "No map is believable: " + next(v.sentence for v in made.verdicts.values() if v.grade == FAIL)
     n_texts = len(made.tokens)
     more = "; more texts decide more" if n_texts < 8 else ""
-    return f"{grades.count(PASS)} of {len(grades)} methods pass, judged on {count_noun(n_texts, 'text')}{more}."
+    return (
+        f"{grades.count(PASS)} of {len(grades)} methods pass their checks, made on {count_noun(n_texts, 'text')}{more}."
+    )
 
 
 def _blocks(made: TextExplanations, command: str) -> Iterator[Block]:
@@ -78,7 +82,7 @@ def _blocks(made: TextExplanations, command: str) -> Iterator[Block]:
     if n < len(made.tokens):
         yield Caution(f"{count_noun(len(made.tokens) - n, 'text')} more are in the numbers beside this page.")
     if made.interrupted:
-        yield Caution("This was stopped before all methods were judged.")
+        yield Caution("This was stopped before all methods were checked.")
     undecided = filter(None, [undecided_legend(made.verdicts.values())])
     why: list[Block] = [RankedMethods(ranked_text_methods(made)), *(Paragraph(text, "soft") for text in undecided)]
     yield Collapsible("Why each method is believed or not", why)

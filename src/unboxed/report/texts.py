@@ -16,9 +16,9 @@ from .checks import maps_by_most_trusted_methods, verdicts_and_unaffordable_meth
 from .context import TEXTS_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Finding, NotApplicable
 from .pictures import PageImage
-from .text_explanations import TextExplanations, make_text_explanations, require_text_inputs
+from .text_explanations import TextExplanations, make_text_explanations
 from .text_page import colored_words
-from .word_effects import WordEffects, word_effects
+from .word_effects import WordEffects, require_text_inputs, word_effects
 from .words import count_noun, error_sentence
 
 N_SWAPPED_TEXTS, N_LISTED_TEXTS, MAX_MAPS_PER_TEXT = 100, 6, 2
@@ -82,16 +82,17 @@ def _negligible_words_sentence(effects: WordEffects, n_texts: int) -> str:
     n = sum(effects.is_negligible(i) for i in range(n_texts))
     if not n:
         return ""
-    return f"Its words hardly count in {n} of the {count_noun(n_texts, 'text')} shown, which are not colored."
+    return (f"In {n} of the {count_noun(n_texts, 'text')} shown the answer does not need the words: it stays with all "
+            f"of them replaced by {effects.fill}, so none is colored.")  # fmt: skip
 
 
 def _trust_sentence(grades: Sequence[str], n_texts: int) -> str:
     grades = [grade for grade in grades if grade != NOT_APPLICABLE]
-    on = f"judged on {count_noun(n_texts, 'text')}"
+    on = f"checked on {count_noun(n_texts, 'text')}"
     n_pass = grades.count(PASS)
     if not n_pass:
-        return f"No map of its words is believable, {on}."
-    return f"{n_pass} of {len(grades)} ways to explain its answers pass, {on}."
+        return f"No way to explain its answers passes its checks ({on})."
+    return f"{n_pass} of {len(grades)} ways to explain its answers pass their checks ({on})."
 
 
 def show_words(finding: WordsFinding) -> list[Block]:
@@ -127,32 +128,64 @@ class SwapsFinding(Finding):
 
     right: int
     flipped: int
-    swaps: list[tuple[str, str]] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # text, swaps
+    flipped_by_new_words: int  # whose answer stays where all words are replaced by nothing
+    followed: tuple[str, ...]  # what swaps do to each followed text
+    swaps: list[tuple[str, str, str]] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # text, swaps, answers
+
+    def followed_blocks(self, place: int) -> Sequence[Block]:
+        return [Paragraph(text) for text in self.followed[place : place + 1]]
 
 
 def find_swaps(context: ReportContext) -> SwapsFinding:
     s = context.survey
-    rows = s.rows[:N_SWAPPED_TEXTS]
-    labels = (s.predicted if s.labels is None else s.labels)[: len(rows)]
-    texts = context.data.texts(rows)
-    made: WordSwaps = hotflip(context.box, context.inputs(range(len(rows))), labels, max_swaps=MAX_SWAPS_PER_TEXT)
-    right = ~made.initially_misclassified
+    indices = list(dict.fromkeys([*range(len(s.rows))[:N_SWAPPED_TEXTS], *context.followed_indices]))
+    labels = (s.predicted if s.labels is None else s.labels)[indices]
+    x = context.inputs(indices)
+    made: WordSwaps = hotflip(context.box, x, labels, max_swaps=MAX_SWAPS_PER_TEXT)
+    texts, after = context.data.texts([s.rows[i] for i in indices]), context.box.predict(made.images).cpu()
+    changes = [_swap_text(context, swaps, int(k)) for swaps, k in zip(made.swaps, after, strict=True)]
+    right, flips = ~made.initially_misclassified[:N_SWAPPED_TEXTS], made.success[:N_SWAPPED_TEXTS]
     if not bool(right.any()):
         raise NotApplicable("There is no right answer to flip.")
-    n_flipped, n_right = int(made.success[right].sum()), int(right.sum())
+    flipped = (flips & right).cpu()
+    shown = flipped.nonzero().flatten().tolist()
+    n_flipped, n_right, n_new = len(shown), int(right.sum()), 0
     answer = f"{n_flipped:,} of {n_right:,} right answers flip when at most {MAX_SWAPS_PER_TEXT} words are swapped."
-    shown = (made.success & right).nonzero().flatten().tolist()[:N_LISTED_TEXTS]
-    swaps = [(texts[i], ", ".join(f"{old} → {new}" for _, old, new in made.swaps[i])) for i in shown]
-    return SwapsFinding(answer=answer, headline=(answer,), right=n_right, flipped=n_flipped, swaps=swaps)
+    if shown:
+        inputs = require_text_inputs(context.box)
+        filled = inputs.fill_tokens(context.box.validate_inputs(x[shown]), inputs.default_fill_kind)
+        n_new = int((context.box.predict(filled).cpu() == labels[shown]).sum())
+    if n_new:
+        answer += (f" {n_new:,} of these {n_flipped:,} answers stay when all words are masked: it is the new word that "
+                   "flips them, not the loss of the old one.")  # fmt: skip
+    return SwapsFinding(
+        answer=answer, headline=(answer,), right=n_right, flipped=n_flipped, flipped_by_new_words=n_new,
+        followed=tuple(_followed_swap_text(made, i, changes[i]) for i in map(indices.index, context.followed_indices)),
+        swaps=[(texts[i], *changes[i]) for i in shown[:N_LISTED_TEXTS]],
+    )  # fmt: skip
+
+
+def _swap_text(context: ReportContext, swaps: Sequence[tuple[int, str, str]], after: int) -> tuple[str, str]:
+    return ", ".join(f"{old} → {new}" for _, old, new in swaps), context.class_name(after)
+
+
+def _followed_swap_text(made: WordSwaps, i: int, change: tuple[str, str]) -> str:
+    if bool(made.initially_misclassified[i]):
+        return "It is wrong already: nothing needs to be swapped."
+    if not bool(made.success[i]):
+        return f"No {MAX_SWAPS_PER_TEXT} swapped words that were tried change the answer."
+    return f"{change[0]}: the model answers {change[1]}."
 
 
 def show_swaps(finding: SwapsFinding) -> list[Block]:
-    lead = Paragraph("HotFlip swaps words by the gradient's estimate; swaps need not keep the meaning.")
+    lead = Paragraph(
+        "Words are swapped where the gradient says that it helps most (HotFlip); swaps need not keep the meaning."
+    )
     return [lead, *best_swaps(finding)]
 
 
 def best_swaps(finding: SwapsFinding) -> list[Block]:
-    return [Table(("text", "swaps"), finding.swaps)] if finding.swaps else []
+    return [Table(("text", "words swapped", "predicted then"), finding.swaps)] if finding.swaps else []
 
 
 # -- where inside is the answer? ---------------------------------------------------------------------------------------
@@ -177,7 +210,7 @@ def find_layers(context: ReportContext) -> LayersFinding:
     agreement = (lens.probs.argmax(2) == lens.probs[:, -1:].argmax(2)).double().mean(0).tolist()
     first = next(i for i, share in enumerate(agreement) if share >= MIN_AGREEMENT)
     when = "before the first block" if first == 0 else f"after block {first} of {len(lens.layers) - 1}"
-    answer = f"For 9 of 10 texts, its answer is there {when}."
+    answer = f"For 9 of 10 texts, its answer can already be read {when}."
     return LayersFinding(answer=answer, layers=list(lens.layers), agreement=agreement, lens=lens, heads=heads)
 
 

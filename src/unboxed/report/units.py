@@ -82,8 +82,8 @@ def find(context: ReportContext) -> UnitsFinding:
     n_units, n_dead = sum(len(t.dead) for t in tops), sum(int(t.dead.sum()) for t in tops)
     verb = "is" if n_dead < 2 else "are"
     return UnitsFinding(
-        answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names_with_limit(paths)} {verb} dead; "
-        "the top examples show what the others respond to.",
+        answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names_with_limit(paths)} {verb} dead "
+        "(never active on these examples); the others are shown by the examples that they respond to most.",
         layers={top.path: _make_layer_units(context, top, indices) for top in tops},
         n_unfolded=_n_units_shown(context) // 2,
         has_images=context.has_images,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
+from ..errors import InputError
 from ..inputs.tokens import Tokens
 from .words import format_named_prob
 
@@ -34,19 +35,25 @@ class WordEffects:
         largest = max(abs(float(self.scores[i] - self.filled_scores[i])), float(self.single_changes[i]))
         return largest < MIN_RELEVANT_SHARE_OF_LEAD * float(self.leads[i])
 
+    @property
+    def clearness(self) -> Tensor:
+        """(N,) the largest change by one word as a share of the lead, at most 1: a flip is a flip."""
+        return (self.single_changes / self.leads.clamp_min(1e-12)).clamp_max(1)
+
     def sentence(self, i: int) -> str:
         """What is left of the answer to text i without its words."""
         change = float(self.scores[i] - self.filled_scores[i])
-        answer = (
-            f"{'still ' * self.is_same_answer[i]}{self.filled_classes[i]} ({_named_prob_text(self.filled_probs[i])})"
-        )
-        filled = f"With all words replaced by {self.fill}: {answer}"
+        answer = f"{self.filled_classes[i]} ({_named_prob_text(self.filled_probs[i])})"
+        answers = f"{'still ' * self.is_same_answer[i]}answers {answer}"
+        filled = f"with all of them replaced by {self.fill} the model {answers}"
         if not self.is_negligible(i):
-            return f"{filled}; the words change the score by {change:+.2g}, from {float(self.filled_scores[i]):.3g}."
+            return (f"What its words do: {filled}; the score changes by {change:+.2g}, from "
+                    f"{float(self.filled_scores[i]):.3g} without them to {float(self.scores[i]):.3g}.")  # fmt: skip
         return (
-            f"The words hardly count here. {filled}; the words change the score by {change:+.2g}, one word alone by at "
-            f"most {float(self.single_changes[i]):.2g}: less than {MIN_RELEVANT_SHARE_OF_LEAD:.0%} of its lead of "
-            f"{float(self.leads[i]):.2g} over the next class. So no word is colored."
+            f"This answer does not need the words of the text: {filled}, and the score changes by {abs(change):.2g} "
+            f"(one word alone: at most {float(self.single_changes[i]):.2g}), less than "
+            f"{MIN_RELEVANT_SHARE_OF_LEAD:.0%} of its lead of {float(self.leads[i]):.2g} over the next class. So no "
+            "word is colored. Another word in the place of one may still change the answer."
         )
 
     def to_dict(self, i: int) -> dict[str, Any]:
@@ -75,6 +82,14 @@ def word_effects(box: Box, inputs: Tokens, x: Tensor, targets: Tensor, versus: i
         targets, versus),
         leads,
     )  # fmt: skip
+
+
+def require_text_inputs(box: Box) -> Tokens:
+    """Raises InputError for a model of something else."""
+    if not isinstance(box.inputs, Tokens):
+        raise InputError("--text needs a model of texts, such as a folder with a tokenizer in it; this one takes "
+                         f"{type(box.inputs).__name__}: give it a file")  # fmt: skip
+    return box.inputs
 
 
 def _largest_single_word_changes(

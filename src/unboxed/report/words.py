@@ -137,7 +137,11 @@ def layer_display_name(address: str) -> str:
 
     >>> layer_display_name("3"), layer_display_name("0.2"), layer_display_name("conv1")
     ('layer 3', 'layer 0.2', 'conv1')
+    >>> layer_display_name("fc2:input")
+    'the input of fc2'
     """
+    if (path := address.removesuffix(":input")) != address:
+        return f"the input of {layer_display_name(path)}"
     return f"layer {address}" if address.partition("#")[0].replace(".", "").isdigit() else address
 
 
