@@ -37,7 +37,7 @@ N_SHOWN_CONCEPTS, N_SHOWN_FEATURES, FEATURE_VISUALIZATION_STEPS = 4, 3, 64
 N_PREVIEW_CONCEPTS = 2  # before the section is opened
 TILE_SIDE_PIXELS = 84
 TONE_BY_VERDICT = {"pass": "good", "fail": "bad", "not tested": ""}
-CHECKS_BY_VERDICT = {"pass": "passes its checks", "fail": "fails its checks", "not tested": "not checked"}
+CHECKS_BY_VERDICT = {"pass": "their checks pass", "fail": "their checks fail", "not tested": "not checked"}
 MIN_VISIBLE_CROP_STD = 0.02  # of the pixels of a crop, below which it is a blank picture
 
 

@@ -26,8 +26,8 @@ MAX_SWAPS_PER_TEXT = 3
 MIN_AGREEMENT = 0.9  # of the texts, from which a layer's answer counts as the model's
 NEEDS = (TEXTS_NEED, "classes", "exclusive classes")
 COLORS_TEXT = (
-    "Red words raise the score of the predicted class, blue words lower it. A map that does not pass says nothing "
-    "about this model."
+    "Red words raise the score of the predicted class, blue words lower it. A map that fails its checks says "
+    "nothing about this model."
 )
 
 
