@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from .. import zoo
 from ..adversarial.changes import PredictionChange, prediction_changes
 from ..adversarial.deepfool import deepfool
@@ -37,6 +35,13 @@ from .attack_figures import (
     smallest_change_grid,
 )
 from .attack_words import ROBUST_ACCURACY_NOTE_TEMPLATE, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence, attacked_count_text
+from .attacked_examples import (
+    N_PREVIEW_EXAMPLES,
+    attacked_indices,
+    clearly_decided_indices,
+    labels_or_predictions,
+    shown_example_indices,
+)
 from .blocks import (
     Block,
     Caution,
@@ -63,12 +68,7 @@ from .output_attacks import (
 )
 from .pictures import PageFile
 from .rows import show_by_type
-from .survey import evenly_spaced_indices
 from .words import format_percent
-
-MAX_SHOWN_EXAMPLES = 4  # examples with figures
-N_PREVIEW_EXAMPLES = 2  # before the section is opened
-MIN_MARGIN_OF_DECIDED = 0.5  # of the probability over that of the next class, from which an example is clearly decided
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class RobustnessFinding(Finding):
 
 
 def find(context: ReportContext) -> RobustnessFinding:
-    attacked, shown = _attacked_indices(context), _shown_example_indices(context)
+    attacked, shown = attacked_indices(context), shown_example_indices(context)
     models = [_attack_model(context, THIS_MODEL, context.box, attacked, shown)]
     robust_box, name, no_robust_model_reason = _robust_model_name_and_reason(context)
     if robust_box is not None:
@@ -136,42 +136,14 @@ def find(context: ReportContext) -> RobustnessFinding:
         accuracy=s.accuracy, deepfool_steps=affordable_deepfool_steps(context, len(attacked) + len(shown)),
         n_examples=len(s.rows), has_labels=has_labels, has_images=context.has_images,
         is_grayscale=is_single_channel_or_flat(context.box), n_followed=len(context.followed_indices),
-        decided=[shown.index(i) for i in _clearly_decided_indices(context) if i in shown],
+        decided=[shown.index(i) for i in clearly_decided_indices(context) if i in shown],
     )  # fmt: skip
-
-
-def _attacked_indices(context: ReportContext) -> list[int]:
-    """Indices of the examples attacked, evenly spread over the examples in the order of their classes."""
-    n = n_attacked_examples(context)
-    order = _labels_or_predictions(context).argsort(stable=True)
-    return sorted(int(order[i]) for i in evenly_spaced_indices(len(order), n))
-
-
-def _shown_example_indices(context: ReportContext) -> list[int]:
-    """Indices of the examples with figures: the followed ones, then clearly decided ones; where none is, any."""
-    s, followed = context.survey, context.followed_indices
-    decided = _clearly_decided_indices(context)[:N_PREVIEW_EXAMPLES]
-    others = [*decided, *s.typical_indices, *s.indices_by_margin]
-    n = max(MAX_SHOWN_EXAMPLES, len({*followed, *decided}))
-    return list(dict.fromkeys([*followed, *others]))[:n]
-
-
-def _clearly_decided_indices(context: ReportContext) -> list[int]:
-    """Indices of examples that are right (any, without labels) and far from another answer, of different classes."""
-    s = context.survey
-    return [i for i in s.typical_indices if float(s.margin[i]) >= MIN_MARGIN_OF_DECIDED]
-
-
-def _labels_or_predictions(context: ReportContext) -> Tensor:
-    """The labels of the examples, (n,); without labels, the predictions."""
-    s = context.survey
-    return s.predicted if s.labels is None or not s.exclusive_classes else s.labels
 
 
 def _attack_model(
     context: ReportContext, name: str, box: Box, attacked_indices: Sequence[int], figure_indices: Sequence[int]
 ) -> AttackedModel:
-    y = _labels_or_predictions(context)[list(attacked_indices)]
+    y = labels_or_predictions(context)[list(attacked_indices)]
     x = context.inputs(attacked_indices)
     smallest = partial(deepfool, steps=affordable_deepfool_steps(context, len(x) + len(figure_indices)))
     attacks = default_attacks_in_few_steps()

@@ -209,8 +209,10 @@ def _training_change_text(untrained: dict[str, float]) -> str:
     lowest, highest = untrained[by_similarity[0]], untrained[by_similarity[-1]]
     if len(untrained) == 1:
         return f"What {least_changed} computes has a similarity of {highest:.2f} with that of an untrained copy."
-    text = f"Training changed what {most_changed} computes most (similarity with an untrained copy {lowest:.2f}; 1: same)"
-    return f"{text}, and {least_changed} least ({highest:.2f})."
+    similarity = f"similarity with an untrained copy {lowest:.2f}; 1 is the same"
+    return (
+        f"Training changed what {most_changed} computes most ({similarity}), and {least_changed} least ({highest:.2f})."
+    )
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
