@@ -41,8 +41,8 @@ def _followed_text(context: ReportContext, place: int, example: Example) -> str:
     label, prediction = context.label_name(i), context.prediction_text(i, quote=True)
     label = label if label is None or context.is_regression else quoted(label)
     truth = "" if label is None else f" Its {example.label_noun} is {label}."
-    legend = " (p is the probability that it gives)" if "p\u00a0" in prediction else ""
-    return f"{example.heading}. The model predicts {prediction}{legend}.{truth} {why}"
+    legend = " Here and below, p is the probability that the model gives." if "p\u00a0" in prediction else ""
+    return f"{example.heading}. The model predicts {prediction}.{truth} {why}{legend}"
 
 
 def _why_followed(context: ReportContext, place: int) -> str:

@@ -124,13 +124,15 @@ def _groups_answer_text(slices: ErrorSlices | None, shortcuts: Shortcuts | None)
 def _error_slices_text(slices: ErrorSlices) -> str:
     """The groups by their most frequent labels, with their errors, in one clause."""
     shown, n = slices.slices[:N_SHOWN_ERROR_SLICES], len(slices.slices)
-    named = [
-        f"{'all' if s.label_fraction == 1 else 'mostly'} labeled {quoted(slices.class_name(s.label))} ({s.errors.value:.0%} "
-        f"wrong, {s.rest.value:.0%} elsewhere)"
-        for s in shown
-    ]  # fmt: skip
+    named = [_error_slice_text(slices, s) for s in shown]
     more = f" and {n - len(shown)} more" if n > len(shown) else ""
     return f"it errs more in {count_noun(n, 'group')} of examples that are alike: {', '.join(named)}{more}"
+
+
+def _error_slice_text(slices: ErrorSlices, s: ErrorSlice) -> str:
+    share = "all" if s.label_fraction == 1 else "mostly"
+    rates = f"{s.errors.value:.0%} wrong, {s.rest.value:.0%} elsewhere"
+    return f"{share} labeled {quoted(slices.class_name(s.label))} ({rates})"
 
 
 def _groups_headline(slices: ErrorSlices | None, shortcuts: Shortcuts | None) -> tuple[str, ...]:
