@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
+from unboxed.checks.verdict import Verdict
 from unboxed.engine.column_units import ColumnChange, column_changes
 from unboxed.plots import charts, tables
 from unboxed.report import report
 from unboxed.report.blocks import Paragraph, SignedBars
+from unboxed.report.context import ReportContext
 from unboxed.report.render import render_blocks
 from unboxed.report.rows import CounterfactualRow, _counterfactual_blocks
 
@@ -76,6 +79,27 @@ def test_the_report_explains_rows(tmp_path: Path) -> None:
     )
     contributions = torch.tensor(facts["findings"]["gradients"]["contributions"])
     assert torch.equal(contributions[:, 3], torch.zeros(len(contributions)))
+
+
+def test_rows_are_explained_by_another_method_where_the_default_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, x, y = table()
+    real = ReportContext.verdict
+
+    def verdict(self: ReportContext, name: str) -> Verdict:
+        found = real(self, name)
+        return replace(found, grade="pass" if name == "feature_ablation" else "fail")
+
+    monkeypatch.setattr(ReportContext, "verdict", verdict)
+    made = report(box, (x, y), tmp_path, sections=["gradients"], quiet=True)
+    assert made.failures == {}
+    found = json.loads((tmp_path / "report.json").read_text())["findings"]["gradients"]
+    assert found["method"] == "feature_ablation"
+    method, row = ub.attribution.feature_ablation, found["examples"][0]["row"]
+    want = method(box, x[row : row + 1], int(box.predict(x[row : row + 1]))).map
+    assert torch.allclose(torch.tensor(found["contributions"][0]), want[0].cpu(), atol=1e-4)
+    assert f"{method.card.name}: contribution to the logit of" in made.path.read_text(encoding="utf-8")
 
 
 def n_variants(page: str) -> list[int]:

@@ -34,7 +34,13 @@ from .attack_figures import (
     before_after_and_change_figures,
     smallest_change_grid,
 )
-from .attack_words import ROBUST_ACCURACY_NOTE_TEMPLATE, SMALLEST_CHANGE_NOTE_TEXT, attack_sentence, attacked_count_text
+from .attack_words import (
+    ACCURACY_TABLE_NOTE_TEMPLATE,
+    ROBUST_ACCURACY_NOTE_TEMPLATE,
+    SMALLEST_CHANGE_NOTE_TEXT,
+    attack_sentence,
+    attacked_count_text,
+)
 from .attacked_examples import (
     N_PREVIEW_EXAMPLES,
     attacked_indices,
@@ -201,7 +207,8 @@ def best(finding: RobustnessFinding) -> list[Block]:
     """Examples that were right, before and after the smallest change that fools the model; accuracies where inputs are
     no images."""
     if not finding.has_images:
-        return [_accuracy_table(finding, finding.models[:1])]
+        note = ACCURACY_TABLE_NOTE_TEMPLATE.format(value=finding.nouns.value, unit=finding.nouns.unit)
+        return [_accuracy_table(finding, finding.models[:1]), Paragraph(note, "soft")]
     return [PerExample([[_preview_grid(finding, i)] for i in range(finding.n_followed)])]
 
 

@@ -15,6 +15,10 @@ ROBUST_ACCURACY_NOTE_TEMPLATE = (
     "Robust accuracy: the share of examples that are still classified correctly after an attack has changed each "
     "{value} by at most eps {unit}. Stronger attacks may leave less: run unboxed attack."
 )
+ACCURACY_TABLE_NOTE_TEMPLATE = (
+    "Each cell: the share of examples that are still classified correctly when an attack may change each {value} by "
+    "eps {unit}. Median adversarial distance: half of the correct examples are fooled by a smaller change."
+)
 
 
 def attacked_count_text(n: int, n_examples: int) -> str:

@@ -98,7 +98,7 @@ def _grade_counts_text(ranked: Sequence[str], verdicts: dict[str, Verdict]) -> s
     names = {grade: [attribution_cards()[n].name for n in ranked if verdicts[n].grade == grade] for grade in GRADES}
     passed, others = names[PASS], [f"{len(names[grade])} {grade}" for grade in GRADES[1:-1] if names[grade]]
     verb = "passes its" if len(passed) == 1 else "pass their"
-    counts = f"{len(passed) or 'None'} of {count_noun(len(ranked), 'method')} {verb} checks on this model"
+    counts = f"{len(passed) or 'None'} of {count_noun(len(ranked), 'explanation method')} {verb} checks on this model"
     rest = f" ({', '.join(others)})" if others else ""
     return f"{counts}{rest}.{f' Trust first: {join_names_with_limit(passed, 3)}.' if passed else ''}"
 

@@ -87,7 +87,7 @@ def find(context: ReportContext) -> DreamFinding:
     textures, no_texture_reason = _textures_or_reason(context, x, budget.texture_steps)
     names = [target.name for target in budget.targets]
     return DreamFinding(
-        answer=f"Examples changed until {join_names_with_limit(names)} respond more (DeepDream)"
+        answer=f"Examples changed so that each of {join_names_with_limit(names)} responds more (DeepDream)"
         + (", and the texture of each." if textures else "."),
         examples=context.examples(indices),
         targets={t.name: t.description for t in budget.targets},

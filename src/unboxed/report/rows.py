@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..attribution import integrated_gradients
-from ..checks.verdict import Verdict
+from ..checks.methods import compute_map
+from ..checks.ranking import attribution_cards
+from ..checks.verdict import PASS, Verdict
 from ..engine.column_units import ColumnChange, column_changes
 from ..inputs.features import Features
 from ..inputs.labels import are_default_class_names
@@ -28,6 +30,7 @@ from .blocks import (
     SignedBars,
     Table,
 )
+from .checks import verdicts_and_unaffordable_methods
 from .context import ReportContext
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
@@ -39,8 +42,7 @@ MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in
 MAX_MORPH_ITERATIONS = 200
 N_PREVIEW_BARS, N_FOLLOWED_BARS = 8, 3  # columns of a prediction, in the chapter and at the top
 N_PREVIEW_COLUMNS = 5  # of what would change a row, before the section is opened
-ROW_ATTRIBUTION_METHOD = integrated_gradients
-CONTRIBUTION_LABEL_TEMPLATE = "integrated gradients: contribution to the {score}, from the mean row"
+ROW_ATTRIBUTION_METHOD = integrated_gradients  # where its checks pass: its bars add up to the score
 
 
 def is_table(context: ReportContext) -> bool:
@@ -63,6 +65,7 @@ class RowAttributionFinding(Finding):
 
     columns: tuple[str, ...]
     n_followed: int  # of the examples, the first
+    method: str
     verdict: Verdict
     examples: list[Example]
     contributions: Tensor  # (n, F) of these examples
@@ -70,6 +73,12 @@ class RowAttributionFinding(Finding):
     many_rows: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (M, F)
     targets: list[str]
     scores: list[str]  # as `targets`: what the columns contribute to
+
+    def label(self, i: int) -> str:
+        """What the contributions to the i-th score are."""
+        name = attribution_cards()[self.method].name
+        start = ", from the mean row" * (self.method == ROW_ATTRIBUTION_METHOD.__name__)
+        return f"{name}: contribution to the {self.scores[i]}{start}"
 
     def followed_blocks(self, place: int) -> Sequence[Block]:
         return [_contribution_bars(self, place, N_FOLLOWED_BARS)] if place < self.n_followed else []
@@ -80,17 +89,19 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
     indices = list(dict.fromkeys([*context.followed_indices, *context.example_indices[:MAX_SHOWN_TABLE_ROWS]]))
     many = evenly_spaced_indices(len(s.rows), MAX_SUMMARY_ROWS)
     k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
-    verdict = context.verdict(ROW_ATTRIBUTION_METHOD.__name__)
+    method = _row_attribution_method(context)
+    verdict = context.verdict(method)
     x, many_rows = context.inputs(indices), context.inputs(many)
     targets = [int(s.predicted[i]) for i in indices] + [k]
     return RowAttributionFinding(
-        answer=f"Integrated gradients: {verdict.badge} ({verdict.reason}).",
+        answer=f"{attribution_cards()[method].name}: {verdict.badge} ({verdict.reason}).",
+        method=method,
         columns=tuple(map(str, getattr(box.inputs, "names", ()))),
         n_followed=len(context.followed_indices),
         verdict=verdict,
         examples=context.examples(indices),
-        contributions=_column_contributions(context, x, s.predicted[indices]),
-        many=_column_contributions(context, many_rows, torch.full((len(many),), k)),
+        contributions=_column_contributions(context, method, x, s.predicted[indices]),
+        many=_column_contributions(context, method, many_rows, torch.full((len(many),), k)),
         many_rows=many_rows,
         targets=[context.class_name(target) for target in targets],
         scores=[_score_name(context, target) for target in targets],
@@ -107,8 +118,20 @@ def _score_name(context: ReportContext, k: int) -> str:
     return "output" if len(names) == 1 else f"output {k}"
 
 
-def _column_contributions(context: ReportContext, x: Tensor, classes: Tensor) -> Tensor:
+def _column_contributions(context: ReportContext, method: str, x: Tensor, classes: Tensor) -> Tensor:
+    if method != ROW_ATTRIBUTION_METHOD.__name__:
+        return compute_map(context.box, context.candidates[method], context.box.validate_inputs(x), classes).cpu()
     return ROW_ATTRIBUTION_METHOD(context.box, x, classes, baseline="mean").map.cpu()  # type: ignore[no-any-return]
+
+
+def _row_attribution_method(context: ReportContext) -> str:
+    """Integrated gradients, or where their checks do not pass and another method's do the one that is trusted most."""
+    default = ROW_ATTRIBUTION_METHOD.__name__
+    if context.verdict(default).grade == PASS:
+        return default
+    verdicts, _ = verdicts_and_unaffordable_methods(context)
+    best = min(verdicts, key=lambda name: verdicts[name].rank)
+    return best if verdicts[best].grade == PASS else default
 
 
 def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
@@ -118,13 +141,13 @@ def show_column_contributions(finding: RowAttributionFinding) -> list[Block]:
         finding.many_rows,
         finding.columns,
         title=f"{len(finding.many)} rows",
-        label=f"{CONTRIBUTION_LABEL_TEMPLATE.format(score=finding.scores[-1])}; red: high",
+        label=f"{finding.label(-1)}; red: high",
     )
     alt = f"contribution of each column to the {finding.scores[-1]} for {len(finding.many)} rows, a point per row"
     v = finding.verdict
     return [
         MethodInterpretation.of(
-            ROW_ATTRIBUTION_METHOD, f"{v.badge.capitalize()}. {v.sentence}", TONE_BY_GRADE[v.grade]
+            attribution_cards()[finding.method].method, f"{v.badge.capitalize()}. {v.sentence}", TONE_BY_GRADE[v.grade]
         ),
         *bars,
         Heading(f"Over many rows: the {finding.scores[-1]}"),
@@ -143,8 +166,7 @@ def _contribution_bars(finding: RowAttributionFinding, i: int, n: int = MAX_DRAW
     row, order = example.x.flatten().tolist(), values.abs().argsort(descending=True, stable=True)[:n].tolist()
     bars = [(f"{breakable(finding.columns[k])} = {row[k]:.4g}", float(values[k])) for k in order]
     rest = len(values) - len(bars)
-    label = CONTRIBUTION_LABEL_TEMPLATE.format(score=finding.scores[i])
-    label = label[0].upper() + label[1:] + (f"; {count_noun(rest, 'smaller one')} not shown." if rest else ".")
+    label = finding.label(i) + (f"; {count_noun(rest, 'smaller one')} not shown." if rest else ".")
     return SignedBars(example.title, example.lines(show_runner_up=True), bars, label, example.tone)
 
 
