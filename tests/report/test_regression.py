@@ -84,7 +84,7 @@ def test_bias_is_told_by_the_range_of_the_true_value() -> None:
     (e,) = output_errors(true + shift + noise, true, ["progress (mg/dl)"])
     assert bias_sentence(e) == (
         "It predicts progress too high below 100 mg/dl (mean error +38 mg/dl) "
-        "and too low above 399 mg/dl (mean error -51 mg/dl)."
+        "and too low above 400 mg/dl (mean error -51 mg/dl)."
     )
     title, sentence = output_errors_headline([e])
     assert title == f"Mean absolute error {e.mae:.3g} mg/dl"
@@ -100,7 +100,7 @@ def test_a_bias_in_the_middle_has_both_ends() -> None:
     shift = 7.0 * ((true >= 200) & (true < 300)) + 0.01 * doubles(500, 1)
     (e,) = output_errors(true + shift, true, ["age"])
     assert [r.sign for r in e.by_true_value] == [0, 0, 1, 0, 0]
-    assert bias_sentence(e) == "It predicts age too high from 199 to 300 (mean error +7)."
+    assert bias_sentence(e) == "It predicts age too high from 200 to 300 (mean error +7)."
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
@@ -237,3 +237,9 @@ def test_several_outputs_tell_the_bias_of_the_worst(tmp_path: Path) -> None:
     assert "Of 2 outputs, v is predicted worst" in facts["headline"][1]
     assert "It predicts v too " in facts["headline"][1]
     assert all(row["error"] is None for row in facts["findings"]["overview"]["largest_errors"])
+    page, facts = written(box, (x, y), tmp_path / "why", ("gradients",))
+    found = facts["findings"]["gradients"]
+    row = found["examples"][0]["row"]
+    want = ub.attribution.integrated_gradients(box, x[[row]], 1, baseline="mean").map[0]
+    assert found["contributions"][0] == pytest.approx(want.tolist(), abs=1e-6)
+    assert "Its true values are u " in page

@@ -138,12 +138,12 @@ def test_contributions_to_numbers_name_the_output(
 
 
 def test_bars_are_as_long_as_their_numbers_and_on_their_side() -> None:
-    bars = SignedBars("t", ("p 0.9", "label a"), [("size = 1", 2.0), ("a <b>", -0.5), ("none", 0.0)], "what")
+    bars = SignedBars("t", ("p 0.9", "label a"), [("size = 1", 200.0), ("a <b>", -50.0), ("none", 0.0)], "what")
     html = render_blocks([bars], None)  # type: ignore[arg-type]
     assert re.findall(r'<i class="(\w+)" style="--v: ([\d.]+)"', html) == [
         ("more", "1.0"), ("less", "0.25"), ("more", "0.0"),
     ]  # fmt: skip
-    assert re.findall(r'class="number">([^<]*)<', html) == ["+2.00", "\u22120.500", "+0.00"]
+    assert re.findall(r'class="number">([^<]*)<', html) == ["+200", "\u221250.0", "+0.00"]
     assert "p 0.9 · label a" in html
     assert "a &lt;b&gt;" in html
     assert SignedBars("", (), [("a", 0.0)], "").largest == 1

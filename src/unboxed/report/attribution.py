@@ -30,9 +30,9 @@ from .blocks import (
 )
 from .checks import maps_by_most_trusted_methods
 from .context import ReportContext, Section
+from .explained import explained_classes, explained_text, worst_output_or_none
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, NotApplicable
 from .input_maps import InputMapsFinding, best_input_maps, find_input_maps, show_input_maps
-from .label_maps import explained_classes, explained_text, least_overlapping_class
 from .overview import N_EXPLAINED_ERRORS
 from .pictures import PageFile, PageImage
 from .rows import (
@@ -176,7 +176,7 @@ def _map_columns_and_notes(
     predicted, rivals = explained_classes(context)[list(indices)], _rival_classes(context, indices)
     by_title = {PREDICTION: (maps, predicted)}
     is_one_score = len(box.classes) == 1 or context.data.binary  # a map of no is that of yes, negated
-    if not is_one_score and least_overlapping_class(context) is None:
+    if not is_one_score and worst_output_or_none(context) is None:
         by_title[RIVAL] = (compute_map(box, context.candidates[method], x, rivals), rivals)
     shared = draw.shared_vmax(*(m for m, _ in by_title.values()))
     scales = dict.fromkeys(by_title, shared)

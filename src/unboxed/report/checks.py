@@ -31,8 +31,8 @@ from .blocks import (
     RankedMethods,
 )
 from .context import ReportContext, Section
+from .explained import explained_classes, explained_text, worst_output_or_none
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
-from .label_maps import explained_classes, explained_text, least_overlapping_class
 from .pictures import PageImage
 from .verdict_notes import TONE_BY_GRADE, ranked_method
 from .words import count_noun, join_names_with_limit
@@ -133,8 +133,8 @@ def _maps_by_method(
 ) -> dict[str, Tensor]:
     """The maps of these examples by the best methods, of the first ones by all."""
     x = context.box.validate_inputs(context.inputs(indices))
-    is_map = least_overlapping_class(context) is not None
-    score = resolve_target(context.box, x, explained_classes(context)[list(indices)] if is_map else None)
+    is_worst = worst_output_or_none(context) is not None
+    score = resolve_target(context.box, x, explained_classes(context)[list(indices)] if is_worst else None)
     n = {name: len(x) if name in best else N_EXPLAINED_EXAMPLES_PER_METHOD for name in names}
     return {name: compute_map(context.box, context.candidates[name], x[: n[name]], score[: n[name]]) for name in names}
 

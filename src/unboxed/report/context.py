@@ -248,7 +248,7 @@ class ReportContext:
                 text,
                 self.data.file_name(s.rows[i]),
                 map_score_text(s, i),
-                "true value" if self.is_regression else "label",
+                ("true value" + "s" * (len(s.classes) > 1)) if self.is_regression else "label",
             )
             for i, x, text in zip(indices, inputs, texts, strict=True)
         ]

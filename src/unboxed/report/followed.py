@@ -40,7 +40,8 @@ def _followed_text(context: ReportContext, place: int, example: Example) -> str:
     i = context.followed_indices[place]
     label, prediction = context.label_name(i), context.prediction_text(i, quote=True)
     label = label if label is None or context.is_regression else quoted(label)
-    truth = "" if label is None else f" Its {example.label_noun} is {label}."
+    verb = "are" if example.label_noun.endswith("s") else "is"
+    truth = "" if label is None else f" Its {example.label_noun} {verb} {label}."
     legend = " Here and below, p is the probability that the model gives." if "p\u00a0" in prediction else ""
     return f"{example.heading}. The model predicts {prediction}.{truth} {why}{legend}"
 

@@ -17,7 +17,6 @@ from .context import ReportContext
 from .finding import Example
 from .pictures import PageImage
 from .survey import map_score_text
-from .words import quoted
 
 MAP_SIDE_PIXELS = 112
 ERROR_COLOR, CORRECT_COLOR, UNCOUNTED_COLOR = "#1c1c1e", "#f2f2f4", "#9a9aa2"
@@ -42,28 +41,6 @@ def label_map_examples(context: ReportContext, indices: Sequence[int]) -> list[L
     labels = torch.stack([torch.as_tensor(target).long().cpu().view(box.output_map_shape) for target in read.targets])
     labels = torch.where((labels >= 0) & (labels < len(s.classes)), labels, -1)
     return [LabelMapExample(*row) for row in zip(context.examples(indices), labels, predicted, strict=True)]
-
-
-def least_overlapping_class(context: ReportContext) -> int | None:
-    """Of label maps the class with the least intersection over union, which is what their maps explain; else None."""
-    confusion = context.survey.position_confusion
-    if confusion is None:
-        return None
-    hits = confusion.diagonal().double()
-    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
-    return None if bool(iou.isnan().all()) else int(iou.nan_to_num(torch.inf).argmin())
-
-
-def explained_classes(context: ReportContext) -> Tensor:
-    """The class (n,) whose score each map explains: the predicted one, or that of label maps."""
-    k, predicted = least_overlapping_class(context), context.survey.predicted
-    return predicted if k is None else torch.full_like(predicted, k)
-
-
-def explained_text(context: ReportContext) -> str:
-    """What the maps explain, in a sentence."""
-    k = least_overlapping_class(context)
-    return "that prediction" if k is None else f"{quoted(context.class_name(k))}, the class with the least overlap,"
 
 
 def worst_map_sentence(context: ReportContext) -> str:

@@ -46,7 +46,7 @@ from .skipped import skipped_sentence, skipped_text
 from .words import count_noun
 
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
-N_EXPLAINED_ERRORS, N_PREVIEW_MAPS, N_PREVIEW_EXAMPLES = 3, 4, 7  # before the section is opened
+N_EXPLAINED_ERRORS, N_PREVIEW_MAPS, N_PREVIEW_EXAMPLES = 3, 4, 6  # before the section is opened
 MAX_CONFUSION_MATRIX_CLASSES = 16  # in the confusion matrix
 MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
@@ -241,7 +241,8 @@ def _score_blocks(finding: OverviewFinding) -> list[Block]:
     if finding.label_scores:
         return label_scores_blocks(finding.label_scores)
     if finding.position_scores:
-        return [*position_scores_blocks(finding.position_scores), _confusion_matrix(finding)]
+        heading, *tables = position_scores_blocks(finding.position_scores)
+        return [heading, SideBySide([_confusion_matrix(finding)], tables)]
     return []
 
 

@@ -81,12 +81,12 @@ def bias_sentence(e: RegressionOutputErrors) -> str:
 
 def _biased_range_text(run: Sequence[ErrorRange], e: RegressionOutputErrors) -> str:
     ranges = e.by_true_value
-    first, final = ranges.index(run[0]), ranges.index(run[-1])
+    is_first, final = run[0] is ranges[0], ranges.index(run[-1])
     direction, error = "too high" if run[0].sign > 0 else "too low", format_signed(_mean_error(run))
-    after = _with_unit(format_number(ranges[final + 1].low), e) if final + 1 < len(ranges) else ""
-    before = _with_unit(format_number(ranges[first - 1].high), e) if first else ""
-    where = f"from {before} to {after}" if before and after else f"above {before}" if before else f"below {after}"
-    return f"{direction} {where if before or after else 'everywhere'} (mean error {_with_unit(error, e)})"
+    low = "" if is_first else _with_unit(format_number(run[0].low), e)
+    high = "" if final + 1 == len(ranges) else _with_unit(format_number(ranges[final + 1].low), e)
+    where = f"from {low} to {high}" if low and high else f"above {low}" if low else f"below {high}" if high else ""
+    return f"{direction} {where or 'everywhere'} (mean error {_with_unit(error, e)})"
 
 
 def _mean_error(run: Sequence[ErrorRange]) -> float:
@@ -124,18 +124,15 @@ def output_errors_blocks(
     errors: Sequence[RegressionOutputErrors], groups: Sequence[ErrorGroup], largest: Sequence[LargestError]
 ) -> list[Block]:
     """The errors beside a baseline, by range and by group, and predictions against the truth."""
-    rows = [
-        [e.name, *map(format_number, (e.mae, e.median_mae, e.rmse)), format_score(e.r2)] for e in errors
-    ]  # fmt: skip
-    columns = ("output", "mean absolute error", "of always the median", "root mean squared error", "R²")
+    rows = [[e.name, *map(format_number, (e.mae, e.median_mae, e.rmse)), format_score(e.r2)] for e in errors]
+    columns = ("output", "mean absolute error", "predicting the median", "root mean squared error", "R²")
     lead = "R² is 1 for exact predictions, and 0 for those no better than always predicting the mean."
-    figures = [_prediction_scatter_figure(e) for e in errors[:MAX_SCATTER_CHARTS]]
+    charted = errors[:MAX_SCATTER_CHARTS]
     return [
         Heading("How far off it is"),
         *collapsible_table(columns, rows),
         Paragraph(lead, "soft"),
-        FigureGrid(figures, two_per_row=len(figures) > 1),
-        *(block for e in errors[:MAX_SCATTER_CHARTS] for block in _bias_blocks(e)),
+        *(SideBySide([FigureGrid([_prediction_scatter_figure(e)])], _bias_blocks(e)) for e in charted),
         *_error_group_blocks(groups, errors),
         Heading("Largest errors"),
         _largest_error_table(largest),
@@ -154,7 +151,6 @@ def _bias_blocks(e: RegressionOutputErrors) -> list[Block]:
     if not e.by_true_value:
         return []
     blocks: list[Block] = [
-        Heading(f"Too high, too low: {e.name}"),
         _range_table("true value", e.by_true_value),
         Paragraph(PULL_TO_MEAN_NOTE, "soft"),
     ]
@@ -196,10 +192,10 @@ def _error_group_blocks(groups: Sequence[ErrorGroup], errors: Sequence[Regressio
 
 
 def _largest_error_table(largest: Sequence[LargestError]) -> Table:
-    columns = ("largest errors", "true value", "predicted", "error")
+    columns = ("furthest off", "true value", "predicted", "error")
     has_error = all(row.error is not None for row in largest)
     rows = [(r.example, r.true, r.predicted, format_signed(r.error or 0.0))[: 3 + has_error] for r in largest]
-    return Table(columns[: 3 + has_error], rows, frozenset({1, 2, 3}))
+    return Table(columns[: 3 + has_error], rows, frozenset({1, 2, 3}) if has_error else frozenset())
 
 
 def _prediction_scatter_figure(e: RegressionOutputErrors) -> Figure:

@@ -32,6 +32,7 @@ from .blocks import (
 )
 from .checks import verdicts_and_unaffordable_methods
 from .context import ReportContext
+from .explained import explained_classes
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .pictures import PageImage
 from .survey import evenly_spaced_indices
@@ -88,11 +89,12 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
     s, box = context.survey, context.box
     indices = list(dict.fromkeys([*context.followed_indices, *context.example_indices[:MAX_SHOWN_TABLE_ROWS]]))
     many = evenly_spaced_indices(len(s.rows), MAX_SUMMARY_ROWS)
-    k = int(torch.bincount(s.predicted).argmax())  # one score for all rows of the summary
+    explained = explained_classes(context)
+    k = int(torch.bincount(explained).argmax())  # one score for all rows of the summary
     method = _row_attribution_method(context)
     verdict = context.verdict(method)
     x, many_rows = context.inputs(indices), context.inputs(many)
-    targets = [int(s.predicted[i]) for i in indices] + [k]
+    targets = [int(explained[i]) for i in indices] + [k]
     return RowAttributionFinding(
         answer=f"{attribution_cards()[method].name}: {verdict.badge} ({verdict.reason}).",
         method=method,
@@ -100,7 +102,7 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
         n_followed=len(context.followed_indices),
         verdict=verdict,
         examples=context.examples(indices),
-        contributions=_column_contributions(context, method, x, s.predicted[indices]),
+        contributions=_column_contributions(context, method, x, explained[indices]),
         many=_column_contributions(context, method, many_rows, torch.full((len(many),), k)),
         many_rows=many_rows,
         targets=[context.class_name(target) for target in targets],
