@@ -105,3 +105,4 @@ def test_a_report_of_such_labels(kind: str, file: Path) -> None:
     assert {"regression": "mean absolute error", "multilabel": "average precision", "map": "intersection over union"}[
         kind
     ] in page
+    assert f'<p class="kicker">Sequential on {kind}_data</p>' in page  # by its factory, not its type
