@@ -87,7 +87,7 @@ def find(context: ReportContext) -> RankingFinding:
         ranked=ranked,
         shown=context.examples(indices),
         has_images=context.has_images,
-        explained=explained_text(context).removesuffix(","),
+        explained=explained_text(context),
         maps={},
     )
     return replace(finding, maps=_maps_by_method(context, indices, ranked, finding.best)) if indices else finding

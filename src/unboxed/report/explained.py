@@ -37,4 +37,4 @@ def explained_text(context: ReportContext) -> str:
     if (k := worst_output_or_none(context)) is None:
         return "that prediction"
     name = quoted(context.class_name(k))
-    return f"{name}, the {'output predicted worst' if context.is_regression else 'class with the least overlap'},"
+    return f"{name}, the {'output predicted worst' if context.is_regression else 'class with the least overlap'}"
