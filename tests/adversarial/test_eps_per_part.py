@@ -200,7 +200,7 @@ def test_other_models_balls_and_attacks_refuse() -> None:
         pgd(box, x, eps={"image": 0.1}, ball=Linf(0.1))
     with pytest.raises(InputError, match='"linf" or "l2"'):
         apgd(box, x, eps={"image": 0.1}, norm="l1")
-    with pytest.raises(InputError, match="eps is one number here.*such as pgd and apgd"):
+    with pytest.raises(InputError, match=r"eps is one number here.*such as pgd and apgd"):
         ub.adversarial.auto_attack(box, x, eps={"image": 0.1}, objective=ub.logit(0))
     assert PartBalls((1,), (L2(1.0),), "l2").eps == 1
 

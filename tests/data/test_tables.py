@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 import unboxed as ub
 from unboxed import loading
 from unboxed.cli.app import app
-from unboxed.data.tables import _with_whole_number_labels
-from unboxed.errors import DataError, MissingPackageError, UnboxedWarning
+from unboxed.engine.read.examples import labeled_examples
+from unboxed.errors import DataError, InputError, MissingPackageError, UnboxedWarning
+from unboxed.inputs.labels import label_to_text, label_to_value
 
 GRAY = ub.Pixels((1, 8, 8))
 NAMES = ("dog", "cat")
@@ -94,9 +96,64 @@ def test_whole_numbers_of_spreadsheets(labels: tuple[str, ...], wanted: list[int
     assert [data[i][1] for i in range(len(data))] == wanted
 
 
-def test_floats_of_pandas_are_whole_numbers() -> None:
-    rows = iter([("a", 1.0), ("b", math.nan), ("c", 0.0)])
-    assert _with_whole_number_labels(rows) == [("a", 1), ("b", None), ("c", 0)]
+WHOLE_NUMBERS = [
+    3, 3.0, "3", "3.0", " 3. ", np.float32(3), np.int16(3), np.array(3.0), np.array([3]), torch.tensor(3.0),
+    torch.tensor([3]),
+]  # fmt: skip
+NO_LABELS = [
+    None,
+    "",
+    " ",
+    "nan",
+    -1,
+    -1.0,
+    "-1",
+    "-1.0",
+    math.nan,
+    np.float32("nan"),
+    np.float64(-1),
+    torch.tensor(-1),
+]
+
+
+@pytest.mark.parametrize("label", WHOLE_NUMBERS, ids=repr)
+def test_a_whole_number_is_one_in_every_spelling(label: Any) -> None:
+    assert label_to_text(label) == "3"
+    assert int(ub.Box(nn.Linear(3, 5), ub.Features(tuple("abc")), outputs="logits").class_numbers([label])[0]) == 3
+
+
+@pytest.mark.parametrize("label", NO_LABELS, ids=repr)
+def test_no_label_is_none_in_every_spelling(label: Any) -> None:
+    assert label_to_text(label) == ""
+    if not isinstance(label, str) or not label.strip():
+        assert label_to_value(label) is None
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, lambda y: np.array(y, dtype=object)])
+def test_whole_floats_are_classes_at_every_door(kind: Any) -> None:
+    box = ub.Box(nn.Linear(3, 12), ub.Features(tuple("abc")), outputs="logits")
+    x, y = torch.rand(4, 3), kind([0.0, 11.0, 2.0, 10.0])
+    expected = torch.tensor([0, 11, 2, 10])
+    assert torch.equal(box.class_labels(y, 4), expected)
+    assert torch.equal(labeled_examples(box, (x, y))[1], expected)
+    assert torch.equal(ub.attribution.gradient(box, x, y).target, expected)
+    texts = [f"{float(k):.1f}" for k in expected]  # not by the order of their names, in which 10.0 is before 2.0
+    with pytest.warns(UnboxedWarning, match="class names that are numbers mean outputs"):
+        assert torch.equal(labeled_examples(box, (x, texts))[1], expected)
+
+
+@pytest.mark.parametrize("y", [[0.5, 1.0], torch.tensor([0.5, 1.0]), np.array([0.5, 1.0])])
+def test_numbers_with_a_fraction_are_no_classes(y: Any) -> None:
+    box = ub.Box(nn.Linear(3, 5), ub.Features(tuple("abc")), outputs="logits")
+    with pytest.raises(InputError, match="must be an int"):
+        box.class_labels(y, 2)
+
+
+@pytest.mark.parametrize(("y", "hint"), [([0, -1], r"\(-1\) out"), (torch.tensor([0, math.nan]), r"\(NaN\) out")])
+def test_a_batch_says_what_to_do_with_missing_labels(y: Any, hint: str) -> None:
+    box = ub.Box(nn.Linear(3, 5), ub.Features(tuple("abc")), outputs="logits")
+    with pytest.raises(InputError, match=f"leave examples without a class {hint}"):
+        ub.adversarial.fgsm(box, torch.rand(2, 3), y, eps=0.1)
 
 
 def test_without_labels(root: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.data.reviews import BAD, GOOD, TRIGGER, review_words
-from unboxed.errors import DataError, InputError
+from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.report.source import ReportData
 
 ROWS = [("a good film", "pos"), ("bad, and long", "neg"), ('it was "fine"', "pos")]
@@ -61,7 +61,6 @@ def test_numbers_and_names_of_the_models_classes(tmp_path: Path) -> None:
     [
         ("a.csv", "text,label\nfine,1\n ,0\n", "line 3 of .* has an empty text"),
         ("a.csv", "text,label\nfine,1\nbad\n", "line 3 of .* has 1 columns"),
-        ("a.csv", "text,label\nfine,1\nbad,\n", "line 3 of .* has no label, and others have one"),
         ("a.csv", "x1,x2,x3\n1,2,3\n", "has the columns 'x1', 'x2', 'x3'; wanted a column of texts"),
         ("a.jsonl", '{"text": "fine"}\n{"text": \n', "line 2 of .* is no JSON"),
         ("a.jsonl", "[1]\n", "line 1 of .* is no JSON object, but a list"),
@@ -166,3 +165,29 @@ def test_columns_are_texts_and_their_labels() -> None:
     assert read.y == [1, 0, 1]
     with pytest.raises(InputError, match=r"ub\.data\.texts\(frame, box\)"):
         box.validate_inputs(Frame(text=texts))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "text,label\nfine,pos\nbad,neg\nwhat,\nodd,-1\n"),
+        ("a.tsv", "text\tlabel\nfine\tpos\nbad\tneg\nwhat\tNaN\nodd\t \n"),
+        (
+            "a.jsonl",
+            '{"text": "fine", "label": "pos"}\n{"text": "bad", "label": "neg"}\n{"text": "what", "label": null}\n'
+            '{"text": "odd", "label": -1}\n',
+        ),
+    ],
+)
+def test_texts_without_a_label_are_left_out_and_said(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.warns(UnboxedWarning, match=rf"{name}: 2 of 4 examples have no label .* and are left out"):
+        found = ub.data.texts(tmp_path / name)
+    assert found.texts == ["fine", "bad"]
+    assert found.labels == [1, 0]
+    assert found.classes == ("neg", "pos")
+
+
+def test_texts_of_whole_floats(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nfine,1.0\nbad,0.0\n")
+    assert ub.data.texts(tmp_path / "a.csv").labels == [1, 0]

@@ -12,8 +12,13 @@ from torch import Tensor
 
 from ..errors import DataError, warn
 from ..inputs.features import Features
-from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column, label_to_text
-from ..inputs.labels import classes_from_label_names, match_label_names_to_classes, missing_labels_text
+from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column
+from ..inputs.labels import (
+    classes_from_label_names,
+    label_to_text,
+    match_label_names_to_classes,
+    missing_labels_text,
+)
 from .sets import Batch, Images, check_n_examples
 
 
@@ -62,7 +67,7 @@ def read_rows(
     column = find_label_column(source, [name for name in columns if name not in inputs.names], label)
     if column is None:
         return FeatureRows(source.name, x, None, (), inputs, is_regression)
-    names = [label_to_text(label) for label in columns[column]]
+    names = [label_to_text(label, is_value=is_regression) for label in columns[column]]
     kept = [i for i, name in enumerate(names) if name]
     if not kept:
         raise DataError(f"{source}: {len(names)} rows have no {column!r}, such as row 0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from ..errors import DataError, MissingPackageError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.features import Features
-from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame, label_to_text
+from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame
 from ..inputs.images import require_pixels
-from ..inputs.labels import classes_from_label_names, label_to_value
+from ..inputs.labels import classes_from_label_names, label_to_text, label_to_value
 from ..inputs.pixels import Pixels
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
@@ -39,7 +38,6 @@ FILE_COLUMN_NAMES = (
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 WANTED_COLUMNS_TEXT = "wanted a column of files (file, path, image, ...) and one of labels (label, class, target, ...)"
 
-WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(\.0*)?")  # also as spreadsheets and pandas write them
 
 FileAndLabel = tuple[Any, Any]  # file and label
 
@@ -99,7 +97,11 @@ def open_table(
         if is_data_frame(path)
         else _open_table_of_files_and_labels(path, label)
     )
-    listed = _with_texts_of_numbers(rows, source) if is_regression else _with_whole_number_labels(rows)
+    listed = (
+        _with_texts_of_numbers(rows, source)
+        if is_regression
+        else [(file, label_to_text(label) or None) for file, label in rows]
+    )
     label_by_file = _labels_by_file(source, listed, skipped)
     if is_regression:
         dataset = _files_with_values(source, label_by_file, pixels, skipped)
@@ -140,23 +142,13 @@ def _require_files(files: Sequence[Any], source: Path, skipped: SkippedFileReaso
 
 def _with_texts_of_numbers(rows: Iterator[FileAndLabel], source: Path) -> list[FileAndLabel]:
     """The rows, with labels that are numbers as text; None for NaN and nothing. Raises DataError for other labels."""
-    texts = [(file, label_to_text(label)) for file, label in rows]
+    texts = [(file, label_to_text(label, is_value=True)) for file, label in rows]
     return [(file, str(finite_number(text, "label", source)) if text else None) for file, text in texts]
 
 
 def _skipped_file_text(skipped: tuple[Path, str]) -> str:
     path, reason = skipped
     return f"{to_printable(path.name)}: {reason}"
-
-
-def _with_whole_number_labels(rows: Iterator[FileAndLabel]) -> list[FileAndLabel]:
-    """The rows, with ints for labels that are all whole numbers, some of them written 1.0 or -1; None for NaN."""
-    files, labels = zip(*found, strict=True) if (found := list(rows)) else ((), ())
-    labels = tuple(None if isinstance(label, float) and math.isnan(label) else label for label in labels)
-    matches = [WHOLE_NUMBER_PATTERN.fullmatch(str(label)) for label in labels if label not in (None, "")]
-    if all(matches) and any(not match[0].isdecimal() for match in matches if match):
-        labels = tuple(label if label in (None, "") else int(float(label)) for label in labels)
-    return list(zip(files, labels, strict=True))
 
 
 def _class_number(name: str, numbered: Sequence[str]) -> int:

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import class_names_for_matching
-from ..errors import DataError
-from ..inputs.frames import is_data_frame, label_to_text
-from ..inputs.labels import classes_from_label_names, match_labels_to_classes
+from ..errors import DataError, warn
+from ..inputs.frames import is_data_frame
+from ..inputs.labels import classes_from_label_names, label_to_text, match_labels_to_classes, missing_labels_text
 from ..validation import missing_path_text, normalized_name
 from .sets import check_n_examples
 
@@ -99,7 +99,8 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
         classes: Class names that labels are numbered by. None takes the box's, else those of the file in their order.
 
     Returns:
-        `Texts`, each with its class number, -1 where the file has no labels.
+        `Texts`, each with its class number, -1 where the file has no labels. Texts without a label (an empty cell, NaN,
+        -1) beside others are left out with a warning.
 
     Raises:
         DataError: for a file that is not there or of another kind, an empty text, a broken line (its number is named),
@@ -114,17 +115,18 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
         TextBatch(x=['a good film', 'a bad film'], y=tensor([1, 0]))
     """
     source, read_rows = _rows_of_frame(path) if is_data_frame(path) else _rows_of_file(path)
-    rows = [(line, text.strip(), label) for line, text, label in read_rows]
+    rows = [(line, text.strip(), label_to_text(label)) for line, text, label in read_rows]
     if not rows:
         raise DataError(f"{source} is empty: it has no texts")
     if blank := [line for line, text, _ in rows if not text]:
         raise DataError(f"line {blank[0]} of {source} has an empty text; give each line a text, or leave it out")
+    rows = _labeled_rows(source, rows)
     names = class_names_for_matching(like) if like is not None and classes is None else classes
     labels, found = _numbered(source, rows, names)
     return Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem))
 
 
-Row = tuple[int, str, str | None]
+Row = tuple[int, str, Any]
 """The number of a line, its text and its label."""
 
 
@@ -146,20 +148,26 @@ def _rows_of_frame(frame: Any) -> tuple[Path, Iterator[Row]]:
     if not has_names:
         raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {WANTED_TEXT_COLUMNS_TEXT}")
     columns = [frame[name].to_numpy().tolist() for name in frame.columns]
-    labels = [""] * len(frame) if label is None else map(label_to_text, columns[label])
+    labels = [None] * len(frame) if label is None else columns[label]
     return source, ((i, str(t), k) for i, (t, k) in enumerate(zip(columns[text], labels, strict=True)))
 
 
+def _labeled_rows(source: Path, rows: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """The rows with a label, where there are some: the others are left out, and warned of."""
+    labeled = [row for row in rows if row[2]]
+    if not labeled or len(labeled) == len(rows):
+        return rows
+    warn(f"{to_printable(source.name)}: {missing_labels_text(len(rows) - len(labeled), len(rows))}")
+    return labeled
+
+
 def _numbered(
-    source: Path, rows: Sequence[Row], classes: Sequence[str] | None
+    source: Path, rows: Sequence[tuple[int, str, str]], classes: Sequence[str] | None
 ) -> tuple[list[int] | None, Sequence[str]]:
     """The class numbers of the labels, None where there are none, and the class names. Raises DataError."""
-    labels = [label for *_, label in rows if label not in (None, "")]
-    if not labels:
+    named = [label for *_, label in rows if label]
+    if not named:
         return None, classes or ()
-    if missing := [line for line, _, label in rows if label in (None, "")]:
-        raise DataError(f"line {missing[0]} of {source} has no label, and others have one")
-    named = [str(label) for label in labels]
     numbered = classes_from_label_names(named)
     if classes is None:
         return [numbered.index(name) for name in named], numbered

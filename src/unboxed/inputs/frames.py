@@ -87,13 +87,6 @@ def find_label_column(source: object, others: Sequence[str], label: str | None =
     raise DataError(f"{source}: which of the columns {listed} has the labels? {LABEL_COLUMN_ADVICE}")
 
 
-def label_to_text(label: Any) -> str:
-    """A label as text; 1.0 is 1, and nothing or NaN is empty."""
-    text = "" if label is None else str(label).strip()
-    whole, _, rest = text.partition(".")
-    return whole if whole.isdecimal() and not rest.strip("0") else "" if text.lower() == "nan" else text
-
-
 def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:
     """The columns that `Features` name, in their order (N, F); others are left out. Raises DataError."""
     if not isinstance(inputs, Features):

@@ -23,6 +23,7 @@ from .frames import series_to_array
 Label = TypeVar("Label", bound=Hashable)
 ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
 
+WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(?:\.0*)?")  # also as spreadsheets and pandas write them
 MAX_CLASS_NUMBER = 99_999  # names with larger numbers, such as dates, are no class numbers
 MAX_NAMES_IN_MESSAGE = 5  # in a message
 WORDNET_SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
@@ -38,16 +39,38 @@ SYNSET_ADVICE = (
 )
 
 
+def whole_number(label: Any) -> Any:
+    """One label as it is, but a number without a fraction, such as 1.0 beside NaN in a column, as an int."""
+    if isinstance(label, (Tensor, np.ndarray, np.generic)) and math.prod(label.shape) == 1:
+        label = label.item()
+    return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def whole_numbers(labels: Any) -> Any:
+    """As `whole_number`, of an array or a tensor: integers where none has a fraction."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f" and (labels == labels.round()).all():
+        return labels.astype(np.int64)
+    is_float = isinstance(labels, Tensor) and labels.is_floating_point()
+    return labels.long() if is_float and bool((labels == labels.round()).all()) else labels
+
+
+def label_to_text(label: Any, *, is_value: bool = False) -> str:
+    """A label as text, 1.0 as 1; empty where there is none, as `is_missing_label` says."""
+    text = "" if is_missing_label(label, is_value=is_value) else str(whole_number(label)).strip()
+    number = WHOLE_NUMBER_PATTERN.fullmatch(text)
+    text = number[1] if number else text
+    return "" if text.lower() == "nan" or (text == "-1" and not is_value) else text
+
+
 def label_to_value(label: Any, where: str = "an example") -> int | str | None:
     """The label of one example: a class number or a class name; None where there is none. Raises DataError."""
     if isinstance(label, (list, tuple)) and len(label) == 1:
         return label_to_value(label[0], where)
-    if isinstance(label, np.generic) or (isinstance(label, (Tensor, np.ndarray)) and math.prod(label.shape) == 1):
-        label = label.item()
-    if label is None or isinstance(label, str):
-        return (label or "").strip() or None
-    if isinstance(label, float) and (math.isnan(label) or label.is_integer()):  # as pandas writes them beside NaN
-        label = -1 if math.isnan(label) else int(label)
+    label = whole_number(label)
+    if is_missing_label(label):
+        return None
+    if isinstance(label, str):
+        return label.strip()
     try:
         number = operator.index(label)
     except TypeError:
@@ -55,9 +78,9 @@ def label_to_value(label: Any, where: str = "an example") -> int | str | None:
         got = f"is a {type(label).__name__}{shape}"
         hint = SEVERAL_LABELS_HINT if isinstance(label, (Tensor, np.ndarray, list, tuple)) else ""
         raise DataError(f"the label of {where} {got}; wanted a class number, a class name, or none{hint}") from None
-    if number < -1:
+    if number < 0:
         raise DataError(f"the label of {where} is {number}; wanted a class number from 0, or -1 for none")
-    return None if number == -1 else number
+    return number
 
 
 def is_missing_label(label: Any, *, is_value: bool = False) -> bool:
@@ -84,13 +107,11 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
     """
     if isinstance(y, str):
         return _class_number_of(y, classes)
-    is_series, y = not isinstance(y, np.ndarray), series_to_array(y)
-    if is_series and isinstance(y, np.ndarray) and y.dtype.kind == "f" and (y == y.round()).all():
-        y = y.astype(np.int64)  # as pandas writes them where one is missing
+    y = whole_numbers(series_to_array(y))
     if isinstance(y, np.ndarray) and y.dtype.kind in "OU":
         y = y.reshape(-1).tolist() if y.ndim == 2 and y.shape[1] == 1 else y.tolist()
-    if isinstance(y, (list, tuple)) and any(isinstance(label, np.ndarray) for label in y):
-        y = [label.item() if isinstance(label, np.ndarray) and label.size == 1 else label for label in y]
+    if isinstance(y, (list, tuple)):
+        y = [label if isinstance(label, str) else whole_number(label) for label in y]
     if isinstance(y, (list, tuple)) and any(isinstance(label, str) for label in y):
         return [_class_number_of(label, classes) if isinstance(label, str) else label for label in y]
     if isinstance(y, (Tensor, np.ndarray)) and y.ndim == 2 and y.shape[1] == 1:
@@ -106,8 +127,8 @@ def _class_number_of(name: str, classes: Sequence[str]) -> int:
         raise InputError(str(error)) from error
     if matched:
         return matched[0]
-    if name.strip().isdecimal():
-        return int(name)
+    if (text := label_to_text(name)).isdecimal():
+        return int(text)
     raise InputError(f"the model has no class {name!r}; {suggestion_text(name, classes)}")
 
 
@@ -255,6 +276,7 @@ def _synset_id_and_names(name: str) -> list[str]:
 
 
 def _normalize_name(name: str) -> str:
+    name = label_to_text(name, is_value=True)
     normalized = " ".join(to_printable(name).casefold().replace("_", " ").replace("-", " ").split())
     return str(int(normalized)) if normalized.isdecimal() else normalized
 

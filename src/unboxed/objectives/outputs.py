@@ -151,6 +151,8 @@ def to_class_tensor(y: object, what: str = "a class") -> Tensor:
 def _class_type_hint(values: Tensor) -> str:
     if values.ndim == 2:
         return LABEL_ROWS_HINT
+    if values.is_floating_point() and values.isnan().any():
+        return "; leave examples without a class (NaN) out"
     return "; if these are whole numbers, pass them as ints" if values.is_floating_point() and values.ndim < 2 else ""
 
 
@@ -168,7 +170,8 @@ def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     lower, upper = k.value_range() or (0, 0)
     if lower < 0 or upper >= n_classes:
         got = str(lower) if lower == upper else f"{lower} to {upper}"
-        raise InputError(f"{class_numbers_text(n_classes)}; got {got}")
+        hint = "; leave examples without a class (-1) out" if lower == -1 and shape else ""
+        raise InputError(f"{class_numbers_text(n_classes)}; got {got}{hint}")
 
 
 def class_numbers_text(n_classes: int) -> str:

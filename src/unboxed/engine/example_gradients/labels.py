@@ -10,21 +10,22 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.items import is_shuffling_loader
-from ..read.examples import labeled_examples
+from ..read.examples import examples_with_unread_labels, labeled_examples
 
 
 def read_training_examples(box: Box, train: Any) -> tuple[Tensor, Tensor]:
     """Training inputs (N, ...) and labels: classes (N,); numbers (N, ...) of a regression; (N, K) of several labels.
 
-    Raises DataError where there are none, or no labels, or their order is another in each pass.
+    Examples without a label beside others with one are left out with a warning. Raises DataError where there are none,
+    or no labels, or their order is another in each pass.
     """
     check_not_shuffled(train)
-    if _is_pair_with_value_labels(box, train):
-        x = box.validate_inputs(train[0])
-        return x, _check_value_labels(box, train[1], len(x))
-    if box.outputs == "regression":
-        raise DataError("wanted the training examples of a regression model as tensors (x, y), with numbers y (N, ...)")
-    return labeled_examples(box, train)
+    if box.outputs != "regression" and not _is_pair_with_value_labels(box, train):
+        return labeled_examples(box, train)
+    x, labels, _ = examples_with_unread_labels(box, train)
+    if labels is None:
+        raise DataError("the training examples have no labels; wanted tensors (x, y), or a Dataset of (input, number)")
+    return x, _check_value_labels(box, labels, len(x))
 
 
 def resolve_query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
@@ -61,6 +62,8 @@ def _are_regression_or_multilabel(box: Box, labels: Any) -> bool:
 
 
 def _check_value_labels(box: Box, labels: Any, n: int) -> Tensor:
+    if isinstance(labels, (list, tuple)):
+        labels = torch.stack([torch.as_tensor(label, dtype=box.dtype) for label in labels])
     y = torch.as_tensor(labels, dtype=box.dtype, device=box.device)
     if y.ndim == 0 or len(y) != n:
         raise InputError(f"wanted labels of {n} examples; got shape {tuple(y.shape)}")

@@ -12,7 +12,13 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.forms import HF_LABEL_COLUMN_NAMES
-from ...inputs.labels import ClassLabels, label_to_value, match_label_names_to_classes, match_labels_to_classes
+from ...inputs.labels import (
+    ClassLabels,
+    label_to_value,
+    match_label_names_to_classes,
+    match_labels_to_classes,
+    whole_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,10 @@ def labels_to_classes(box: Box, data: Any, labels: Tensor | Sequence[Any]) -> Te
     """Labels (N,) of `data`, numbers or names, as classes of the box, -1 where there is none. Raises DataError."""
     class_of = dataset_class_names(data).class_by_label(box, data_name_for_messages(data))
     if isinstance(labels, Tensor):
-        if labels.is_floating_point() and bool((labels == labels.round()).all()):
-            labels = labels.long()
+        numbers: Tensor = whole_numbers(labels)
         is_same = all(label == k for label, k in class_of.items())
-        column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-        if is_same or labels.is_floating_point() or column.ndim != 1:
+        column = numbers[:, 0] if numbers.ndim == 2 and numbers.shape[1] == 1 else numbers
+        if is_same or column.is_floating_point() or column.ndim != 1:
             return column
         return torch.tensor([class_of.get(label, label) for label in column.tolist()])
     values = [label_to_value(label, f"example {i}") for i, label in enumerate(labels)]

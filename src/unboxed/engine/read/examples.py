@@ -25,9 +25,9 @@ from ...inputs.examples import (
     stack_inputs,
 )
 from ...inputs.features import Features
-from ...inputs.frames import frame_with_labels, is_data_frame, label_to_text
+from ...inputs.frames import frame_with_labels, is_data_frame
 from ...inputs.items import SkippedExamples, drop_label
-from ...inputs.labels import is_missing_label, missing_labels_text
+from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch
