@@ -33,9 +33,10 @@ class FeatureRows(Images):
 
     def __init__(
         self, name: str, x: Tensor, y: Tensor | None, classes: tuple[str, ...], inputs: Features,
-        labels_are_values: bool = False,
+        labels_are_values: bool = False, n_unlabeled: int = 0,
     ) -> None:  # fmt: skip
         self.name, self.classes, self.inputs, self.labels_are_values = name, classes, inputs, labels_are_values
+        self.n_unlabeled = n_unlabeled  # rows without a label, which were left out
         self._x, self._y = x, y  # (N, F), (N,)
 
     def __len__(self) -> int:
@@ -71,19 +72,20 @@ def read_rows(
     kept = [i for i, name in enumerate(names) if name]
     if not kept:
         raise DataError(f"{source}: {len(names)} rows have no {column!r}, such as row 0")
-    if len(kept) < len(names):
-        warn(f"{source.name}: {missing_labels_text(len(names) - len(kept), len(names))}")
+    if n_unlabeled := len(names) - len(kept):
+        warn(f"{source.name}: {missing_labels_text(n_unlabeled, len(names))}")
         x, names = x[kept], [names[i] for i in kept]
     if is_regression:
         numbers = torch.tensor([finite_number(name, column, source) for name in names])
-        rows = FeatureRows(source.name, x, numbers, (), inputs, is_regression)
+        rows = FeatureRows(source.name, x, numbers, (), inputs, is_regression, n_unlabeled)
         rows.label_name = column
         return rows
     numbered = tuple(classes_from_label_names(names)) if classes is None else tuple(classes)
     number_of = (
         {n: i for i, n in enumerate(numbered)} if classes is None else match_label_names_to_classes(names, numbered)
     )
-    return FeatureRows(source.name, x, torch.tensor([number_of[name] for name in names]), numbered, inputs)
+    y = torch.tensor([number_of[name] for name in names])
+    return FeatureRows(source.name, x, y, numbered, inputs, n_unlabeled=n_unlabeled)
 
 
 def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], source: Path) -> Tensor:

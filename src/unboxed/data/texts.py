@@ -46,6 +46,7 @@ class Texts(Dataset[tuple[str, int]]):
         labels: A class number for each, or None.
         classes: Names of the classes.
         name: What the data are called.
+        n_unlabeled: Texts without a label that were left out of them.
 
     Example:
         >>> import unboxed as ub
@@ -60,8 +61,10 @@ class Texts(Dataset[tuple[str, int]]):
         labels: Sequence[int] | None = None,
         classes: Sequence[str] = (),
         name: str = "texts",
+        n_unlabeled: int = 0,
     ) -> None:
         self.texts, self.classes, self.name = list(texts), tuple(classes), name
+        self.n_unlabeled = n_unlabeled
         self.labels = [-1] * len(self.texts) if labels is None else [int(k) for k in labels]
         if len(self.labels) != len(self.texts):
             raise DataError(f"{len(self.texts)} texts and {len(self.labels)} labels: wanted one for each")
@@ -120,10 +123,10 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
         raise DataError(f"{source} is empty: it has no texts")
     if blank := [line for line, text, _ in rows if not text]:
         raise DataError(f"line {blank[0]} of {source} has an empty text; give each line a text, or leave it out")
-    rows = _labeled_rows(source, rows)
+    n_rows, rows = len(rows), _labeled_rows(source, rows)
     names = class_names_for_matching(like) if like is not None and classes is None else classes
     labels, found = _numbered(source, rows, names)
-    return Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem))
+    return Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem), n_rows - len(rows))
 
 
 Row = tuple[int, str, Any]

@@ -42,7 +42,7 @@ from .scores import (
     position_scores_blocks,
     scores_by_finding_field,
 )
-from .skipped import skipped_sentence, skipped_text
+from .skipped import left_out_sentence, skipped_text
 from .words import count_noun
 
 MAX_OVERVIEW_EXAMPLES_PER_ROW = 8  # examples in a row
@@ -118,7 +118,7 @@ def find(context: ReportContext) -> OverviewFinding:
     return OverviewFinding(
         answer=_overview_answer_text(context, title, where_wrong),
         title=title,
-        headline=(*headline, *filter(None, (group_sentence, skipped_sentence(skipped)))),
+        headline=(*headline, *filter(None, (group_sentence, left_out_sentence(context.data, s)))),
         accuracy=s.accuracy,
         examples=len(s.rows),
         examples_in_data=s.n_total,

@@ -24,9 +24,12 @@ def skipped_note(source: ReportData, survey: Survey) -> str:
     return f"note: {source.name}: {text} (left out); the page lists them." if text else ""
 
 
-def skipped_sentence(text: str) -> str:
-    """For the top of the page, of `skipped_text`."""
-    return f"Left out: {text}." if text else ""
+def left_out_sentence(source: ReportData, survey: Survey) -> str:
+    """For the top of the page: files that could not be read, and examples without a label; "" where there are none."""
+    n_unlabeled = survey.n_unlabeled + source.n_unlabeled
+    unlabeled = _count_with_verb(n_unlabeled, "example", "has no label", "have no label")
+    texts = [text for text in (skipped_text(source, survey), unlabeled) if text]
+    return f"Left out: {'; '.join(texts)}." if texts else ""
 
 
 def _count_with_verb(n: int, noun: str, singular: str, plural: str) -> str:

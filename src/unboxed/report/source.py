@@ -53,6 +53,7 @@ class ReportData:
         self._targets: dict[int, Any] = {}  # of the examples read last
         self.name = _name_of_data(data)
         target = _target_column_name(data, box) if box.outputs == "regression" else ""
+        self.n_unlabeled = int(getattr(data, "n_unlabeled", 0))  # examples that were left out when it was opened
         skipped = SkippedExamples()
         data = with_labels_of_frame(box, data)
         self._data = _to_dataset(data, box, self.labeled, self.name, skipped, self._targets)

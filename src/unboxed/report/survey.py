@@ -38,6 +38,7 @@ class Survey:
     targets: Tensor | None = None  # (n, K) true values of a regression, zeros and ones of yes/no labels
     position_confusion: Tensor | None = None  # (K, K) labels x predictions over the positions of all label maps
     map_scores: Tensor | None = None  # (n, 2) of each label map: mean IoU over its classes, share of positions correct
+    n_unlabeled: int = 0  # examples that were left out, as others have a label
 
     @property
     def n_broken(self) -> int:
@@ -203,6 +204,7 @@ def collect_outputs_and_labels(
         torch.cat(known) if is_complete and not is_map else None,
         torch.stack(known).sum(0) if is_class_map else None,
         torch.cat(map_scores) if is_class_map else None,
+        len(rows) - len(kept),
     )
 
 
