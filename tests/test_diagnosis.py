@@ -75,12 +75,12 @@ def test_each_refusal_has_a_reason_and_a_remedy_that_works() -> None:
     diagnosis = diagnosis_of("lstm")
     for check in diagnosis.methods:
         assert check.works == (check.reason == "") == (check.remedy == "")
-        if check.remedy.startswith("or use "):
-            others = check.remedy.removeprefix("or use ").split(", ")
+        if check.remedy.startswith(OTHERS):
+            others = check.remedy.removeprefix(OTHERS).split(", ")
             assert {*others} <= {*diagnosis.working}
             assert all(CARDS[name].family == check.family for name in others)
     assert "grad_cam" in diagnosis.refused
-    assert "or use gradient" in diagnosis.refused["grad_cam"]
+    assert "others that work: gradient" in diagnosis.refused["grad_cam"]
     json.dumps(diagnosis.to_dict())
     assert "methods work, not " in repr(diagnosis)
 
@@ -124,6 +124,7 @@ KINDS: dict[str, tuple[nn.Module, Any, dict[str, Any]]] = {
         TwoInputs(), ub.MultiInput({"image": IMAGES, "row": ub.Features(list("abc"), 0.0, 1.0)}), {}
     ),
 }  # fmt: skip
+OTHERS = "others that work: "
 WITHOUT_EXCLUSIVE_CLASSES = ("map", "regression", "multilabel")
 
 
@@ -168,7 +169,7 @@ def test_where_outputs_are_no_classes_the_remedies_work(kind: str) -> None:
 def _named_remedy(check: MethodCheck) -> tuple[tuple[str, ...], str]:
     """The methods that a remedy names, and the code of the objective to give them."""
     names, _, objective_code = check.remedy.removesuffix(", it works").partition(" with objective=")
-    return (check.method,) if names == "tried" else tuple(names.removeprefix("or use ").split(", ")), objective_code
+    return (check.method,) if names == "tried" else tuple(names.removeprefix(OTHERS).split(", ")), objective_code
 
 
 @pytest.mark.parametrize(("kind", "end"), [("map", "), the mean over positions"), ("multilabel", "), or give")])
@@ -271,9 +272,9 @@ def test_the_remedy_names_no_method_twice() -> None:
         MethodCheck("rollout", "Rollout", "attribution", False, "there is no attention"),
     ]
     remedies = [diagnosis_module._with_alternatives_as_remedy(check, checks).remedy for check in checks]
-    assert remedies == ["", "", "or use occlusion", "or use gradient, occlusion"]
+    assert remedies == ["", "", "others that work: occlusion", "others that work: gradient, occlusion"]
     alone = [checks[0], checks[2]]
-    assert diagnosis_module._with_alternatives_as_remedy(checks[2], alone).remedy == "or use gradient"
+    assert diagnosis_module._with_alternatives_as_remedy(checks[2], alone).remedy == "others that work: gradient"
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +301,7 @@ def test_what_fails_on_texts_is_said(text_box: ub.Box, monkeypatch: pytest.Monke
     broken = replace(CARDS["gradient"], example=refuse)
     monkeypatch.setattr(diagnosis_module, "cards", lambda: [broken, CARDS["lime"], CARDS["pgd"]])
     diagnosis = doctor(text_box)
-    assert diagnosis.refused == {"gradient": "no words; or use lime"}
+    assert diagnosis.refused == {"gradient": "no words; others that work: lime"}
     assert diagnosis.working == ("lime",)
 
 
@@ -313,3 +314,17 @@ def test_the_command_takes_a_file_of_texts(
     (tmp_path / "texts.txt").write_text("abcdef gh\nijkl\nmnopq\n")
     assert run_doctor(text_box, ub.data.texts(tmp_path / "texts.txt"), quiet=True).working == ("gradient",)
     assert "attribution: 1 of 1 work: gradient" in capsys.readouterr().out
+
+
+def test_evaluations_of_label_maps_are_tried_with_label_maps() -> None:
+    torch.manual_seed(0)
+    label_map = doctor(ub.Box(nn.Conv2d(1, 3, 3, padding=1), ub.Pixels((1, 8, 8))))
+    assert {"calibration", "corruptions"} <= {*label_map.working}
+    assert "ub.robustness.evaluate_outputs" in label_map.refused["smoothed"]
+
+
+def test_rows_with_categories_and_one_output_are_tried_by_what_takes_them() -> None:
+    torch.manual_seed(0)
+    inputs = ub.Features(("age", "sex"), categories={"sex": [0, 1]})
+    found = doctor(ub.Box(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), inputs, outputs="regression"))
+    assert {"cka", "ablation"} <= {*found.working}

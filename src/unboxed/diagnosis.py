@@ -167,7 +167,8 @@ def _check_method_or_with_objective(
     card: Card, box: _RunBudgetBox, x: Tensor, labels: _TrialLabels, row_budget: float
 ) -> MethodCheck:
     """Run the card's example; where the outputs are no classes, once more with an objective in place of one."""
-    y = labels.output_values if card.returns == "adversarial" and not has_class_labels(box) else labels.classes
+    takes_output_values = card.returns == "adversarial" or card.family == "robustness"
+    y = labels.output_values if takes_output_values and not has_class_labels(box) else labels.classes
     check = _check_method(card, box, x, y, row_budget)
     text, objective = _fallback_objective_text_and_value(box)
     if check.works or check.remedy or objective is None or "objective" not in card.settings:
@@ -236,7 +237,7 @@ def _alternatives_text(family: str, checks: Sequence[MethodCheck]) -> str:
         return f"no method of {family} works on this model as it is opened"
     names = ", ".join(c.method for c in working[:MAX_LISTED_ALTERNATIVES])
     objective = working[0].objective
-    return f"or use {names}" + (f" with objective={objective}" if objective else "")
+    return f"others that work: {names}" + (f" with objective={objective}" if objective else "")
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

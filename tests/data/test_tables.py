@@ -297,7 +297,7 @@ def test_a_report_of_a_table_file(tmp_path: Path) -> None:
 def test_labels_of_a_table_that_are_no_classes_are_refused_in_its_own_words(tmp_path: Path) -> None:
     path = table_of(tmp_path, "width,length,label\n1,2,lily\n3,4,rose\n")
     box = ub.Box(nn.Linear(2, 2), IRIS, classes=("oak", "elm"), outputs="logits")
-    with pytest.raises(DataError, match=r"leave labels out: .*a table without their column"):
+    with pytest.raises(DataError, match=r"rename the labels, or leave them out: a table or file without their column"):
         ub.data.table(path, box)
 
 

@@ -231,3 +231,29 @@ def test_the_interval_of_pooled_answers_resamples_examples() -> None:
     assert width(100, 1) > 1.4 * width(400, 1)
     box, z_classes = says(drawn(30)[0])
     assert ub.robustness.calibration(box, (z_classes, drawn(30)[1])).uncalibrated.ece_interval is None
+
+
+def test_a_temperature_that_is_none_is_said() -> None:
+    """At the edge of the search, where nothing is wrong; where the likelihood rises and the calibration error, too."""
+    x, y = torch.eye(4).repeat(8, 1), torch.arange(4).repeat(8)
+    names = ub.Features(tuple("abcd"))
+    right = ub.Box(nn.Identity(), names, outputs="logits")
+    never_wrong = ub.robustness.calibration(right, (x, y))
+    assert never_wrong.temperature == pytest.approx(0.01, rel=1e-3)
+    assert "edge of the search (no answer is wrong" in str(never_wrong)
+    always_wrong = ub.robustness.calibration(right, (x, (y + 1) % 4))
+    assert "edge of the search (the likelihood rises up to it)" in str(always_wrong)
+
+
+def test_a_larger_calibration_error_is_said() -> None:
+    box, seen = ub.Box(nn.Identity(), ub.Features(tuple("abc")), outputs="logits"), set()
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        z = 2 * torch.randn(60, 3, generator=generator)
+        y = z.softmax(1).multinomial(1, generator=generator)[:, 0]
+        found = ub.robustness.calibration(box, (z, y))
+        is_worse = found.scaled.ece > found.uncalibrated.ece
+        assert ("makes the expected calibration error larger" in str(found)) == is_worse
+        assert found.scaled.nll <= found.uncalibrated.nll + 1e-6
+        seen.add(is_worse)
+    assert seen == {True, False}

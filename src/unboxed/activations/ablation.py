@@ -57,12 +57,18 @@ class Ablation(ResultMixin):
         return float((self.original_logits.argmax(1) == y).double().mean()), accuracy_without_unit
 
 
+def _run_card_example(method: Any, box: Box, x: Tensor, y: Tensor) -> Any:
+    """Two units of the last layer, or its only one."""
+    layer = unit_layer_addresses(box)[-1]
+    return method(box, x, layer, [0, 1][: box.layers[layer].shape[0]], target=y)
+
+
 @card(
     name="Ablation",
     source="Morcos et al. 2018, arXiv:1803.06959, section 2 (ablations: a unit clamped to zero, or to its mean)",
     shows="Which units this prediction, or the accuracy, depends on.",
     does_not_show="What units do together: a unit that another can replace seems to matter little.",
-    example=lambda method, box, x, y: method(box, x, unit_layer_addresses(box)[-1], [0, 1], target=y),
+    example=lambda method, box, x, y: _run_card_example(method, box, x, y),
     exempt={"one forward": "it runs the model once for each unit"},
     texts=True,
     order=10,

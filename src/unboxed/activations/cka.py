@@ -20,6 +20,7 @@ from ..engine.results import ResultMixin
 from ..errors import DataError, InputError, warn
 from ..inputs.examples import input_batches, open_data
 from ..inputs.multi import MultiInput
+from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import address_list
@@ -43,10 +44,11 @@ class CKA(ResultMixin):
 
 
 def _flip_left_right(box: Box, x: Tensor) -> Tensor:
-    """Images flipped from left to right; of several inputs, each in its own shape."""
+    """Images flipped from left to right, other inputs in the opposite order; of several, each in its own shape."""
     if not isinstance(box.inputs, MultiInput):
-        return x.flip(-1)
-    return torch.cat([part.flip(-1).flatten(1) for part in box.inputs.split(x)], 1)
+        return x.flip(-1 if isinstance(box.inputs, Pixels) else 0)
+    parts = zip(box.inputs.keys_and_parts(), box.inputs.split(x), strict=True)
+    return torch.cat([h.flip(-1 if isinstance(part, Pixels) else 0).flatten(1) for (_, part), h in parts], 1)
 
 
 def _run_card_example(method: Any, box: Box, x: Tensor) -> Any:

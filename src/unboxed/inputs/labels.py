@@ -27,10 +27,9 @@ WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(?:\.0*)?")  # also as spreadsheets a
 MAX_CLASS_NUMBER = 99_999  # names with larger numbers, such as dates, are no class numbers
 MAX_NAMES_IN_MESSAGE = 5  # in a message
 WORDNET_SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
-CLASS_NAMES_ADVICE = (
-    "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or rename the "
-    "subfolders or labels, or leave labels out: images all in one folder, a table without their column"
-)
+CLASS_NAMES_ADVICE = "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or "
+FOLDERS_ADVICE = "rename the subfolders, or leave labels out: all images in one folder"
+LABELS_ADVICE = "rename the labels, or leave them out: a table or file without their column, x without y"
 SEVERAL_LABELS_HINT = (
     "; of a yes or no per label open the model with outputs='multilabel', of one-hot labels give label.argmax()"
 )
@@ -326,7 +325,8 @@ def _unmatched_labels_message(
     synsets = SYNSET_ADVICE if all(WORDNET_SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
     counted = "; outputs are counted from 0" if all(name.isdecimal() for name in unmatched) else ""
     classes_text = f"the model's {len(classes)} classes ({_first_names_text(classes)})"
-    return f"{subject} {classes_text}{hint}{counted}. {synsets}{CLASS_NAMES_ADVICE}"
+    advice = CLASS_NAMES_ADVICE + (FOLDERS_ADVICE if names_source.startswith("subfolders") else LABELS_ADVICE)
+    return f"{subject} {classes_text}{hint}{counted}. {synsets}{advice}"
 
 
 def _quote_names(names: Sequence[str]) -> str:

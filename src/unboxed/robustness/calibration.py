@@ -25,6 +25,7 @@ from ..settings import AtLeast, Unit, check_settings
 from .pooled_answers import PooledAnswers, bootstrap_interval_of_sums, pooled_answers
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # temperatures that are tried
+EDGE_FACTOR = 1.01  # a temperature within it of one of these is none that was found
 N_TEMPERATURE_BISECTIONS = 60
 
 
@@ -59,13 +60,28 @@ class Calibration(ResultMixin):
     error_label: Tensor  # (M,)
     error_position: Tensor | None = None  # (M,) of several answers per example: the label, or the flat map position
 
+    @property
+    def temperature_note(self) -> str:
+        """What is to be known of the temperature before it is used; "" where it makes the calibration error smaller."""
+        edges = MIN_TEMPERATURE * EDGE_FACTOR, MAX_TEMPERATURE / EDGE_FACTOR
+        if not edges[0] < self.temperature < edges[1]:
+            why = "no answer is wrong, and so the likelihood" if self.accuracy == 1 else "the likelihood"
+            return f"this temperature is the edge of the search ({why} rises up to it): do not use it"
+        if self.scaled.ece > self.uncalibrated.ece:
+            return (
+                "this temperature, of the highest likelihood, makes the expected calibration error larger: it is no "
+                "correction of these probabilities"
+            )
+        return ""
+
     def __str__(self) -> str:
         confidence_note = "overconfident" if self.temperature > 1 else "underconfident"
         interval = self.uncalibrated.ece_interval
         range_text = "" if interval is None else f" (95% interval {interval.low:.2%} to {interval.high:.2%})"
         errors_text = f"expected calibration error {self.uncalibrated.ece:.2%}{range_text}, {self.scaled.ece:.2%}"
         errors_text += " at temperature"
-        return f"accuracy {self.accuracy:.1%}; {errors_text} {self.temperature:.2f} ({confidence_note})"
+        note = f"; {self.temperature_note}" * bool(self.temperature_note)
+        return f"accuracy {self.accuracy:.1%}; {errors_text} {self.temperature:.2f} ({confidence_note}){note}"
 
 
 @card(
