@@ -49,6 +49,7 @@ SETTING_KINDS_PARSED_AFTER_CLASSES = (
 )  # parsed once the classes are known
 DEFAULT_N_EXAMPLES = 8
 MAX_PRINTED_LINES, MAX_PRINTED_LINE_CHARS = 8, 200  # of a result
+TENSORS_FILE = "tensors.safetensors"  # all values, of which the numbers have a summary
 CLASHING_OPTION_NAME_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
@@ -256,8 +257,9 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None,
 
     tensors = {name or "result": t.detach().cpu() for name, t in result_tensors(result).items()}
     unshared = {k.lstrip("."): v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    write_bytes(out / "tensors.safetensors", safetensors.torch.save(unshared))
+    write_bytes(out / TENSORS_FILE, safetensors.torch.save(unshared))
     numbers = {"method": card.key, "model": type(box.model).__name__, "result": json_summary(result)}
+    numbers["tensors"] = TENSORS_FILE
     if isinstance(verdict := getattr(result, "verdict", None), str):
         numbers |= {"verdict": verdict, "reason": result.reason}
     if skipped := skipped_files(data):
@@ -277,7 +279,7 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None,
     for part in getattr(result, "extras", {}).values():
         if isinstance(part, Conservation):
             typer.echo(str(part))
-    for path in [*paths, out / "result.json", out / "tensors.safetensors"]:
+    for path in [*paths, out / "result.json", out / TENSORS_FILE]:
         typer.echo(f"wrote {path}")
 
 

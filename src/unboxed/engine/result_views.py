@@ -92,9 +92,10 @@ class ResultViewsMixin:
         """Write the result to a file, by the ending of its name.
 
         Args:
-            path: File to write: ".html" is a page of all pictures with their words, ".json" the numbers (of large
-                tensors shape, range and mean), ".gif" the frames of a method that was called with `frame_every`; any
-                other ending that Pillow knows, like ".png", the most important picture.
+            path: File to write: ".html" is a page of all pictures with their words, ".json" the numbers (of tensors
+                with more than 100,000 values shape, range and mean), ".npz" all tensors as NumPy arrays, ".gif" the
+                frames of a method that was called with `frame_every`; any other ending that Pillow knows, like ".png",
+                the most important picture.
             box: The opened model: names and predictions that the result does not carry.
             data: The examples that the result's indices refer to: tensors (x, y) or x, or a Dataset.
 

@@ -101,27 +101,27 @@ def _iter_tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from _iter_tensors(part, f"{path}[{getattr(part, 'path', i)}]")
 
 
-def json_summary(result: Any) -> Any:
-    """A result for JSON: words and numbers as they are, small tensors in full, of large ones shape, range and mean."""
-    if isinstance(result, Attribution):
-        return {name: json_summary(value) for name, value in vars(result).items()}
+def json_summary(result: Any, max_values: int = MAX_SUMMARY_TENSOR_VALUES) -> Any:
+    """A result for JSON: words and numbers as they are, tensors in full, of larger ones shape, range and mean."""
+    if isinstance(result, Attribution):  # a tensor with fields
+        return json_summary(vars(result), max_values)
     if isinstance(result, Tensor):
-        return _tensor_summary(result)
+        return _tensor_summary(result, max_values)
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         fields = dataclasses.fields(result)
         named = [f.name for f in fields if not f.name.startswith("_") and f.metadata.get("in_summary", True)]
-        return {name: json_summary(getattr(result, name)) for name in named}
+        return {name: json_summary(getattr(result, name), max_values) for name in named}
     if isinstance(result, Mapping):
-        return {str(key): json_summary(value) for key, value in result.items()}
+        return {str(key): json_summary(value, max_values) for key, value in result.items()}
     if isinstance(result, (tuple, list)):
-        return [json_summary(value) for value in result]
+        return [json_summary(value, max_values) for value in result]
     if isinstance(result, Objective):
         return result.name
     return result if isinstance(result, (bool, int, float, str, type(None))) else repr(result)
 
 
-def _tensor_summary(tensor: Tensor) -> Any:
-    if tensor.numel() <= MAX_SUMMARY_TENSOR_VALUES:
+def _tensor_summary(tensor: Tensor, max_values: int) -> Any:
+    if tensor.numel() <= max_values:
         return tensor.detach().cpu().tolist()
     figures: dict[str, Any] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
     if tensor.is_floating_point():

@@ -8,13 +8,16 @@ import os
 import sys
 from html import escape
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from PIL import Image, ImageShow
 
 from ..atomic_write import encode_utf8, write_bytes
-from ..engine.results import json_summary, nonfinite_to_none
+from ..engine.results import json_summary, nonfinite_to_none, result_tensors
 from ..errors import InputError, warn
 from .figures import figures
 from .files import png_bytes, save
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from ..box import Box
 
 INCHES_PER_PIXEL = 1 / 100
+MAX_JSON_TENSOR_VALUES = 100_000  # of a tensor that a file lists in full: 32 maps of 56 x 56, say
+MAX_JSON_LINES = 1_000
 
 
 def result_image(result: Any, name: str | None = None, *, box: Box | None = None, data: Any = None) -> Image.Image:
@@ -78,8 +83,9 @@ def save_result(result: Any, path: Path, *, box: Box | None = None, data: Any = 
     """Write a result as the ending of the file's name says."""
     ending = path.suffix.lower()
     if ending == ".json":
-        text = json.dumps(nonfinite_to_none(json_summary(result)), indent=1, ensure_ascii=False)
-        return write_bytes(path, encode_utf8(text))
+        return write_bytes(path, encode_utf8(_json_text(json_summary(result, MAX_JSON_TENSOR_VALUES))))
+    if ending == ".npz":
+        return write_bytes(path, _npz_bytes(result))
     if ending == ".html":
         page = import_module("unboxed.report.result_page")  # pages are above plots
         return page.write_result_page(result, path, box=box, data=data)  # type: ignore[no-any-return]
@@ -91,6 +97,22 @@ def save_result(result: Any, path: Path, *, box: Box | None = None, data: Any = 
             "that, or write a PNG"
         )
     return save(result_image(result, box=box, data=data), path)
+
+
+def _json_text(summary: Any) -> str:
+    """In lines for a reader, but in one where the values of tensors would take one each."""
+    summary = nonfinite_to_none(summary)
+    text = json.dumps(summary, indent=1, ensure_ascii=False)
+    return text if text.count("\n") <= MAX_JSON_LINES else json.dumps(summary, ensure_ascii=False)
+
+
+def _npz_bytes(result: Any) -> bytes:
+    """All tensors and numbers as NumPy arrays by where they are in the result: "map", "scores", "[conv1].mean"."""
+    tensors = {name.lstrip(".") or "result": t.detach().cpu() for name, t in result_tensors(result).items()}
+    arrays = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def verdict_and_reason_text(result: Any) -> str:
