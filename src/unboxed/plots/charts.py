@@ -462,7 +462,7 @@ def _chart_axes(width: int, height: int, title: str, transparent: bool = False) 
     with matplotlib.rc_context(MATPLOTLIB_STYLE | ink):
         figure = Figure(figsize=(width / CHART_DPI, height / CHART_DPI), dpi=CHART_DPI)
         chart = _Chart(figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (1, 1)))
-        chart.axes.set_title(to_printable(title))
+        chart.axes.set_title(to_printable(title), y=1)  # None lays all ticks out three times, to find none above
         yield chart
         buffer, once = BytesIO(), {"compress_level": 0}  # it is read again below
         extent = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(CHART_PADDING_INCHES)  # type: ignore[no-untyped-call]
