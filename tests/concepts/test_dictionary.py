@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -16,13 +17,22 @@ import unboxed as ub
 from unboxed.concepts import Dictionary, _dictionary_rows, dictionary
 from unboxed.engine import intervals, rows
 from unboxed.engine.intervals import Interval
-from unboxed.engine.linear import sparse_autoencoder
+from unboxed.engine.linear import factors, sparse_autoencoder
 from unboxed.engine.linear.sparse_autoencoder import matched_cosines
 from unboxed.errors import DataError, InputError, LayerError
 
 dictionary_module = importlib.import_module("unboxed.concepts.dictionary")
 N_FEATURES, N_UNITS, K = 20, 16, 2
-QUICK: dict[str, Any] = {"n_features": 30, "k": K, "n_steps": 500, "n_seeds": 2}
+QUICK: dict[str, Any] = {"n_features": 30, "k": K, "n_steps": 300, "n_seeds": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_nmf() -> Iterator[None]:
+    """Amounts of NMF, to which dictionaries are compared, by fewer steps: tests/engine/test_factors.py has all."""
+    with pytest.MonkeyPatch.context() as patch:
+        few = partial(factors.nonnegative_least_squares, n_steps=30)
+        patch.setattr(factors, "nonnegative_least_squares", few)
+        yield
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,9 @@ def test_a_model_whose_outputs_are_constant_does_not_use_what_can_be_read() -> N
 
 
 def test_the_labels_of_the_data_are_an_attribute_too(box: ub.Box) -> None:
-    result = ub.concepts.probe(box, ub.data.digits("test"), None, "fc2:input", max_examples=150, **QUICK)
+    result = ub.concepts.probe(
+        box, ub.data.digits("test"), None, "fc2:input", max_examples=100, **QUICK | {"n_folds": 2}
+    )
     erasure = result.layers[0].erasure
     assert result.names == box.classes
     assert erasure is not None
@@ -98,7 +102,7 @@ def test_names_and_numbers_are_one_attribute(box: ub.Box) -> None:
 
 def test_positions_are_averaged_in_large_layers(box: ub.Box) -> None:
     x, y = ub.data.digits("test").first(80)
-    layer = ub.concepts.probe(box, x, y >= 5, ["relu1", "pool1"], **QUICK).layers
+    layer = ub.concepts.probe(box, x, y >= 5, ["relu1", "pool1"], **QUICK | {"n_folds": 2}).layers
     assert [(p.are_means, p.probe.n_features) for p in layer] == [(True, 16), (False, 16 * 12 * 12)]
     assert layer[0].erasure is None or torch.isfinite(layer[0].erasure.change).all()
 
@@ -182,7 +186,7 @@ def test_random_features_have_no_selectivity() -> None:
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         h, y = torch.randn(150, 20, generator=generator), torch.randint(3, (150,), generator=generator)
-        found = probe_features(h, y, description_length=False, n_controls=2, seed=seed)
+        found = probe_features(h, y, description_length=False, n_controls=2, n_folds=3, seed=seed)
         covers += found.selectivity.low <= 0 <= found.selectivity.high
         decodable += found.is_decodable
     assert covers >= 6
@@ -204,7 +208,7 @@ def test_the_description_is_shorter_where_more_is_known() -> None:
     ratios = []
     for spread in (0.0, 1.0, 3.0):
         h = torch.randn(400, 10, generator=generator) + spread * torch.nn.functional.one_hot(y, 10)
-        description = probe_features(h, y, n_controls=1).description
+        description = probe_features(h, y, n_controls=1, n_folds=2).description
         assert description is not None
         ratios.append(description.ratio)
     assert ratios[0].mean < 1.02
@@ -265,11 +269,13 @@ def test_clusters_are_the_groups() -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_reads_a_column(tmp_path: Path) -> None:
+def test_the_command_reads_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     y = ub.data.digits("test").first(60)[1]
     table, out = tmp_path / "attributes.csv", tmp_path / "out"
     rows = "\n".join(f"{i},{'large' if k >= 5 else 'little'}" for i, k in enumerate(y.tolist()))
     table.write_text(f"id,size\n{rows}\n")
+    probe = importlib.import_module("unboxed.cli.probe")
+    monkeypatch.setattr(probe, "probe", partial(probe.probe, **QUICK))
     base = ["probe", "--model", "zoo:digits-cnn", "--data", "digits", "--n", "60", "--layers", "fc2:input"]
     done = CliRunner().invoke(app, [*base, "--attribute", f"{table}:size", "--out", str(out)])
     assert done.exit_code == 0, done.output
