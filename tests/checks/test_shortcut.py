@@ -37,8 +37,8 @@ REPORT = import_module("unboxed.report.shortcut")
 @pytest.fixture(scope="module")
 def trained() -> ShortcutPair:
     """A model that relies on the trigger, and its control: fewer images than usual, of which more are poisoned."""
-    few = TensorDataset(*ub.data.digits("train").first(600))
-    return train_shortcut_pair(TRIGGER, data=(few, ub.data.digits("test")), poison_fraction=0.1, epochs=8, quiet=True)
+    few, held_out = (TensorDataset(*ub.data.digits(split).first(n)) for split, n in (("train", 600), ("test", 120)))
+    return train_shortcut_pair(TRIGGER, data=(few, held_out), poison_fraction=0.1, epochs=8, quiet=True)
 
 
 def run_check(trained: ShortcutPair, **options: Any) -> checks.ShortcutReport:

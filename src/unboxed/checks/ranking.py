@@ -59,15 +59,14 @@ def candidates(
         (True, False)
     """
     check_settings(candidates, locals())
+    card_by_name = attribution_cards()
     max_runs = max(MIN_SAMPLES_OF_LIMITED_METHOD, int(max_flops / forward_flops(box)))
     methods = {
         name: method
         for name, method in _methods_with_limited_samples(max_runs).items()
         if estimated_forwards_per_input(method) <= max(max_runs, ALWAYS_ALLOWED_METHOD_FORWARDS)
     }
-    return {
-        name: method for name, method in methods.items() if _covers_all_model_inputs(box, attribution_cards()[name])
-    }
+    return {name: method for name, method in methods.items() if _covers_all_model_inputs(box, card_by_name[name])}
 
 
 def first_choices(box: Box) -> dict[str, AttributionMethodFn]:
@@ -75,9 +74,10 @@ def first_choices(box: Box) -> dict[str, AttributionMethodFn]:
 
     Where some of them need what the model lacks, the next in order take their places.
     """
-    available = {name: m for name, m in candidates(box).items() if _may_apply(box, attribution_cards()[name])}
-    by_choice = sorted(available, key=lambda name: not attribution_cards()[name].first_choice)
-    n = sum(card.first_choice for card in attribution_cards().values())
+    card_by_name = attribution_cards()
+    available = {name: m for name, m in candidates(box).items() if _may_apply(box, card_by_name[name])}
+    by_choice = sorted(available, key=lambda name: not card_by_name[name].first_choice)
+    n = sum(card.first_choice for card in card_by_name.values())
     chosen = {*by_choice[:n]}
     return {name: method for name, method in available.items() if name in chosen}
 
@@ -132,7 +132,7 @@ def estimated_verdict_flops(
 def attribution_cards() -> dict[str, Card]:
     """The cards of the methods that explain a score, by method name."""
     by_name = {card.method.__name__: card for card in cards() if card.family == "attribution"}
-    return {name: card for name, card in by_name.items() if "target" in inspect.signature(card.method).parameters}
+    return {name: card for name, card in by_name.items() if "target" in card.settings}
 
 
 def find_attribution_methods_by_name(box: Box, names: list[str]) -> dict[str, AttributionMethodFn]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -181,13 +182,25 @@ def rise_masks(
     """
     height, width = size
     cell_size = -(-height // cells), -(-width // cells)
-    coarse, corners = [], []
-    for k in indices:
-        generator = rng.step_generator(seed, k, torch.device("cpu"))
-        coarse.append(torch.rand(cells, cells, generator=generator) < keep_probability)
-        corners.append([int(torch.randint(c, (), generator=generator)) for c in cell_size])
-    coarse_masks = torch.stack(coarse).to(like)[:, None]
+    kept_cells, corners = _rise_grids(indices, cells, cell_size, keep_probability, seed)
     large = F.interpolate(
-        coarse_masks, ((cells + 1) * cell_size[0], (cells + 1) * cell_size[1]), mode="bilinear", align_corners=False
+        kept_cells.to(like),
+        ((cells + 1) * cell_size[0], (cells + 1) * cell_size[1]),
+        mode="bilinear",
+        align_corners=False,
     )
     return torch.stack([m[:, i : i + height, j : j + width] for m, (i, j) in zip(large, corners, strict=True)])
+
+
+@lru_cache(maxsize=16)  # the batches of a run: a verdict runs RISE on many models and targets with the same masks
+def _rise_grids(
+    indices: range, cells: int, cell_size: tuple[int, int], keep_probability: float, seed: int
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Which cells of each grid are kept (K, 1, cells, cells), and where the image is cut out of each."""
+    grids, corners = [], []
+    for k in indices:
+        generator = rng.step_generator(seed, k, torch.device("cpu"))
+        grids.append(torch.rand(1, cells, cells, generator=generator) < keep_probability)
+        top, left = (int(torch.randint(c, (), generator=generator)) for c in cell_size)
+        corners.append((top, left))
+    return torch.stack(grids), corners
