@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unboxed as ub
+from unboxed.engine.randomized import open_copy
 from unboxed.errors import InputError, LayerError, OutputError
+from unboxed.model.hooks import tensors_in
+from unboxed.testing import models
 
 SHAPE = (1, 12, 10)
 
@@ -29,6 +32,43 @@ class Net(nn.Module):
         h.relu_()
         z = self.fc(h.flatten(1))
         return {"logits": z, "logprobs": F.log_softmax(z, 1), "probs": torch.softmax(z, -1)}.get(self.final_op, z)
+
+
+def facts(box: ub.Box) -> list[object]:
+    return [
+        *map(str, (box.layers, box.outputs, box.classes, box.batch_dependent, box.stochastic, box.stateless)),
+        *(box.layers.path_of_module(module) for module in box.model.modules()),
+        *(box.layers.has_batch_axis(row.path) for row in box.layers if row.n_calls == 1),
+        box.profile.flops_per_example, box.profile.bytes_per_example, box.profile.peak_bytes_per_example,
+    ]  # fmt: skip
+
+
+COPIED = (
+    "plain", "conv_called_twice", "batchnorm_on_batch_statistics", "dropout_always_on", "random_noise_per_row", "lstm",
+    "transformer", "dict_output", "relu_logits", "registers_buffer", "batch_maximum", "weight_normed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_a_copy_has_the_facts_of_the_original(name: str) -> None:
+    """All but its layers is found again: its outputs for noise, and what it draws and writes."""
+    entry = models.get_model(name)
+    box = ub.Box(entry.model, entry.inputs)
+    model = copy.deepcopy(entry.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1)
+    opened, surveyed = open_copy(box, model), box.with_model(model)
+    assert facts(opened) == facts(surveyed)
+    z = next(tensors_in(surveyed.profile.output))
+    assert torch.equal(next(tensors_in(opened.profile.output)), z)
+    same = torch.equal(next(tensors_in(box.profile.output)), z)
+    assert not same
+    x = box.noise(4)
+    assert torch.equal(opened(x), surveyed(x))
+    if name == "plain":  # what is changed later is surveyed
+        opened.model.register_module("conv1", nn.Sequential(opened.model.conv1))
+        assert "conv1.0" in {row.path for row in (opened.refresh(), opened.layers)[1]}
 
 
 @pytest.fixture

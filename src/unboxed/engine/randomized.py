@@ -16,12 +16,16 @@ from .. import rng
 from ..box import Box
 from ..errors import ModelError
 from ..model import state
+from ..model.first_forward import opening_copy_of
 from ..model.hooks import named_modules, tensors_in
 
 LOG = logging.getLogger("unboxed")
 
 ROOT_MODULE_NAME = "(model)"
 """The name for parameters that belong to no layer that runs: the model's own, or those of scripted code."""
+
+MODULE_TABLES = vars(nn.Module()).keys() - {"_buffers"}
+"""Attributes of every module that hold no activations: its parameters, child modules and hooks."""
 
 SPECTRAL_NORM_ITERATIONS = 20  # forward passes, one power iteration each, after which spectral norm has converged
 
@@ -88,7 +92,7 @@ def _unused_module_paths(box: Box, running_paths: Collection[str]) -> set[str]:
     try:
         clone = copy_model(box.model).requires_grad_(True)
         named_params = [(path, p) for path, module in named_modules(clone).items() for p in own_parameters(module)]
-        grads = _parameter_gradients_on_noise(box.with_model(clone), [p for _, p in named_params])
+        grads = _parameter_gradients_on_noise(open_copy(box, clone), [p for _, p in named_params])
     except Exception:  # without a graph, all of them count
         LOG.info("which modules the output depends on can not be determined", exc_info=True)
         return set()
@@ -115,9 +119,16 @@ def copy_model(model: nn.Module) -> nn.Module:
         raise ModelError(f"this model can't be copied, and what runs on a copy can't be made: {reason}") from error
 
 
+def open_copy(box: Box, model: nn.Module) -> Box:
+    """As `box.with_model`, of a copy of the box's model with other weights: its layers are not found again."""
+    with opening_copy_of(box.profile):
+        return box.with_model(model)
+
+
 def _detached_activations_memo(model: nn.Module) -> dict[int, Any]:
     """Activations that a model stores on itself, without their graph, which cannot be copied."""
-    activations = [h for module in model.modules() for h in tensors_in(vars(module)) if not h.is_leaf]
+    stored = [v for module in model.modules() for k, v in vars(module).items() if k not in MODULE_TABLES]
+    activations = [h for h in tensors_in(stored) if not h.is_leaf]
     return {id(h): h.detach().clone() for h in activations}
 
 
@@ -137,7 +148,7 @@ def randomize_layers(box: Box, layers: Iterable[LayerWithWeights], seed: int) ->
         group = {modules[path] for path in layer.paths}
         for path in layer.paths:
             _randomize_module(modules[path], group, rng.derive_seed("weights", seed, module_index[path]), box.device)
-    return box.with_model(model)
+    return open_copy(box, model)
 
 
 def randomize_all_layers(box: Box, seed: int) -> Box:

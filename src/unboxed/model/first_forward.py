@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +22,30 @@ IMAGE_CHANNEL_COUNTS = (1, 3, 4)  # of images
 ModelCallFn = Callable[[Tensor], Any]
 
 
+_ORIGINAL_PROFILE: ContextVar[ModelProfile | None] = ContextVar("profile of the original", default=None)
+
+
+@contextmanager
+def opening_copy_of(original: ModelProfile) -> Iterator[None]:
+    """Within it, models that are opened are copies of one of this profile: their layers need not be found again."""
+    token = _ORIGINAL_PROFILE.set(original)
+    try:
+        yield
+    finally:
+        _ORIGINAL_PROFILE.reset(token)
+
+
 def first_forward(
     model: IsolatedModel, call: ModelCallFn, noise: Tensor, contrast_inputs: Tensor, batch_size_limits: tuple[int, int]
 ) -> tuple[ModelProfile, bool]:
     """The survey of a model, and whether its rows depend on one another. Raises InputError where it fails on noise.
 
     `noise` (3, ...) and `contrast_inputs` (4, ...: of `contrasting_input_levels`) are valid inputs; `batch_size_limits`
-    are the fewest and most rows of a batch (an exported model pads its batches).
+    are the fewest and most rows of a batch (an exported model pads its batches). Of a copy
+    (see `opening_copy_of`), what it gives, draws and writes is found.
     """
 
+    original = _ORIGINAL_PROFILE.get()
     unbatched: set[tuple[str, str]] = set()
 
     def run(x: Tensor) -> Any:
@@ -41,7 +57,7 @@ def first_forward(
 
         As many rows as the survey had show nothing new.
         """
-        if len(x) == len(noise):
+        if len(x) == len(noise) or original is not None:
             return run_recording_rng(x, seed)
         with collecting_unbatched_ops(model.modules_by_name, max(batch_size_limits[0], len(x))) as found_here:
             result = run_recording_rng(x, seed)
@@ -59,7 +75,11 @@ def first_forward(
         reraising_as_input_error(f"take a batch of inputs of shape {_shape_text(tuple(noise.shape[1:]))}"),
     ):
         with model.detecting_writes_and_rng_use():
-            model_survey = profile_model(run, noise, model.modules_by_name, batch_size_limits[0])
+            if original is None:
+                model_survey = profile_model(run, noise, model.modules_by_name, batch_size_limits[0])
+            else:
+                with state.SharedDropoutMaskMode():
+                    model_survey = original.of_copy(run(noise), model.modules_by_name)
         batch_dependent = is_batch_dependent(
             run_collecting_unbatched_ops,
             contrast_inputs,

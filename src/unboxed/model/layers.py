@@ -91,6 +91,11 @@ class Layers:
             layers, self._op_counts, self._unused, self._unbatched | frozenset(unbatched), self._path_by_module
         )
 
+    def of_copy(self, modules: Mapping[str, nn.Module]) -> Layers:
+        """The same layers of a copy of the model, which has these modules, by path."""
+        paths = {module: path for path, module in hookable_modules(modules).items()}
+        return Layers(tuple(self), self._op_counts, self._unused, self._unbatched, paths)
+
     @property
     def leaves(self) -> tuple[Layer, ...]:
         """The layers without child modules."""
@@ -177,6 +182,10 @@ class ModelProfile:
     bytes_per_example: int  # of the activations of one example, kept for a backward pass
     peak_bytes_per_example: int  # at one time, in a forward pass without gradients
     flops_per_example: float  # of a forward pass
+
+    def of_copy(self, output: Any, modules: Mapping[str, nn.Module]) -> ModelProfile:
+        """That of a copy of the model, which gave this output for noise."""
+        return replace(self, layers=self.layers.of_copy(modules), output=output)
 
 
 class FlopCounter(DispatchMode):

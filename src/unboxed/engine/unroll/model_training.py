@@ -18,7 +18,7 @@ from ...model.outputs import OutputKind
 from ...validation import check_float, check_int, valid_seed
 from ..example_gradients.labels import read_training_examples
 from ..example_gradients.losses import ExampleLoss, check_losses_per_example, resolve_loss
-from ..randomized import copy_model, randomize_all_layers
+from ..randomized import copy_model, open_copy, randomize_all_layers
 from .optimizers import optimizer_update_of
 from .raw_forward import RawForward
 from .schedules import (
@@ -142,7 +142,7 @@ class ModelTraining(Training):
     @model_state.outside_callers_modes
     def box(self, state: TrainingState) -> Box:
         """The model with the parameters and buffers of a state, opened."""
-        return self._box.with_model(self.model(state))
+        return open_copy(self._box, self.model(state))
 
     @model_state.outside_callers_modes
     def model(self, state: TrainingState) -> nn.Module:
