@@ -6,6 +6,7 @@ The process that hands out the tests runs none: what takes long to import is imp
 import gc
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def _threads_of_pytest_run_no_model() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locks, "NEXT_MODULE_WAIT_SECONDS", 0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _commands_are_built_once() -> Iterator[None]:
+    """Each call of a command line builds all of its commands, which takes longer than most that a test runs."""
+    import typer.testing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
         yield
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
 import unboxed as ub
+
+with warnings.catch_warnings():  # at their first use, Hessians of torch call what torch has deprecated
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import_module("torch._decomp.decompositions_for_jvp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,13 @@ class Convex:
 
     def optimum(self, weights: Tensor | None = None, start: Tensor | None = None) -> Tensor:
         """Parameters (P,): rows of (weight, bias), one per output."""
+        return self._optimum.clone() if weights is None and start is None else self._minimize(weights, start)
+
+    @cached_property
+    def _optimum(self) -> Tensor:
+        return self._minimize(None, None)
+
+    def _minimize(self, weights: Tensor | None, start: Tensor | None) -> Tensor:
         weights = self.ones if weights is None else weights
         theta = torch.zeros(self.n_outputs * self.design(self.x[:1]).shape[1]).double() if start is None else start
         for _ in range(50):
@@ -70,6 +84,7 @@ class Convex:
         return replace(self, x=x)
 
 
+@cache
 def logistic(n: int = 40, side: int = 3, n_classes: int = 3, l2: float = 0.05) -> Convex:
     """Softmax regression on small images whose classes are noisy."""
     generator = torch.Generator().manual_seed(0)
@@ -79,6 +94,7 @@ def logistic(n: int = 40, side: int = 3, n_classes: int = 3, l2: float = 0.05) -
     return Convex(x, ((x.flatten(1) - 0.5) @ w.T + noise).argmax(1), l2, ub.Pixels((1, side, side)), n_classes)
 
 
+@cache
 def ridge(n: int = 30, side: int = 2, l2: float = 0.1) -> Convex:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(n, 1, side, side, generator=generator, dtype=torch.float64)

@@ -44,7 +44,7 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     module, inputs = ub.zoo.load("digits-cnn")
     mean, std = (float(torch.as_tensor(h).flatten()[0]) for h in (inputs.mean, inputs.std))
     data = ub.data.digits("test")
-    x, y = data.first(4)
+    x, y = data.first(2)
     for image, label in zip(x, y.tolist(), strict=True):
         folder = tmp_path / "photos" / str(label)
         folder.mkdir(parents=True, exist_ok=True)

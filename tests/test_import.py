@@ -60,6 +60,7 @@ import unboxed.report.words
 found["report"] = callable(unboxed.report)
 from unboxed.training import ConfusedLogits
 ConfusedLogits(to="x")
+unboxed.testing
 found["extras"] = [name for name in {EXTRAS} if name in sys.modules]
 
 import numpy
@@ -106,7 +107,7 @@ def test_names_that_are_also_packages_stay_functions(fresh: dict[str, Any]) -> N
 
 
 def test_the_core_imports_no_extra(fresh: dict[str, Any]) -> None:
-    """Nor does what watches a training loop, before it is given to a trainer."""
+    """Nor does what watches a training loop, before it is given to a trainer, or `testing` before its strategies."""
     assert fresh["extras"] == []
 
 

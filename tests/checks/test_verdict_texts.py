@@ -36,7 +36,7 @@ def top_words(a: Any) -> list[str]:
 def test_a_planted_word_is_on_top_and_believed(name: str) -> None:
     box, texts = planted_box(), mixed_texts(16)
     assert bool((box.predict(texts) == torch.tensor(texts.labels)).all())
-    words = top_words(METHODS[name](box, triggered_texts(20), 1))
+    words = top_words(METHODS[name](box, triggered_texts(10), 1))
     assert words.count(TRIGGER) >= 0.95 * len(words)
     assert ub.checks.verdict(box, texts.texts, METHODS[name]).grade == "pass"
 

@@ -44,7 +44,7 @@ def test_a_generator_draws_its_own_codes(tmp_path: Path) -> None:
 
 def test_the_units_of_a_concept(tmp_path: Path) -> None:
     result = run(
-        "--model", "zoo:digits-gan", "--n", "24", "--layers", "relu3", "--concept", "upper left", "--n-random", "2",
+        "--model", "zoo:digits-gan", "--n", "24", "--layers", "relu3", "--concept", "upper left", "--n-random", "1",
         "-o", str(tmp_path),
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -61,7 +61,7 @@ def test_compiled_by_the_default_backend() -> None:
 
 @cache
 def compiled_for_real() -> torch.nn.Module:
-    return awkward.inductor().double()
+    return awkward.inductor(torch.float64)
 
 
 @pytest.mark.parametrize("name", ["gradient", "guided_backprop"])

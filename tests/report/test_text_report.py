@@ -62,7 +62,7 @@ def test_texts_whose_words_do_not_count_have_no_colors_and_no_legend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WordEffects, "is_negligible", lambda effects, i: True)
-    html = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words"], quiet=True).path.read_text()
+    html = ub.report(planted_box(), mixed_texts(4), tmp_path, sections=["words"], quiet=True).path.read_text()
     assert "not colored: the answer does not need these words" in html
     assert "Red words raise the score" not in html
     n = len(facts(tmp_path)["findings"]["words"]["texts"])
@@ -72,8 +72,8 @@ def test_texts_whose_words_do_not_count_have_no_colors_and_no_legend(
 
 
 def test_texts_without_labels_and_other_forms(tmp_path: Path) -> None:
-    texts_alone, sections = mixed_texts(8).texts, ["overview", "words", "swaps"]  # the others read no labels
-    written = ub.report(planted_box(), texts_alone, tmp_path, max_examples=6, sections=sections, quiet=True)
+    texts_alone, sections = mixed_texts(6).texts, ["overview", "words", "swaps"]  # the others read no labels
+    written = ub.report(planted_box(), texts_alone, tmp_path, max_examples=4, sections=sections, quiet=True)
     assert written.failures == {}
     assert "Without labels there is no accuracy." in facts(tmp_path)["headline"][0]
     pairs = [*zip(mixed_texts(8).texts, mixed_texts(8).labels, strict=True)]
@@ -90,7 +90,7 @@ def test_a_section_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest
         raise ValueError("out of luck")
 
     monkeypatch.setattr(texts, "hotflip", broken)
-    written = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["swaps", "inside"], quiet=True)
+    written = ub.report(planted_box(), mixed_texts(4), tmp_path, sections=["swaps", "inside"], quiet=True)
     assert list(written.failures) == ["swaps"]
     assert set(facts(tmp_path)["findings"]) == {"inside"}
     assert "out of luck" in written.failures["swaps"]
@@ -101,7 +101,7 @@ def test_an_interrupt_keeps_what_is_made(tmp_path: Path, monkeypatch: pytest.Mon
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(texts, "hotflip", stop)
-    written = ub.report(planted_box(), mixed_texts(8), tmp_path, quiet=True)
+    written = ub.report(planted_box(), mixed_texts(4), tmp_path, quiet=True)
     assert set(written.failures) == {"swaps", "ranking", "inside", "reproduce"}
     assert "interrupted" in written.failures["swaps"]
     assert "Which words does its answer come from?" in written.path.read_text()
@@ -114,14 +114,14 @@ def test_what_warns_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     hotflip = texts.hotflip
     monkeypatch.setattr(texts, "hotflip", warned)
-    written = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["swaps"], quiet=True)
+    written = ub.report(planted_box(), mixed_texts(4), tmp_path, sections=["swaps"], quiet=True)
     assert "Note: the sky is low." in written.path.read_text()
 
 
 def test_methods_beyond_the_budget_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for budget in ("MAX_TOTAL_VERDICT_FLOPS", "MAX_WELL_KNOWN_VERDICT_FLOPS"):
         monkeypatch.setattr(checks, budget, 1.0)
-    written = ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words", "ranking"], quiet=True)
+    written = ub.report(planted_box(), mixed_texts(4), tmp_path, sections=["words", "ranking"], quiet=True)
     assert "Not run, to keep the report short: " in written.path.read_text()
     assert len(facts(tmp_path)["findings"]["words"]["verdicts"]) == 1
 
@@ -135,8 +135,8 @@ def test_sections_of_other_inputs(tmp_path: Path) -> None:
 
 
 def test_the_text_that_was_asked_for_comes_first(tmp_path: Path) -> None:
-    ub.report(planted_box(), mixed_texts(8), tmp_path, sections=["words"], example=7, quiet=True)
-    assert facts(tmp_path)["findings"]["words"]["texts"][0] == 7
+    ub.report(planted_box(), mixed_texts(4), tmp_path, sections=["words"], example=3, quiet=True)
+    assert facts(tmp_path)["findings"]["words"]["texts"][0] == 3
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from unboxed.cli.commands import demo
 
-    monkeypatch.setattr(demo, "N_DEMO_TRAINING_TEXTS", 32)
-    monkeypatch.setattr(demo, "N_DEMO_TEXTS", 6)
+    monkeypatch.setattr(demo, "N_DEMO_TRAINING_TEXTS", 16)
+    monkeypatch.setattr(demo, "N_DEMO_TEXTS", 4)
     said = CliRunner().invoke(cli.app, ["demo", "--text", "-o", str(tmp_path), "--quiet"])
     assert said.exit_code == 0, said.output
     assert (tmp_path / "index.html").is_file()

@@ -101,10 +101,10 @@ def compiled_part() -> nn.Module:
     return model
 
 
-def inductor() -> nn.Module:
+def inductor(dtype: torch.dtype = torch.float32) -> nn.Module:
     """Compiled by the default backend; not in `NETS`, for it takes a C++ compiler and a while."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model: Any = torch.compile(MODELS["plain"]().model)
-        model(torch.rand(2, 1, 8, 8))
+        model: Any = torch.compile(MODELS["plain"]().model.to(dtype))
+        model(torch.rand(2, 1, 8, 8, dtype=dtype))
     return model  # type: ignore[no-any-return]
