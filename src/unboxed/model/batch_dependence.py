@@ -19,7 +19,7 @@ SeededRunFn = Callable[[Tensor, int], tuple[Any, object]]
 
 
 class RandomOpRecorder(DispatchMode):
-    """Records the shape of all random numbers that ops draw from torch's default generator of a device."""
+    """Records the shape of all random numbers that ops draw from torch's default generator of a device, or another."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -32,9 +32,9 @@ class RandomOpRecorder(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
-        before = self._get_state()
+        before, is_private = self._get_state(), (kwargs or {}).get("generator") is not None
         out = func(*args, **(kwargs or {}))
-        if not torch.equal(before, self._get_state()):  # attention without dropout has the tag, too
+        if is_private or not torch.equal(before, self._get_state()):  # attention without dropout has the tag, too
             self.sampled_shapes.append((func.name(), *[tuple(h.shape) for h in tensors_in(out)][:1]))
         return out
 

@@ -65,10 +65,9 @@ def first_forward(
         return result
 
     def run_recording_rng(x: Tensor, seed: int) -> tuple[Any, object]:
-        if not model.uses_rng:
-            return run(x), None
-        with model.run(grad=False, seed=seed), state.SharedDropoutMaskMode(), RandomOpRecorder(model.device) as ops:
-            return call(x), (ops.sampled_shapes, state.numpy_and_python_rng_states())
+        shared_masks = state.SharedDropoutMaskMode() if model.uses_rng else state.NULL_CONTEXT
+        with model.run(grad=False, seed=seed), shared_masks, RandomOpRecorder(model.device) as ops:
+            return call(x), (ops.sampled_shapes, model.rng_states() if model.uses_rng else None)
 
     with (
         holding_locks(model.locks),  # hooks record every call, of other threads too

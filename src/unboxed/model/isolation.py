@@ -16,6 +16,7 @@ from . import buffer_writes, late_hooks, relu_rules, state
 from .hooks import named_modules
 from .identity import HookRef, model_identity_and_hooks
 from .locks import blocking_other_threads, holding_locks, locks_of
+from .private_rngs import PrivateRng, preserving_private_rngs, private_rng_states, private_rngs
 
 Mode = Literal["eval", "as-is"]
 
@@ -41,6 +42,7 @@ class IsolatedModel:
         self.is_inference = any(p.is_inference() for p in model.parameters())
         self.has_fused_attention = any(isinstance(m, state.FUSED_ATTENTION_MODULE_TYPES) for m in self.modules)
         self.uses_rng = False
+        self._used_private_rngs: tuple[PrivateRng, ...] = ()
         self._written_tensors: tuple[Tensor, ...] = ()
         self._untouched_buffers: tuple[Tensor, ...] = ()  # buffers that it does not write
         self._identity, hooks = model_identity_and_hooks(self.eager, mode)
@@ -60,16 +62,25 @@ class IsolatedModel:
         """Whether a forward pass neither draws nor writes: outputs of modules then depend on their inputs alone."""
         return not (self.uses_rng or self._written_tensors)
 
+    def rng_states(self) -> object:
+        """The states of the generators that are no op's: NumPy's, Python's and the model's own; to compare."""
+        return state.numpy_and_python_rng_states(), private_rng_states(self._used_private_rngs)
+
     @contextmanager
     def detecting_writes_and_rng_use(self) -> Iterator[None]:
         """Observe what a first forward pass writes and draws; both are restored."""
+        rngs = private_rngs(self.modules)
         with (
             buffer_writes.restoring_and_listing_writes(self.tensors) as written,
             state.detecting_rng_use(self.device) as used_rngs,
+            preserving_private_rngs(rngs),
         ):
+            before = private_rng_states(rngs)
             yield
+            now = private_rng_states(rngs)
+        self._used_private_rngs = tuple(rng for rng, a, b in zip(rngs, before, now, strict=True) if a != b)
         written_ids = {id(t) for t in written}
-        self._written_tensors, self.uses_rng = tuple(written), bool(used_rngs)
+        self._written_tensors, self.uses_rng = tuple(written), bool(used_rngs or self._used_private_rngs)
         self._untouched_buffers = tuple(
             b for b in self.model.buffers() if id(b) not in written_ids and not b.is_inference()
         )
@@ -104,6 +115,8 @@ class IsolatedModel:
             needed.append(buffer_writes.preserving_tensor_values(self._written_tensors))
         if self.uses_rng:
             needed.append(state.forking_rngs_with_lock(seed, self.device))
+        if self._used_private_rngs:
+            needed.append(preserving_private_rngs(self._used_private_rngs))
         needed += state.hook_safe_contexts(self.device_type, self.has_fused_attention)
         if rule is not None:
             needed.append(relu_rules.leaving_scripts_unoptimized(self.modules))
