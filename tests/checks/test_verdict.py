@@ -161,7 +161,8 @@ def test_it_prints_its_tests() -> None:
     found = of_gradient()
     lines = str(found).splitlines()
     assert lines[0].startswith("Gradient: passes (depends on the model; marks what matters). It changes when")
-    assert [line.split()[0] for line in lines[1:-1]] == [t.name.split()[0] for t in found.tests]
+    assert lines[1] == "  tests, with 90% intervals:"
+    assert [line.split()[0] for line in lines[2:-1]] == [t.name.split()[0] for t in found.tests]
     assert lines[-1].startswith("  relevance gain by fill: blurred 0.")
     assert max(map(len, lines[1:])) < 100
 
