@@ -67,7 +67,7 @@ class MethodCommandGroup(TyperGroup):
         from .parsing import errors_as_exit_codes
 
         with errors_as_exit_codes(debug=False):
-            refuse_function(cmd_name, ctx.parent.command.commands if ctx.parent is not None else ())
+            refuse_function(cmd_name, ctx.parent.command.commands if ctx and ctx.parent else ())
             return typer.main.get_command(make_method_command(find_card(cmd_name)))
 
 
