@@ -98,7 +98,7 @@ def test_they_run_by_name(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_attack_evaluates_and_the_attribution_is_ranked(source: Path, tmp_path: Path) -> None:
-    model = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--n", "4", "-o", str(tmp_path)]
+    model = ["--model", "zoo:digits-cnn", "--data", "digits:test", "--n", "2", "-o", str(tmp_path)]
     done = CliRunner().invoke(app, ["attack", *model, "--attack", "random_signs", "--eps", "0.1", "-q"])
     assert done.exit_code == 0, done.output
     assert "random_signs" in json.loads((tmp_path / "attack.json").read_text())["robust"]
