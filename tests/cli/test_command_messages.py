@@ -63,7 +63,9 @@ def test_long_results_are_printed_by_their_first_lines(tmp_path: Path) -> None:
     assert all(len(line) <= 201 for line in lines)
 
 
-@pytest.mark.parametrize("command", ["attack --eps 0.1 --n 2", "report --sections overview", "doctor", "run maps"])
+@pytest.mark.parametrize(
+    "command", ["attack --eps 0.1 --n 2", "report --sections overview", "doctor", "run nearest_training_examples"]
+)
 def test_quiet_keeps_notes_in_every_command(command: str, flat_folder: Path, tmp_path: Path) -> None:
     """What was left out of the data is said; only progress bars are not shown."""
     for k in range(10):
@@ -72,9 +74,11 @@ def test_quiet_keeps_notes_in_every_command(command: str, flat_folder: Path, tmp
     (flat_folder / "0" / "broken.png").write_bytes(b"no image")
     words = [*command.split(), "-q", "--model", "zoo:digits-cnn", "--data", str(flat_folder)]
     out = [] if command == "doctor" else ["-o", str(tmp_path / "out")]
+    if command.endswith("nearest_training_examples"):
+        out += ["--train", str(flat_folder), "--labels", "1", "--n", "1"]
     done = CliRunner().invoke(cli.app, [*words, *out])
     assert done.exit_code == 0, done.output
-    assert "left out" in done.stderr
+    assert done.stderr.count("left out") == 1  # also where the same folder is opened twice
     assert "%|" not in done.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -329,3 +330,31 @@ def test_commands_take_the_column_of_labels(words: list[str], tmp_path: Path, mo
     assert "which of the columns 'soil', 'cultivar' has the labels? Name it: --label COLUMN" in refused.output
     done = CliRunner().invoke(app, [*words, "--label", "cultivar"])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(("inputs", "n"), [(GRAY, 64), (ub.Features(tuple("abc")), 3)], ids=["images", "rows"])
+def test_a_path_in_place_of_the_table_is_answered_with_what_opens_it(inputs: Any, n: int, root: Path) -> None:
+    opened = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(n, 2)), inputs, outputs="logits")
+    path = write(root, "file,label\n0.png,cat\n")
+    for data in (path, str(path)):
+        with pytest.raises(DataError, match=r"labels\.csv is a path: open it with ub\.data\.table\(path, box\)"):
+            ub.robustness.calibration(opened, data)
+
+
+@pytest.mark.parametrize("outputs", ["binary", "logits"])
+def test_classes_without_names_are_called_as_their_labels(outputs: Any, tmp_path: Path) -> None:
+    """A page that said "predicts 0" made its reader look up which label that is."""
+    torch.manual_seed(0)
+    path = write(
+        tmp_path, "a,b,c,label\n" + "".join(f"{i},{1 - i},0,{'no' if i < 0.5 else 'yes'}\n" for i in (0.1, 0.9, 0.2))
+    )
+    opened = ub.Box(nn.Linear(3, 1 if outputs == "binary" else 2), ub.Features(tuple("abc")), outputs=outputs)
+    with pytest.warns(UnboxedWarning, match="0 is no, 1 is yes"):
+        rows = ub.data.table(path, opened)
+    assert rows.classes == ("no", "yes")
+    assert [y for _, y in (rows[i] for i in range(3))] == [0, 1, 0]
+    with pytest.warns(UnboxedWarning, match=r"the labels of labels\.csv are matched"):
+        written = ub.report(opened, rows, tmp_path / "out", sections=["overview"], quiet=True)
+    assert json.loads((written.path.parent / "report.json").read_text())["classes"] == ["no", "yes"]
+    named = ub.Box(opened.model, opened.inputs, outputs=outputs, classes=("yes", "no"))
+    assert ub.data.table(path, named).classes == ("yes", "no")

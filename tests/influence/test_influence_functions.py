@@ -309,7 +309,7 @@ def test_what_is_missing_or_unknown() -> None:
     other = numbers.box(numbers.optimum())
     with pytest.raises(InputError, match="labels are missing"):
         influence_functions(other, numbers.x, None, (numbers.x, numbers.y))
-    with pytest.raises(DataError, match="as tensors"):
+    with pytest.raises(DataError, match="no labels; wanted tensors"):
         influence_functions(other, numbers.x, numbers.y, numbers.x)
     with pytest.raises(InputError, match="labels of 30 examples"):
         influence_functions(other, numbers.x, numbers.y, (numbers.x, numbers.y[:7]))

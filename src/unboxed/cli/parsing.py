@@ -99,7 +99,11 @@ class _WarningsAsNotes:
     def __call__(self, message: Warning | str, category: type[Warning], *location: Any) -> None:
         if not issubclass(category, UnboxedWarning):
             typer.echo(warnings.formatwarning(message, category, *location[:2]), err=True, nl=False)
-        elif (note := rewrite_advice_for_command_line(str(message))) not in self._printed:
+        else:
+            self.echo(rewrite_advice_for_command_line(str(message)))
+
+    def echo(self, note: str) -> None:
+        if note not in self._printed:
             self._printed.add(note)
             typer.secho(f"note: {note}", fg="yellow", err=True)
 
@@ -188,7 +192,8 @@ def print_skipped_files_note(data: Any) -> None:
         return
     listed = "; ".join(f"{entry['file']}: {entry['why']}" for entry in skipped[:3])
     rest = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    typer.secho(f"note: left out (files: {len(skipped)}): {listed}{rest}", fg="yellow", err=True)
+    notes = warnings.showwarning if isinstance(warnings.showwarning, _WarningsAsNotes) else _WarningsAsNotes()
+    notes.echo(f"left out (files: {len(skipped)}): {listed}{rest}")
 
 
 def checkpoint_text(path: Path) -> str:

@@ -15,6 +15,7 @@ from ..inputs.features import Features
 from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column
 from ..inputs.labels import (
     classes_from_label_names,
+    classes_named_by_labels,
     label_to_text,
     match_label_names_to_classes,
     missing_labels_text,
@@ -37,6 +38,7 @@ class FeatureRows(Images):
     ) -> None:  # fmt: skip
         self.name, self.classes, self.inputs, self.labels_are_values = name, classes, inputs, labels_are_values
         self.n_unlabeled = n_unlabeled  # rows without a label, which were left out
+        self.names_source = "labels"
         self._x, self._y = x, y  # (N, F), (N,)
 
     def __len__(self) -> int:
@@ -85,6 +87,7 @@ def read_rows(
         {n: i for i, n in enumerate(numbered)} if classes is None else match_label_names_to_classes(names, numbered)
     )
     y = torch.tensor([number_of[name] for name in names])
+    numbered = classes_named_by_labels(numbered, number_of)
     return FeatureRows(source.name, x, y, numbered, inputs, n_unlabeled=n_unlabeled)
 
 

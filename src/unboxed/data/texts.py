@@ -18,7 +18,13 @@ from ..box import Box
 from ..engine.read.class_labels import class_names_for_matching
 from ..errors import DataError, warn
 from ..inputs.frames import is_data_frame
-from ..inputs.labels import classes_from_label_names, label_to_text, match_labels_to_classes, missing_labels_text
+from ..inputs.labels import (
+    classes_from_label_names,
+    classes_named_by_labels,
+    label_to_text,
+    match_labels_to_classes,
+    missing_labels_text,
+)
 from ..validation import missing_path_text, normalized_name
 from .sets import check_n_examples
 
@@ -176,7 +182,8 @@ def _numbered(
         return [numbered.index(name) for name in named], numbered
     known = {k: name for k, name in enumerate(numbered) if name in set(named)}
     number = match_labels_to_classes(known, classes, made_from_names=True, names_source=f"labels of {source}")
-    return [number[numbered.index(name)] for name in named], classes
+    number_of = {name: number[numbered.index(name)] for name in named}
+    return [number_of[name] for name in named], classes_named_by_labels(classes, number_of)
 
 
 def _read_table(source: Path) -> Iterator[Row]:

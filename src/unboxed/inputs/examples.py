@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..atomic_write import to_printable
 from ..errors import BrokenImageError, DataError, InputError, warn
 from .base import Inputs
 from .forms import (
@@ -123,6 +125,18 @@ class OpenedStream:
         )
 
 
+ROW_FILE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
+
+
+def _refuse_file_of_rows(data: Any, inputs: Inputs | None) -> None:
+    """Raise DataError, with the function that opens it, for the path of a table or of texts."""
+    if not isinstance(data, (str, os.PathLike)) or not os.path.isfile(data):
+        return
+    if not isinstance(inputs, Pixels) or Path(data).suffix.lower() in ROW_FILE_SUFFIXES:
+        opener = "texts" if getattr(inputs, "is_text", False) else "table"
+        raise DataError(f"{to_printable(str(data))} is a path: open it with ub.data.{opener}(path, box)")
+
+
 OpenedData = Tensor | tuple[Tensor, Any] | OpenedDataset | OpenedStream
 
 
@@ -144,6 +158,7 @@ def open_data(data: Any, inputs: Inputs | None = None, has_label_maps: bool = Fa
     if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
         images, labels = image_and_label_of_row(data)
         return _pair_with_labels(open_data(images, inputs), labels)
+    _refuse_file_of_rows(data, inputs)
     if isinstance(inputs, Pixels) and is_single_image_source(data):
         data = [data]
     if not isinstance(inputs, MultiInput) and (pair := split_inputs_and_labels(data, inputs, has_label_maps)):

@@ -148,6 +148,13 @@ def _class_numbers_text_for_name(classes: Sequence[str], name: str) -> str:
     return ", ".join(str(k) for k, other in enumerate(classes) if other == name)
 
 
+def classes_named_by_labels(classes: Sequence[str], number_of: Mapping[str, int]) -> tuple[str, ...]:
+    """The classes, by the names of their labels {name: number} where they were not named and all have one."""
+    name_of = {number: name for name, number in number_of.items()}
+    is_named = are_default_class_names(classes) and len(name_of) == len(classes)
+    return tuple(name_of[k] for k in range(len(classes))) if is_named else tuple(classes)
+
+
 def are_default_class_names(classes: Sequence[str]) -> bool:
     """Whether the classes are 0, 1, 2, ...: they were not named."""
     return tuple(classes) == tuple(map(str, range(len(classes))))

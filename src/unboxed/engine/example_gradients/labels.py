@@ -10,6 +10,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.items import is_shuffling_loader
+from ..read.class_labels import labels_to_classes
 from ..read.examples import examples_with_unread_labels, labeled_examples
 
 
@@ -20,9 +21,11 @@ def read_training_examples(box: Box, train: Any) -> tuple[Tensor, Tensor]:
     or no labels, or their order is another in each pass.
     """
     check_not_shuffled(train)
-    if box.outputs != "regression" and not _is_pair_with_value_labels(box, train):
+    if box.outputs not in ("regression", "multilabel"):
         return labeled_examples(box, train)
     x, labels, _ = examples_with_unread_labels(box, train)
+    if labels is not None and not _are_regression_or_multilabel(box, labels):
+        return x, box.class_labels(labels_to_classes(box, train, labels), len(x))
     if labels is None:
         raise DataError("the training examples have no labels; wanted tensors (x, y), or a Dataset of (input, number)")
     return x, _check_value_labels(box, labels, len(x))
@@ -50,15 +53,13 @@ def check_not_shuffled(train: Any) -> None:
         )
 
 
-def _is_pair_with_value_labels(box: Box, train: Any) -> bool:
-    return isinstance(train, (tuple, list)) and len(train) == 2 and _are_regression_or_multilabel(box, train[1])
-
-
 def _are_regression_or_multilabel(box: Box, labels: Any) -> bool:
     """Whether labels are numbers, or 0 and 1 for each of several labels, and no classes."""
     if box.outputs == "regression":
         return True
-    return box.outputs == "multilabel" and getattr(labels, "shape", ())[1:] == (box.n_outputs,)
+    is_list = isinstance(labels, (list, tuple))
+    shapes = [getattr(label, "shape", ()) for label in labels] if is_list else [getattr(labels, "shape", ())[1:]]
+    return box.outputs == "multilabel" and all(tuple(shape) == (box.n_outputs,) for shape in shapes)
 
 
 def _check_value_labels(box: Box, labels: Any, n: int) -> Tensor:

@@ -27,6 +27,7 @@ class LabelNames:
 
     names: dict[int, str] = field(default_factory=dict)  # by label; empty where they are unknown
     made_from_names: bool = False  # as for class folders: the numbers mean nothing else
+    names_source: str = "subfolders"  # what has such names
 
     def names_in_label_order(self) -> tuple[str, ...]:
         """The names of labels 0, 1, 2, ...: a number where a label has none."""
@@ -37,7 +38,7 @@ class LabelNames:
         classes = class_names_for_matching(box)
         if not self.names or classes is None:
             return {}
-        kind = "subfolders" if self.made_from_names else "classes"
+        kind = self.names_source if self.made_from_names else "classes"
         return match_labels_to_classes(
             self.names, classes, made_from_names=self.made_from_names, names_source=f"{kind} of {source}"
         )
@@ -70,12 +71,15 @@ def dataset_class_names(data: Any) -> LabelNames:
     Looks inside a DataLoader, a Subset and a ConcatDataset, and at the features of a Hugging Face data set. Raises
     DataError for joined datasets with different classes.
     """
-    made_from_names = bool(getattr(data, "labels_are_names", False))
+    made_from_names, source = (
+        bool(getattr(data, "labels_are_names", False)),
+        getattr(data, "names_source", "subfolders"),
+    )
     if names := getattr(data, "label_names", None):
-        return LabelNames(dict(names), made_from_names)
+        return LabelNames(dict(names), made_from_names, source)
     names = getattr(data, "classes", None)
     if isinstance(names, (list, tuple)):
-        return LabelNames(dict(enumerate(map(str, names))), made_from_names)
+        return LabelNames(dict(enumerate(map(str, names))), made_from_names, source)
     if isinstance(features := getattr(data, "features", None), Mapping):
         columns = [features[name] for name in HF_LABEL_COLUMN_NAMES if name in features]
         return LabelNames(dict(enumerate(getattr(columns[0], "names", ()) or ())) if columns else {})
