@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import unboxed as ub
@@ -50,6 +51,17 @@ def test_the_page_of_a_text_classifier(tmp_path: Path) -> None:
     assert found["swaps"]["flipped"] >= 0.8 * found["swaps"]["right"]
     assert found["inside"]["agreement"][-1] == 1
     assert "cobalt" in html
+    box, swaps = planted_box(), found["swaps"]
+    inputs, x, labels = box.inputs, box.validate_inputs(list(data.texts)), torch.as_tensor(data.labels)
+    made = ub.adversarial.hotflip(box, x, labels, max_swaps=3)
+    stays = box.predict(inputs.fill_tokens(x, inputs.default_fill_kind)).cpu() == labels
+    assert swaps["flipped_by_new_words"] == int(
+        (stays & made.success.cpu() & ~made.initially_misclassified.cpu()).sum()
+    )
+    first = found["words"]["texts"][0]  # without an error: one with the trigger, by which the model goes
+    assert "cobalt" in data.texts[first]
+    assert "depends most on single words" in html
+    assert "cobalt → " in swaps["followed"][0]
     assert ": left out." not in html
     n_choices = html.count("data-choose=")
     assert n_choices >= 2
