@@ -68,6 +68,16 @@ def test_families_have_their_methods_by_other_names() -> None:
         ("attribution", "pgd", "unboxed.attribution has no 'pgd'; did you mean unboxed.adversarial.pgd?"),
         ("adversarial", "robustness", "unboxed.adversarial has no 'robustness'; did you mean unboxed.robustness?"),
         ("", "saliency", "unboxed has no 'saliency'; did you mean unboxed.attribution.gradient?"),
+        ("data", "foldr", "unboxed.data has no 'foldr'; did you mean 'folder'?"),
+        ("zoo", "loads", "unboxed.zoo has no 'loads'; did you mean 'load'?"),
+        ("plots", "deepdream", "unboxed.plots has no 'deepdream'; did you mean unboxed.synthesis.deepdream?"),
+        ("loading", "weight", "unboxed.loading has no 'weight'; did you mean 'weights'?"),
+        ("training", "trains", "unboxed.training has no 'trains'; did you mean 'train' or 'Trades'?"),
+        (
+            "objectives",
+            "logits",
+            "unboxed.objectives has no 'logits'; did you mean 'logit' or 'class_logit' or 'log_odds'?",
+        ),
         ("", "Pixel", "unboxed has no 'Pixel'; did you mean 'Pixels'?"),
     ],
 )
@@ -75,6 +85,29 @@ def test_a_wrong_name_gets_the_right_one(family: str, name: str, text: str) -> N
     with pytest.raises(AttributeError) as error:
         getattr(getattr(ub, family) if family else ub, name)
     assert str(error.value) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "text"),
+    [
+        (torch.nn.Linear, ub.Pixels((1, 2, 2)), "got the class Linear. make one: Linear("),
+        (torch.nn.Linear(4, 2).state_dict(), ub.Pixels((1, 2, 2)), "load them into their model"),
+        (ub.Pixels((1, 2, 2)), torch.nn.Linear(4, 2), "the model comes first"),
+        ("resnet18", ub.Pixels((1, 2, 2)), "ub.load opens files and names"),
+        (torch.nn.Linear(4, 2), (3, 8, 8), "images of this shape are ub.Pixels((3, 8, 8))"),
+        (torch.nn.Linear(4, 2), ["age", "height"], "ub.Features(names)"),
+        (torch.nn.Linear(4, 2), torch.rand(5, 3, 8, 8), "its images are ub.Pixels((3, 8, 8))"),
+    ],
+)
+def test_what_is_given_in_the_wrong_place_is_told_where_it_goes(model: Any, inputs: Any, text: str) -> None:
+    with pytest.raises(InputError) as error:
+        ub.Box(model, inputs)
+    assert text in str(error.value)
+
+
+def test_layers_name_themselves_in_one_line(box: Any) -> None:
+    assert repr(box.layers) == "Layers(10: conv1, relu1, pool1, conv2, relu2, ...)"
+    assert str(box.layers).startswith("layer")
 
 
 @pytest.mark.parametrize("norm", [math.inf, np.inf, torch.inf, "Linf", "L_inf", "L-infinity", "inf"])

@@ -26,7 +26,7 @@ from .model.batching import BatchPadding, BatchSize, check_batch_size
 from .model.embedding_feed import feeding_text_embeddings
 from .model.first_forward import first_forward, reraising_as_input_error
 from .model.hooks import Acts, Edit, StopForward, capturing_activations
-from .model.isolation import IsolatedModel, Mode
+from .model.isolation import IsolatedModel, Mode, check_is_module
 from .model.language_models import is_next_token_output, output_names_of_model, scores_at_answer_position
 from .model.layers import Layers
 from .model.locks import holding_locks
@@ -119,10 +119,7 @@ class Box(NotebookTablesMixin):
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"model must be a torch.nn.Module; got {type(model).__name__}. ub.load opens files and names"
-            )
+        check_is_module(model)
         inputs = to_inputs(inputs, model)
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode must be "eval" or "as-is"; got {mode!r}')

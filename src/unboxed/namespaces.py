@@ -30,7 +30,7 @@ def dir_of_exports(package: str, *modules: str) -> Callable[[], list[str]]:
 
 
 def getattr_by_alias(package: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a family: its methods by other names that people know, else an error with the right name.
+    """The `__getattr__` of a package: methods of a family by other names, else an error with the right name.
 
     >>> import unboxed as ub
     >>> ub.attribution.saliency is ub.attribution.gradient, ub.attribution.GradCAM is ub.attribution.grad_cam

@@ -49,6 +49,16 @@ UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX = {
     ".gguf": "is a GGUF file of a quantized model, not weights of torch",
     ".distcp": "is a part of a distributed checkpoint: give its folder",
 }
+OTHER_FORMAT_TEXT_BY_FIRST_BYTES = {
+    b"\x89HDF": UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX[".h5"],
+    b"GGUF": UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX[".gguf"],
+    b"\x93NUMPY": UNSUPPORTED_FORMAT_TEXT_BY_SUFFIX[".npy"],
+}
+NO_DOWNLOAD_TEXT_BY_FIRST_BYTES = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file: fetch that by `git lfs pull` in its repository",
+    b"<!doctype html": "is a web page, not weights: download the file itself, not the page that links to it",
+    b"<html": "is a web page, not weights: download the file itself, not the page that links to it",
+}
 OTHER_FORMAT_ADVICE = (
     "save the state dict of the torch model that it belongs to: torch.save(model.state_dict(), 'weights.pt')"
 )
@@ -77,13 +87,27 @@ def read_weights(path: Path) -> Any:
     return _read_weights_file(path)
 
 
+def _check_first_bytes(path: Path, first: bytes) -> None:
+    """Raise ModelError for what is known to be no file of weights of torch, whatever it is called."""
+    for start, text in NO_DOWNLOAD_TEXT_BY_FIRST_BYTES.items():
+        if first.lstrip().lower().startswith(start):
+            raise ModelError(f"{path} {text}")
+    for start, text in OTHER_FORMAT_TEXT_BY_FIRST_BYTES.items():
+        if first.startswith(start):
+            raise ModelError(f"{path} {text}; {OTHER_FORMAT_ADVICE}")
+
+
 def _read_weights_file(path: Path) -> Any:
+    with path.open("rb") as file:
+        first = file.read(64)
+    _check_first_bytes(path, first)
+    is_safetensors = first[8:10] == b'{"' or (path.suffix == ".safetensors" and first[:2] != b"PK")  # no zip of torch
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors:
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:  # of a path torch goes by its suffix
             warnings.simplefilter("ignore", UserWarning)  # torch names its storage classes
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(_unsafe_pickle_text(path, str(error))) from error
     except Exception as error:

@@ -4,6 +4,7 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -343,3 +344,29 @@ def test_a_model_of_the_zoo_without_its_weights() -> None:
     made, inputs = loading.model("zoo:digits-cnn", trained=False)
     assert made(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert inputs.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><head>", "is a web page"), (b"<HTML>", "is a web page"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "holds weights of Keras"), (b"GGUF\3" + bytes(64), "is a GGUF file"),
+        (b"\x93NUMPY\1" + bytes(64), "is a NumPy array"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_came_in_place_of_weights_is_named(tmp_path: Path, start: bytes, text: str, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(start)
+    with pytest.raises(ModelError, match=text):
+        loading.weights(nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.bin"])
+@pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
+def test_a_file_is_read_by_what_it_holds_whatever_it_is_called(tmp_path: Path, name: str, save: Any) -> None:
+    saved, model = nn.Linear(2, 2), nn.Linear(2, 2)
+    save(saved.state_dict(), str(tmp_path / name))
+    loading.weights(model, tmp_path / name)
+    assert torch.equal(model.weight, saved.weight)

@@ -7,7 +7,7 @@
 A loader of a small data set moves in here; what resolves names from a command line, into `loading`.
 """
 
-from ..namespaces import dir_of_exports
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .folders import folder
 from .idx import fashion_mnist, mnist
 from .labeled_files import Folder
@@ -25,3 +25,4 @@ __all__ = [
 ]  # fmt: skip
 
 __dir__ = dir_of_exports(__name__)
+__getattr__ = getattr_by_alias(__name__)

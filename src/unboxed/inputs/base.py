@@ -116,3 +116,14 @@ def _cached_constant_tensor(values: tuple[float, ...], dtype: torch.dtype, devic
     """Cached: a copy to an accelerator at each step would take long."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+def misplaced_inputs_hint(value: object) -> str:
+    """What is meant by a shape, by names of columns, or by a batch of inputs."""
+    if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim in (3, 4, 5):
+        return f"; its images are ub.Pixels({tuple(value.shape[1:])})"
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, int) for v in value):
+        return f"; images of this shape are ub.Pixels({tuple(value)})"
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, str) for v in value):
+        return "; columns of these names are ub.Features(names)"
+    return ""

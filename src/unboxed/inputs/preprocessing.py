@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, cast
 
 from ..errors import InputError
-from .base import Inputs, to_number_or_list
+from .base import Inputs, misplaced_inputs_hint, to_number_or_list
 from .pixels import INTERPOLATIONS, Pixels
 from .tokens import Tokens
 
@@ -74,7 +74,7 @@ def to_inputs(value: object, model: object = None) -> Inputs:
     steps = _parse_preprocessing(value)
     if steps is None:
         wanted = "Pixels(...), Features(...) or MultiInput(...), an image processor, a transform or a timm config"
-        raise InputError(f"inputs must be {wanted}; got {type(value).__name__}")
+        raise InputError(f"inputs must be {wanted}; got {type(value).__name__}{misplaced_inputs_hint(value)}")
     return _steps_to_pixels(steps, steps.name or type(value).__name__, model)
 
 

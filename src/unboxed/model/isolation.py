@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import InputError, warn
+from ..inputs.base import Inputs
 from . import buffer_writes, late_hooks, relu_rules, state
 from .hooks import named_modules
 from .identity import HookRef, model_identity_and_hooks
@@ -19,6 +20,20 @@ from .locks import blocking_other_threads, holding_locks, locks_of
 from .private_rngs import PrivateRng, preserving_private_rngs, private_rng_states, private_rngs
 
 Mode = Literal["eval", "as-is"]
+
+
+def check_is_module(model: object) -> None:
+    """Raise InputError for what is no module, with what to do."""
+    if isinstance(model, nn.Module):
+        return
+    got, advice = type(model).__name__, "ub.load opens files and names"
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        got, advice = f"the class {model.__name__}", f"make one: {model.__name__}(...)"
+    elif isinstance(model, Mapping) and any(isinstance(v, Tensor) for v in model.values()):
+        advice = "these are weights: load them into their model, model.load_state_dict(weights), and open that"
+    elif isinstance(model, Inputs):
+        advice = "the model comes first: ub.Box(model, inputs)"
+    raise InputError(f"model must be a torch.nn.Module; got {got}. {advice}")
 
 
 class IsolatedModel:

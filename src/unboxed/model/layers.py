@@ -20,6 +20,8 @@ from .identity import TransientHook
 from .op_mode import DispatchMode
 from .state import SharedDropoutMaskMode
 
+MAX_LAYERS_IN_REPR = 5
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -159,6 +161,10 @@ class Layers:
                 (name, row.type, "x".join(map(str, row.shape)), f"{row.n_parameters:,}", f"{row.flops_share:.1%}")
             )
         return rows
+
+    def __repr__(self) -> str:
+        names = [*self.by_path][:MAX_LAYERS_IN_REPR] + ["..."] * (len(self) > MAX_LAYERS_IN_REPR)
+        return f"Layers({len(self)}: {', '.join(names)})"
 
     def __str__(self) -> str:
         rows = self.cells()

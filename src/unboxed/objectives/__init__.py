@@ -7,7 +7,7 @@ activation) is selected by `.rows(index)` when a batch is split or finished exam
 A new score of activations moves in here; what optimizes one moves into `engine.optimize`.
 """
 
-from ..namespaces import dir_of_exports
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .algebra import INPUT_OUTPUT_ADDRESSES as INPUT_OUTPUT_ADDRESSES
 from .algebra import Acts as Acts
 from .algebra import Constant as Constant
@@ -47,3 +47,4 @@ from .units import neuron as neuron
 from .units import spatial as spatial
 
 __dir__ = dir_of_exports(__name__)
+__getattr__ = getattr_by_alias(__name__)

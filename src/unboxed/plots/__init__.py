@@ -3,7 +3,7 @@
 A function that draws a type of result is a file here; what is drawn from tensors alone, without a model, moves in.
 """
 
-from ..namespaces import dir_of_exports
+from ..namespaces import dir_of_exports, getattr_by_alias
 from . import charts, colors, compare, draw, embedding, labels, projector, sheet, units
 from .attribution_plot import attribution_plot
 from .draw import activations, class_sheet, confused, filters, gradients, morph_strip
@@ -42,3 +42,4 @@ __all__ = [
 ]
 
 __dir__ = dir_of_exports(__name__)
+__getattr__ = getattr_by_alias(__name__)

@@ -3,7 +3,7 @@
 What changes weights, or is called while they change, moves in here.
 """
 
-from ..namespaces import dir_of_exports
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .confused import ConfusedInputs as ConfusedInputs
 from .defense import DEFENSES as DEFENSES
 from .defense import PGD as PGD
@@ -23,3 +23,4 @@ from .snapshots import Snapshots as Snapshots
 from .watch import ConfusedLogits as ConfusedLogits
 
 __dir__ = dir_of_exports(__name__)
+__getattr__ = getattr_by_alias(__name__)

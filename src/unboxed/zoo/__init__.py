@@ -6,7 +6,7 @@ A model moves in here with a recipe in `training.recipes` that makes its weights
 `benchmarks/zoo_generators.py`.
 """
 
-from ..namespaces import dir_of_exports
+from ..namespaces import dir_of_exports, getattr_by_alias
 from .registry import ZOO_WEIGHTS_FOLDER as ZOO_WEIGHTS_FOLDER
 from .registry import ZooEntry as ZooEntry
 from .registry import card as card
@@ -17,3 +17,4 @@ from .registry import load_generator as load_generator
 from .registry import names as names
 
 __dir__ = dir_of_exports(__name__)
+__getattr__ = getattr_by_alias(__name__)
