@@ -105,6 +105,16 @@ def test_what_is_given_in_the_wrong_place_is_told_where_it_goes(model: Any, inpu
     assert text in str(error.value)
 
 
+def test_activations_are_compared_by_value(box: Any, x: torch.Tensor) -> None:
+    a, b = box.read(x, ["fc1"]), box.read(x, ["fc1"])
+    assert a == b
+    assert (a != b) is False
+    assert a in [b]
+    for other in (box.read(x[:1], ["fc1"]), box.read(x, ["fc2"]), box.read(1 - x, ["fc1"]), {}, 3):
+        assert a != other
+        assert (a == other) is False
+
+
 def test_layers_name_themselves_in_one_line(box: Any) -> None:
     assert repr(box.layers) == "Layers(10: conv1, relu1, pool1, conv2, relu2, ...)"
     assert str(box.layers).startswith("layer")

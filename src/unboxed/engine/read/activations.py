@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...box import Box
 from ...errors import InputError, LayerError
 from ...model.batching import BatchSize, map_in_batches
-from ...objectives import INPUT_OUTPUT_ADDRESSES
+from ...objectives import INPUT_OUTPUT_ADDRESSES, is_equal_value
 from ...validation import address_list
 from ..result_views import ResultViewsMixin
 
@@ -34,6 +34,15 @@ class Activations(dict[str, Tensor], ResultViewsMixin):
         rest = ", ..." * (len(self) > MAX_REPR_LAYERS)
         n = len(next(iter(self.values()))) if self else 0
         return f"Activations({len(self)} layer{'s' * (len(self) != 1)} of {n} input{'s' * (n != 1)}: {listed}{rest})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the addresses and the values are equal; a dict would ask tensors for their truth."""
+        return isinstance(other, Mapping) and is_equal_value({**self}, {**other})
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]  # as of a dict
 
 
 def read_activations(
