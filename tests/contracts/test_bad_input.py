@@ -56,7 +56,7 @@ BAD_CLASS: dict[str, Any] = {
     "too many": torch.tensor([0, 1, 2, 3]),
     "one too large": torch.tensor([0, 1, 4]),
     "one negative": torch.tensor([0, 1, -1]),
-    "floats": torch.tensor([0.0, 1.0, 2.0]),
+    "floats with a fraction": torch.tensor([0.0, 1.5, 2.0]),
     "booleans": torch.tensor([True, False, True]),
     "a column, too short": torch.tensor([[0], [1]]),
     "names, one unknown": ["0", "1", "cat"],
