@@ -19,6 +19,7 @@ from ..inputs.labels import (
     label_to_text,
     match_label_names_to_classes,
     missing_labels_text,
+    refuse_signed_labels,
 )
 from .sets import Batch, Images, check_n_examples
 
@@ -70,6 +71,8 @@ def read_rows(
     column = find_label_column(source, [name for name in columns if name not in inputs.names], label)
     if column is None:
         return FeatureRows(source.name, x, None, (), inputs, is_regression)
+    if not is_regression:
+        refuse_signed_labels(columns[column], None if classes is None else len(classes))
     names = [label_to_text(label, is_value=is_regression) for label in columns[column]]
     kept = [i for i, name in enumerate(names) if name]
     if not kept:

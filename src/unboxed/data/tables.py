@@ -17,7 +17,7 @@ from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame
 from ..inputs.images import require_pixels
-from ..inputs.labels import classes_from_label_names, label_to_text, label_to_value
+from ..inputs.labels import classes_from_label_names, label_to_text, label_to_value, refuse_signed_labels
 from ..inputs.pixels import Pixels
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
@@ -92,11 +92,14 @@ def open_table(
         source, columns = _read_values_by_column(path)
         return read_rows(source, columns, like, classes, is_regression=is_regression, label=label)
     pixels, skipped = require_pixels(like), SkippedFileReasons()
-    source, rows = (
+    source, read = (
         (Path("the DataFrame"), _files_and_labels_of_frame(path, label))
         if is_data_frame(path)
         else _open_table_of_files_and_labels(path, label)
     )
+    rows = list(read)
+    if not is_regression:
+        refuse_signed_labels([label for _, label in rows], None if classes is None else len(classes))
     listed = (
         _with_texts_of_numbers(rows, source)
         if is_regression
@@ -140,7 +143,7 @@ def _require_files(files: Sequence[Any], source: Path, skipped: SkippedFileReaso
         raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
 
 
-def _with_texts_of_numbers(rows: Iterator[FileAndLabel], source: Path) -> list[FileAndLabel]:
+def _with_texts_of_numbers(rows: Sequence[FileAndLabel], source: Path) -> list[FileAndLabel]:
     """The rows, with labels that are numbers as text; None for NaN and nothing. Raises DataError for other labels."""
     texts = [(file, label_to_text(label, is_value=True)) for file, label in rows]
     return [(file, str(finite_number(text, "label", source)) if text else None) for file, text in texts]

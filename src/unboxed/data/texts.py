@@ -24,6 +24,7 @@ from ..inputs.labels import (
     label_to_text,
     match_labels_to_classes,
     missing_labels_text,
+    refuse_signed_labels,
 )
 from ..validation import missing_path_text, normalized_name
 from .sets import check_n_examples
@@ -124,13 +125,15 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
         TextBatch(x=['a good film', 'a bad film'], y=tensor([1, 0]))
     """
     source, read_rows = _rows_of_frame(path) if is_data_frame(path) else _rows_of_file(path)
-    rows = [(line, text.strip(), label_to_text(label)) for line, text, label in read_rows]
+    read = list(read_rows)
+    names = class_names_for_matching(like) if like is not None and classes is None else classes
+    refuse_signed_labels([label for *_, label in read], None if names is None else len(names))
+    rows = [(line, text.strip(), label_to_text(label)) for line, text, label in read]
     if not rows:
         raise DataError(f"{source} is empty: it has no texts")
     if blank := [line for line, text, _ in rows if not text]:
         raise DataError(f"line {blank[0]} of {source} has an empty text; give each line a text, or leave it out")
     n_rows, rows = len(rows), _labeled_rows(source, rows)
-    names = class_names_for_matching(like) if like is not None and classes is None else classes
     labels, found = _numbered(source, rows, names)
     return Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem), n_rows - len(rows))
 

@@ -171,6 +171,8 @@ def _check_class_range(k: Constant, n: int, n_classes: int) -> None:
     if lower < 0 or upper >= n_classes:
         got = str(lower) if lower == upper else f"{lower} to {upper}"
         hint = "; leave examples without a class (-1) out" if lower == -1 and shape else ""
+        if (lower, upper, n_classes) == (-1, 1, 2) and not bool((k.value == 0).any()):
+            hint = "; use 0 and 1 for the two classes, (y + 1) / 2"
         raise InputError(f"{class_numbers_text(n_classes)}; got {got}{hint}")
 
 

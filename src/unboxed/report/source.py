@@ -22,7 +22,13 @@ from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_dat
 from ..inputs.features import Features
 from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame, label_column_of_frame
 from ..inputs.items import SkippedExamples, item_or_data_error
-from ..inputs.labels import are_default_class_names, label_to_value, readable_class_names
+from ..inputs.labels import (
+    are_default_class_names,
+    label_to_text,
+    label_to_value,
+    readable_class_names,
+    refuse_signed_labels,
+)
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..validation import normalized_name
@@ -51,6 +57,7 @@ class ReportData:
         self.labeled = has_class_labels(box)
         self._inputs, self._source = box.inputs, data
         self._targets: dict[int, Any] = {}  # of the examples read last
+        self._label_texts: set[str] = set()  # of all examples read so far
         self.name = _name_of_data(data)
         target = _target_column_name(data, box) if box.outputs == "regression" else ""
         self.n_unlabeled = int(getattr(data, "n_unlabeled", 0))  # examples that were left out when it was opened
@@ -94,7 +101,13 @@ class ReportData:
         is_text = isinstance(self._inputs, Tokens)
         x = self._inputs.pack(values if is_text else torch.stack([torch.as_tensor(value) for value in values]))
         labels = [self._label_to_class_index(y) for _, (_, y) in readable]
+        if self.labeled:
+            self._label_texts |= {label_to_text(y, is_value=True) for _, (_, y) in readable}
         return ReadExamples(indices, x, labels, [self._targets.pop(i, None) for i in indices])
+
+    def refuse_signed_labels(self) -> None:
+        """Raise DataError where the labels read so far are -1 and 1 of two classes."""
+        refuse_signed_labels(self._label_texts, len(self.classes))
 
     def file_name(self, row: int) -> str:
         """The name of an example's file, with its folder where names alone are ambiguous; "" where it has none."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.output_values import IGNORED_POSITION_LABEL, label_map_classes
 from ..errors import DataError, OutputError, warn
-from ..inputs.labels import is_missing_label, missing_labels_text
+from ..inputs.labels import SIGNED_YES_OR_NO_TEXT, are_signed, is_missing_label, missing_labels_text
 from .source import ReportData
 from .words import format_percent
 
@@ -185,6 +185,7 @@ def collect_outputs_and_labels(
         labels += y
     if not rows:
         raise DataError(f"none of the {len(requested)} examples of {source.name} can be read")
+    source.refuse_signed_labels()
     exclusive_classes = source.labeled and len(source.classes) > 1
     all_outputs = _check_outputs_not_nan(torch.cat(outputs), rows)
     known = [truth for truth in truths if truth is not None]
@@ -230,6 +231,8 @@ def targets_to_tensor_or_none(box: Box, targets: Sequence[Any]) -> Tensor | None
     if box.outputs not in ("regression", "multilabel") or any(v is None or len(v) != box.n_outputs for v in values):
         return None
     stacked = torch.stack([v for v in values if v is not None])
+    if box.outputs == "multilabel" and are_signed(stacked):
+        raise DataError(SIGNED_YES_OR_NO_TEXT)
     is_valid = (stacked == 0) | (stacked == 1) if box.outputs == "multilabel" else stacked.isfinite()
     return stacked if bool(is_valid.all()) else None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.items import is_shuffling_loader
+from ...inputs.labels import SIGNED_YES_OR_NO_TEXT, are_signed
 from ..read.class_labels import labels_to_classes
 from ..read.examples import examples_with_unread_labels, labeled_examples
 
@@ -68,6 +69,8 @@ def _check_value_labels(box: Box, labels: Any, n: int) -> Tensor:
     y = torch.as_tensor(labels, dtype=box.dtype, device=box.device)
     if y.ndim == 0 or len(y) != n:
         raise InputError(f"wanted labels of {n} examples; got shape {tuple(y.shape)}")
+    if box.outputs == "multilabel" and are_signed(y):
+        raise InputError(SIGNED_YES_OR_NO_TEXT)
     if bad := (~y.isfinite().flatten(1 if y.ndim > 1 else 0)).nonzero()[:, 0].tolist():
         raise InputError(f"the label of example {bad[0]} is NaN or infinite")
     return y

@@ -27,7 +27,7 @@ from ...inputs.examples import (
 from ...inputs.features import Features
 from ...inputs.frames import frame_with_labels, is_data_frame
 from ...inputs.items import SkippedExamples, drop_label
-from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text
+from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text, refuse_signed_labels
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch
@@ -98,7 +98,7 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
 
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled_examples`, with the indices of the examples in the data."""
-    first = _read_first_examples(box, data, max_examples).require_labels().without_unlabeled()
+    first = _read_first_examples(box, data, max_examples).require_labels().without_unlabeled(box)
     return LabeledExamples(first.x, first.classes(box, data), first.dataset_rows)
 
 
@@ -120,7 +120,7 @@ def examples_with_optional_labels(box: Box, data: Any, max_examples: int | None 
 
 def indexed_examples(box: Box, data: Any, max_examples: int | None = None) -> OptionallyLabeledExamples:
     """As `examples_with_optional_labels`, with the indices of the examples in the data."""
-    first = _read_first_examples(box, data, max_examples).without_unlabeled()
+    first = _read_first_examples(box, data, max_examples).without_unlabeled(box)
     y = first.classes(box, data) if first.has_labels() else None
     return OptionallyLabeledExamples(first.x, y, first.dataset_rows)
 
@@ -144,7 +144,7 @@ def examples_with_unread_labels(box: Box, data: Any, max_examples: int | None = 
     Examples without a label (None, NaN) beside others with one are left out. Raises DataError and InputError.
     """
     first = _read_first_examples(box, data, max_examples, has_label_maps=bool(box.output_map_shape))
-    first = first.without_unlabeled(are_values=True)
+    first = first.without_unlabeled(box, are_values=True)
     labels = first.labels if first.has_labels(are_values=True) else None
     return ExamplesWithUnreadLabels(first.x, labels, first.dataset_rows)
 
@@ -166,8 +166,13 @@ class _ExamplesWithOptionalLabels:
         """Whether an example has a label."""
         return not all(is_missing_label(label, is_value=are_values) for label in self.labels)
 
-    def without_unlabeled(self, *, are_values: bool = False) -> _ExamplesWithOptionalLabels:
-        """Those with a label, where there are some: the others are left out, and warned of."""
+    def without_unlabeled(self, box: Box, *, are_values: bool = False) -> _ExamplesWithOptionalLabels:
+        """Those with a label, where there are some: the others are left out, and warned of.
+
+        Raises DataError for two classes that are labeled -1 and 1.
+        """
+        if not are_values and has_class_labels(box):
+            refuse_signed_labels(self.labels, box.n_outputs)
         kept = [i for i, label in enumerate(self.labels) if not is_missing_label(label, is_value=are_values)]
         if len(kept) in (0, len(self.labels)):
             return self
@@ -186,6 +191,7 @@ class _ExamplesWithOptionalLabels:
 
     def classes(self, box: Box, data: Any) -> Tensor:
         """Classes (N,) of the box. Raises DataError where some have no label, InputError for classes out of range."""
+        refuse_signed_labels(self.labels, box.n_outputs if has_class_labels(box) else 0)
         classes = labels_to_classes(box, data, self.labels)
         if not isinstance(self.labels, Tensor) and (n_missing := int((classes == -1).sum())):
             problem = f"{n_missing} of {len(classes)} examples have no label"

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.frames import series_to_array
+from ...inputs.labels import SIGNED_YES_OR_NO_TEXT, are_signed
 from ...objectives.outputs import class_numbers_text
 from .examples import examples_with_unread_labels
 
@@ -77,6 +78,8 @@ def check_output_values(box: Box, y: Any, n: int) -> Tensor:
     if is_class_map:
         return _class_map(values, box)
     values = values.to(box.device, box.dtype)
+    if box.outputs == "multilabel" and are_signed(values):
+        raise InputError(SIGNED_YES_OR_NO_TEXT)
     if box.outputs == "multilabel" and not bool(((values == 0) | (values == 1)).all()):
         raise InputError(f"wanted {wanted_values_text(box)}; got values from {values.min():g} to {values.max():g}")
     if bad := (~values.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist():
