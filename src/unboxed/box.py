@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .argument_names import naming_arguments
 from .errors import InputError, LayerError, OutputError
 from .inputs.base import Inputs, check_channels_last_setting, inputs_from_unit_interval
 from .inputs.batches import to_model_arguments
@@ -107,6 +108,7 @@ class Box(NotebookTablesMixin):
         (32, 10, 10)
     """
 
+    @naming_arguments
     def __init__(
         self,
         model: nn.Module,

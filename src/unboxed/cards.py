@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary, ref
 
+from .argument_names import naming_arguments
 from .errors import InputError
 from .settings import Setting, settings_of
 from .spellings import taking_other_spellings
@@ -186,7 +187,7 @@ def card(
 
     def attach_card(method: MethodT) -> MethodT:
         is_ours = str(method.__module__).startswith("unboxed.")
-        method = taking_other_spellings(_outside_autocast(method) if is_ours else method)
+        method = taking_other_spellings(_outside_autocast(naming_arguments(method)) if is_ours else method)
         method.card = Card(  # type: ignore[attr-defined]
             method,
             family or _family_of_method(method),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
+from .argument_names import naming_arguments
 from .box import Box
 from .cards import Card, cards
 from .engine.read.class_labels import has_class_labels
@@ -80,6 +81,7 @@ class Diagnosis(TableViewsMixin):
 
 
 @takes_texts
+@naming_arguments
 def doctor(
     box: Box,
     x: Annotated[InputBatch | None, "Inputs to try the methods on, 2 or more; None takes noise."] = None,

@@ -14,6 +14,10 @@ class InputError(UnboxedError, ValueError):
     """An input, label or setting is invalid: shape, range, NaN, a class that the model does not have."""
 
 
+class ArgumentError(InputError, TypeError):
+    """A call does not fit the function: a name that it does not take, or an argument that it needs and did not get."""
+
+
 class LayerError(UnboxedError, LookupError):
     """A layer address names no layer, or more than one; or the layer does not suit the method."""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .argument_names import naming_arguments
 from .box import Box
 from .cards import Card, card_of, cards
 from .checks.control_boxes import sharing_control_boxes
@@ -78,6 +79,7 @@ class Explanation(ResultMixin):
         return {**judged, "settings": self.settings.get(name, "")}
 
 
+@naming_arguments
 def explain(
     box: Box,
     x: Any,

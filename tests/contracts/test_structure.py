@@ -18,7 +18,8 @@ from contracts.sources import FILES, ROOT, dotted_name, nodes, nodes_of, text, t
 FAMILIES = {"activations", "synthesis", "attribution", "adversarial", "influence", "concepts", "language"}
 TIERS = [
     {
-        "errors", "cards", "settings", "spellings", "validation", "atomic_write", "checkpointing", "rng", "namespaces",
+        "errors", "cards", "settings", "spellings", "argument_names", "validation",
+        "atomic_write", "checkpointing", "rng", "namespaces",
         "weight_files", "table_views", "autocast",
     },
     {"objectives", "inputs", "model"},

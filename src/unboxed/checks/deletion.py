@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from ..argument_names import naming_arguments
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
@@ -56,6 +57,7 @@ class PerturbationCurve(ResultMixin):
 
 @taking_other_spellings
 @takes_texts
+@naming_arguments
 def deletion(
     box: Box,
     x: InputBatch,
@@ -118,6 +120,7 @@ def deletion(
 
 @taking_other_spellings
 @takes_texts
+@naming_arguments
 def insertion(
     box: Box,
     x: InputBatch,

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from ..argument_names import naming_arguments
 from ..box import Box
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
@@ -49,6 +50,7 @@ class Infidelity(ResultMixin):
 
 
 @taking_other_spellings
+@naming_arguments
 def infidelity(
     box: Box,
     x: InputBatch,

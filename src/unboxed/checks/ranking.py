@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
+from ..argument_names import naming_arguments
 from ..box import Box
 from ..cards import Card, card_of, cards, find_card
 from ..inputs.multi import MultiInput
@@ -188,6 +189,7 @@ class MethodRanking(dict[str, Verdict], TableViewsMixin):
 
 
 @takes_texts
+@naming_arguments
 def rank_methods(
     box: Box,
     x: InputBatch,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import torch
 from torch import Tensor
 
+from ..argument_names import naming_arguments
 from ..box import Box
 from ..cards import card_of, cards
 from ..engine.intervals import GRADING_LEVEL, Interval, bootstrap_mean_interval
@@ -139,6 +140,7 @@ class Verdict(ResultMixin):
 
 
 @takes_texts
+@naming_arguments
 def verdict(
     box: Box,
     x: InputBatch,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..argument_names import naming_arguments
 from ..box import Box
 from ..errors import ModelError
 from ..inputs.base import Inputs
@@ -23,6 +24,7 @@ COMMON_NORMALIZATIONS_TEXT = (
 )
 
 
+@naming_arguments
 def load(
     spec: str,
     weights: str | Path | None = None,

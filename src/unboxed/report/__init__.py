@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
+from ..argument_names import naming_arguments
 from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checks.control_boxes import sharing_control_boxes
@@ -151,6 +152,7 @@ class _ReportInProgress:
         self.interrupted = finding.interrupted
 
 
+@naming_arguments
 def report(
     box: Box,
     data: Any,

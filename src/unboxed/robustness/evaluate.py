@@ -17,6 +17,7 @@ from ..adversarial.attack_ball import check_eps_within_data_range
 from ..adversarial.deepfool import deepfool
 from ..adversarial.predictions import nan_checked_logits_of_classifier
 from ..adversarial.result import Adversarial
+from ..argument_names import naming_arguments
 from ..box import Box
 from ..cards import Card, card_of, cards
 from ..engine.optimize.constraints import format_eps, resolve_ball
@@ -74,6 +75,7 @@ def default_attacks() -> dict[str, AttackFn]:
 
 
 @taking_other_spellings
+@naming_arguments
 def evaluate(
     box: Box,
     data: Any,

@@ -19,6 +19,7 @@ from ..adversarial.apgd import apgd
 from ..adversarial.attack_ball import check_eps_within_data_range
 from ..adversarial.pgd import pgd
 from ..adversarial.predictions import nan_checked_logits
+from ..argument_names import naming_arguments
 from ..box import Box
 from ..engine.intervals import Interval
 from ..engine.optimize.constraints import format_eps, resolve_ball
@@ -96,6 +97,7 @@ class OutputRobustness(ResultViewsMixin):
         }
 
 
+@naming_arguments
 def evaluate_outputs(
     box: Box,
     data: Any,
