@@ -26,7 +26,6 @@ EXCLUSIVE: dict[str, Callable[[ub.Box, Tensor, Tensor], Any]] = {
     "patch": lambda box, x, y: ub.adversarial.patch(box, x, y, target=0, area=0.2),
     "universal": lambda box, x, y: ub.adversarial.universal(box, x, eps=0.1),
     "evaluate": lambda box, x, y: ub.robustness.evaluate(box, (x, y), eps=[0.1]),
-    "corruptions": lambda box, x, y: ub.robustness.corruptions(box, (x, y)),
     "smoothed": lambda box, x, y: ub.robustness.smoothed(box, x, sigma=0.2),
 }
 ONE_ROW: dict[str, Callable[[ub.Box, Tensor, Tensor], Any]] = {
@@ -53,14 +52,14 @@ def test_what_needs_classes_says_what_does_it(method: str, kind: str) -> None:
     message = str(error.value)
     if kind != "regression":
         assert "output=lambda out:" in message
-    if method not in ("corruptions", "smoothed"):
+    if method != "smoothed":
         assert re.search(r"objective=|synthesis\.feature\(box, ", message), message
 
 
 def test_the_output_that_the_error_names_opens_the_model() -> None:
     box, x = opened("segmentation")
     with pytest.raises(OutputError) as error:
-        ub.robustness.corruptions(box, (x, torch.zeros(4, dtype=torch.long)))
+        ub.robustness.smoothed(box, x, sigma=0.2)
     written = re.search(r"output=(lambda out: .*?\)\))\)", str(error.value))
     assert written is not None
     reduced = ub.Box(box.model, PIXELS, output=eval(written[1]))

@@ -88,11 +88,18 @@ def test_a_truncated_file(tmp_path: Path, kind: str) -> None:
         refused(path, path.name, "can't be read")
 
 
-@pytest.mark.parametrize("content", [b"<html></html>", b"version https://git-lfs.github.com/spec\n", bytes(range(99))])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"<html></html>", "is a web page, not weights"),
+        (b"version https://git-lfs.github.com/spec\n", "git lfs pull"),
+        (bytes(range(99)), "can't be read"),
+    ],
+)
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, name: str) -> None:
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, why: str, name: str) -> None:
     (tmp_path / name).write_bytes(content)
-    refused(tmp_path / name, "can't be read")
+    refused(tmp_path / name, why)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:

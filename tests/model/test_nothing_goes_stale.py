@@ -72,7 +72,7 @@ def test_a_target_that_one_box_takes_is_refused_by_another() -> None:
     with pytest.raises(InputError, match="one for each of 2 examples"):
         ub.attribution.gradient(ten, images(2), y)
     with pytest.raises(InputError, match="float32"):
-        ub.attribution.gradient(ten, x, y.float())
+        ub.attribution.gradient(ten, x, y + 0.5)
 
 
 def test_a_target_first_seen_in_inference_mode() -> None:
