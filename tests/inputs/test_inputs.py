@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
-from unboxed.errors import InputError
+from unboxed.errors import InputError, UnboxedWarning
 
 NUMBERS = {
     "a number": 0.5, "a 0-d tensor": torch.tensor(0.5), "a NumPy number": np.float32(0.5), "a 0-d array": np.array(0.5),
@@ -127,8 +129,16 @@ def test_a_callers_dict_can_change() -> None:
 
 GIVEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, Any], str]] = {
     "0 to 255": (lambda x: 255 * x, {}, r"go from \S+ to 2\d\d: they look like 8-bit values, divide them by 255"),
-    "dark, 0 to 255": (lambda x: 8 * x, {}, "look like 8-bit values, divide them by 255"),
-    "integers": (lambda x: (255 * x).long(), {}, r"wanted floating point images in \[0, 1\]; got torch\.int64"),
+    "0 to 8": (lambda x: 8 * x, {}, r"the largest value there can be: (8|7\.9\d?) if that is white, 255 of dark 8-bit"),
+    "integers": (
+        lambda x: (255 * x).long(),
+        {},
+        r"wanted floating point images in \[0, 1\]; got torch\.int64: they look like 8-bit values, divide them by 255, "
+        r"or pass x\.to\(torch\.uint8\)",
+    ),
+    "integers to 16": (lambda x: (16 * x).round().long(), {}, r"torch\.int64: divide .* can be: 16 if that is white"),
+    "integers to 1": (lambda x: x.round().long(), {}, r"got torch\.int64\. Pass x\.float\(\)"),
+    "negative integers": (lambda x: (255 * x).long() - 128, {}, r"got torch\.int64$"),
     "16 bits": (lambda x: 65535 * x, {}, "divide them by the largest value there can be, 65535 for 16 bits"),
     "a little above": (lambda x: 1.1 * x, {}, r"x\.clamp\(0, 1\), or divide them by the largest value"),
     "normalized": (lambda x: (x - 0.5) / 0.25, {"mean": 0.5, "std": 0.25}, r"normalized already.*box\.inputs\.decode"),
@@ -152,6 +162,52 @@ def test_images_beyond_their_range_are_refused_with_what_to_do(asked: str, form:
     x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).index_fill(3, torch.tensor([0]), 0.999)
     with pytest.raises(InputError, match=said):
         ASKED[asked](box, make(x))
+
+
+def bytes_up_to(largest: int, n: int = 4) -> torch.Tensor:
+    x = torch.randint(0, largest + 1, (n, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return x.index_fill(3, torch.tensor([0]), largest)
+
+
+@pytest.mark.parametrize("largest", [1, 16])
+def test_8_bit_images_with_another_white_are_warned_of_once(largest: int) -> None:
+    box, x = (
+        ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)), ub.Pixels((3, 4, 4))),
+        bytes_up_to(largest),
+    )
+    said = rf"the largest of these 8-bit values is {largest}, .* divided by 255: .* pass floats, x / {largest}$"
+    y = torch.tensor([0, 1, 2, 3])
+    calls: list[Callable[[], object]] = [
+        lambda: box(x), lambda: box(x.numpy()), lambda: ub.attribution.gradient(box, x, 1),
+        lambda: ub.robustness.calibration(box, (x, y)),
+        lambda: ub.robustness.calibration(box, DataLoader(TensorDataset(x, y), batch_size=2)),
+    ]  # fmt: skip
+    for call in calls:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            call()
+        assert len([w for w in caught if re.search(said, str(w.message))]) == 1
+    with pytest.warns(UnboxedWarning, match=said):
+        torch.testing.assert_close(box(x), box(x.float() / 255))  # said, not changed
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        bytes_up_to(0),
+        bytes_up_to(17),
+        bytes_up_to(255),
+        bytes_up_to(9, n=1),
+        torch.cat([bytes_up_to(9), bytes_up_to(200)]),
+    ],
+    ids=["black", "dim", "bright", "one dark photo", "dark ones beside bright ones"],
+)
+def test_other_8_bit_images_are_not_warned_of(x: torch.Tensor) -> None:
+    box = ub.Box(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4)), ub.Pixels((3, 4, 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        box(x)
+        box(x.numpy())
 
 
 def test_an_image_among_several_inputs_is_named() -> None:

@@ -15,6 +15,8 @@ from ..errors import InputError
 MAX_PRINTED_COLUMNS_OR_CHANNELS = 5  # columns or channels that are printed one by one
 UNIT_RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
 
+MAX_VALUE_UNLIKE_8_BITS = 16  # images whose values end there have hardly 255 for white
+
 
 @runtime_checkable
 class Inputs(Protocol):
@@ -127,3 +129,12 @@ def misplaced_inputs_hint(value: object) -> str:
     if isinstance(value, (tuple, list)) and value and all(isinstance(v, str) for v in value):
         return "; columns of these names are ub.Features(names)"
     return ""
+
+
+def white_advice(high: float) -> str:
+    """What to divide images by that go from 0 to `high`, beyond 1."""
+    if high > 255:
+        return "divide them by the largest value there can be, 65535 for 16 bits"
+    if high > MAX_VALUE_UNLIKE_8_BITS:
+        return "they look like 8-bit values, divide them by 255"
+    return f"divide them by the largest value there can be: {high:.3g} if that is white, 255 of dark 8-bit images"

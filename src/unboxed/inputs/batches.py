@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .base import MAX_VALUE_UNLIKE_8_BITS, white_advice
 
 
 def min_and_max_of_valid_batch(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
@@ -41,8 +42,22 @@ def _invalid_batch_text(x: object, shape: tuple[int, ...], what: str) -> str:
         return f"wanted {wanted}; got shape {tuple(x.shape)}{_shape_hint(tuple(x.shape), shape)}"
     if len(x) == 0:
         return f"wanted {wanted}; got an empty batch"
-    hint = ": divide 8-bit images by 255" if x.dtype == torch.uint8 else ""
-    return f"wanted floating point {what}; got {x.dtype}{hint}"
+    return f"wanted floating point {what}; got {x.dtype}{_integers_hint(x, len(shape) > 1)}"
+
+
+def _integers_hint(x: Tensor, is_image: bool) -> str:
+    """What makes floats of whole numbers (N, ...)."""
+    if x.is_complex():
+        return ""
+    if not is_image:
+        return ". Pass x.float()"
+    low, high = min_and_max(x.double())
+    if low < 0:
+        return ""
+    if high <= 1:
+        return ". Pass x.float()"
+    is_8_bit = MAX_VALUE_UNLIKE_8_BITS < high <= 255
+    return f": {white_advice(high)}{', or pass x.to(torch.uint8)' * is_8_bit}"
 
 
 def _shape_hint(got: tuple[int, ...], shape: tuple[int, ...]) -> str:

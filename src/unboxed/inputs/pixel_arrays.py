@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..atomic_write import to_printable
-from ..errors import BrokenImageError, DataError, UnboxedWarning
-from .base import UNIT_RANGE_TOLERANCE
+from ..errors import BrokenImageError, DataError, UnboxedWarning, warn
+from .base import MAX_VALUE_UNLIKE_8_BITS, UNIT_RANGE_TOLERANCE, white_advice
 from .image_files import read_image, readable_formats, unreadable_file_reason, unreadable_image_reason
 from .images import (
     pil_to_tensor,
@@ -148,7 +148,20 @@ def integers_to_unit_range(image: Tensor, like: Pixels | None) -> Tensor:
     values = image.float()
     if image.dtype == torch.uint16 and values.numel():
         white = white_level_of_16_bit_images(values.max().item(), like)
+    if image.dtype == torch.uint8:
+        _warn_of_small_white(image)
     return values / white
+
+
+def _warn_of_small_white(images: Tensor) -> None:
+    """Warn of a batch of 8-bit images of which none is bright: its white is hardly 255. One may be a dark photo."""
+    if images.ndim < 4 or len(images) < 2 or not images.numel():
+        return
+    if 0 < (largest := int(images.max())) <= MAX_VALUE_UNLIKE_8_BITS:
+        warn(
+            f"the largest of these 8-bit values is {largest}, and they are divided by 255: if {largest} is white, pass "
+            f"floats, x / {largest}"
+        )
 
 
 def _to_unit_range(image: Tensor, where: str, like: Pixels | None, decode: DecodeFn | None) -> Tensor:
@@ -174,7 +187,8 @@ def _check_unit_range(x: Tensor, where: str, decode: DecodeFn | None) -> None:
     if decode is not None:
         raise DataError(f"{message} after decode: is it the inverse of how the data set normalizes?")
     if lower >= 0:
-        raise DataError(f"{message}: it looks like 8-bit values, divide them by 255 or keep them as uint8")
+        is_8_bit = MAX_VALUE_UNLIKE_8_BITS < upper <= 255
+        raise DataError(f"{message}: {white_advice(upper)}{', or keep them as uint8' * is_8_bit}")
     raise DataError(
         f"{message}: it looks normalized. Leave the normalization out, or wrap(..., decode=box.inputs.decode)"
     )

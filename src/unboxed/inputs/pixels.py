@@ -12,7 +12,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..validation import check_float, check_int
-from .base import UNIT_RANGE_TOLERANCE, constant_tensor, non_default_setting_texts, to_number_or_list
+from .base import (
+    UNIT_RANGE_TOLERANCE,
+    constant_tensor,
+    non_default_setting_texts,
+    to_number_or_list,
+    white_advice,
+)
 from .batches import min_and_max_of_valid_batch
 
 SEEMS_NORMALIZED_BELOW_MINUS = 0.05  # images with values further below zero are taken to be normalized
@@ -178,10 +184,8 @@ class Pixels:
         problem = f"{noun} must be in [0, 1]; these go from {_format_out_of_range(low)} to {_format_out_of_range(high)}"
         if low > -SEEMS_NORMALIZED_BELOW_MINUS and high <= 2:
             return f"{problem}: clip them with x.clamp(0, 1), or divide them by the largest value there can be"
-        if low >= 0 and high > 255:
-            return f"{problem}: divide them by the largest value there can be, 65535 for 16 bits"
         if low >= 0:
-            return f"{problem}: they look like 8-bit values, divide them by 255"
+            return f"{problem}: {white_advice(high)}"
         if self.mean != 0.0 or self.std != 1.0:
             return f"{problem}: they look normalized already. The box normalizes; pass pixels, or box.inputs.decode(x)"
         if noun == "signals":
