@@ -19,8 +19,8 @@ from ..inputs.labels import (
     label_to_text,
     match_label_names_to_classes,
     missing_labels_text,
-    refuse_signed_labels,
 )
+from ..inputs.signed_labels import refuse_signed_labels
 from .sets import Batch, Images, check_n_examples
 
 

@@ -17,8 +17,9 @@ from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame
 from ..inputs.images import require_pixels
-from ..inputs.labels import classes_from_label_names, label_to_text, label_to_value, refuse_signed_labels
+from ..inputs.labels import classes_from_label_names, label_to_text, label_to_value
 from ..inputs.pixels import Pixels
+from ..inputs.signed_labels import refuse_signed_labels
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
 from .rows import FeatureRows, finite_number, read_rows

@@ -24,8 +24,8 @@ from ..inputs.labels import (
     label_to_text,
     match_labels_to_classes,
     missing_labels_text,
-    refuse_signed_labels,
 )
+from ..inputs.signed_labels import refuse_signed_labels
 from ..validation import missing_path_text, normalized_name
 from .sets import check_n_examples
 

@@ -22,14 +22,9 @@ from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_dat
 from ..inputs.features import Features
 from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame, label_column_of_frame
 from ..inputs.items import SkippedExamples, item_or_data_error
-from ..inputs.labels import (
-    are_default_class_names,
-    label_to_text,
-    label_to_value,
-    readable_class_names,
-    refuse_signed_labels,
-)
+from ..inputs.labels import are_default_class_names, label_to_text, label_to_value, readable_class_names
 from ..inputs.pixels import Pixels
+from ..inputs.signed_labels import refuse_signed_labels
 from ..inputs.tokens import Tokens
 from ..validation import normalized_name
 from .words import shorten_middle

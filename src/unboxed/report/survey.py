@@ -15,7 +15,8 @@ from torch import Tensor
 from ..box import Box
 from ..engine.read.output_values import IGNORED_POSITION_LABEL, label_map_classes
 from ..errors import DataError, OutputError, warn
-from ..inputs.labels import SIGNED_YES_OR_NO_TEXT, are_signed, is_missing_label, missing_labels_text
+from ..inputs.labels import is_missing_label, missing_labels_text
+from ..inputs.signed_labels import SIGNED_YES_OR_NO_TEXT, are_signed
 from .source import ReportData
 from .words import format_percent
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.items import is_shuffling_loader
-from ...inputs.labels import SIGNED_YES_OR_NO_TEXT, are_signed
+from ...inputs.signed_labels import SIGNED_YES_OR_NO_TEXT, are_signed
 from ..read.class_labels import labels_to_classes
 from ..read.examples import examples_with_unread_labels, labeled_examples
 

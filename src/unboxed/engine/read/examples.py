@@ -27,7 +27,8 @@ from ...inputs.examples import (
 from ...inputs.features import Features
 from ...inputs.frames import frame_with_labels, is_data_frame
 from ...inputs.items import SkippedExamples, drop_label
-from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text, refuse_signed_labels
+from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text
+from ...inputs.signed_labels import refuse_signed_labels
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.frames import series_to_array
-from ...inputs.labels import SIGNED_YES_OR_NO_TEXT, are_signed
+from ...inputs.signed_labels import SIGNED_YES_OR_NO_TEXT, are_signed
 from ...objectives.outputs import class_numbers_text
 from .examples import examples_with_unread_labels
 
