@@ -263,7 +263,7 @@ def test_class_names_of_a_hugging_face_model(model: Net) -> None:
 
 def test_one_output_is_one_class() -> None:
     box = boxed(nn.Sequential(nn.Flatten(), nn.Linear(120, 1)), outputs="regression")
-    assert "1 class," in repr(box)
+    assert "1 output," in repr(box)
     with pytest.raises(InputError, match="the model has one output, 0; got 1"):
         box.class_labels(1, 2)
 

@@ -330,3 +330,18 @@ def test_rows_with_categories_and_one_output_are_tried_by_what_takes_them() -> N
     inputs = ub.Features(("age", "sex"), categories={"sex": [0, 1]})
     found = doctor(ub.Box(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), inputs, outputs="regression"))
     assert {"cka", "ablation"} <= {*found.working}
+
+
+def test_weights_that_hold_nan_are_named_in_one_line() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    sound = ub.Box(model, ub.Pixels((1, 4, 4)), outputs="logits")
+    assert "the weights" not in repr(before := doctor(sound, max_flops=1.0))
+    assert before.model["weights"] == "no NaN"
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+        model[2].running_mean[1] = torch.nan
+    found = doctor(ub.Box(model, ub.Pixels((1, 4, 4)), outputs="logits"), max_flops=1.0)
+    assert found.model["weights"] == "NaN in 1.weight, 2.running_mean"
+    assert re.match(
+        r"Diagnosis\(\d+ of \d+ methods work; the weights hold NaN in 1\.weight, 2\.running_mean, not ", repr(found)
+    )

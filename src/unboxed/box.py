@@ -717,6 +717,7 @@ class Box(NotebookTablesMixin):
 
         Raises:
             InputError: when x is not what the model takes.
+            NaNError: when the model gives NaN.
             OutputError: for a regression model.
 
         Example:
@@ -726,7 +727,7 @@ class Box(NotebookTablesMixin):
             >>> (box.probs(x).amax(1) > 0.99).tolist()
             [True, True, True, True]
         """
-        return self.probs_from_logits(self(x, batch_size=batch_size))
+        return self.probs_from_logits(check_no_nan(self(x, batch_size=batch_size)))
 
     def probs_from_logits(self, logits: Tensor) -> Tensor:
         """The probabilities that logits mean.
@@ -776,8 +777,9 @@ class Box(NotebookTablesMixin):
         return check_no_nan(self(x, batch_size=batch_size)).argmax(1)
 
     def __repr__(self) -> str:
-        head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} class"
-        head += "es" * (len(self.classes) != 1)
+        noun, plural = ("output", "s") if self.outputs == "regression" else ("class", "es")
+        head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} {noun}"
+        head += plural * (len(self.classes) != 1)
         notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
         notes += ["examples depend on one another: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last

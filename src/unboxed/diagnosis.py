@@ -31,6 +31,7 @@ N_TRIAL_EXAMPLES = 3
 MIN_FORWARD_CALL_BUDGET, MIN_FORWARD_ROW_BUDGET = 3, 16  # model runs that a method is let do, whatever they cost
 MAX_FLOPS_PER_METHOD = 1e11  # per method
 MAX_LISTED_ALTERNATIVES = 3
+NO_NAN_TEXT = "no NaN"
 REPORT_BUG_TEXT = "this is a bug of the method, please report it"
 
 
@@ -77,6 +78,8 @@ class Diagnosis(TableViewsMixin):
 
     def __repr__(self) -> str:
         refused = f", not {', '.join(self.refused)}" if self.refused else ""
+        weights = self.model.get("weights", NO_NAN_TEXT)
+        refused = f"; the weights hold {weights}{refused}" if weights != NO_NAN_TEXT else refused
         return f"Diagnosis({len(self.working)} of {len(self.methods)} methods work{refused})"
 
 
@@ -252,10 +255,19 @@ MODEL_FACT_FN_BY_NAME: dict[str, Callable[[Box], str]] = {
         "no names: pass classes=" if are_default_class_names(box.classes) else ", ".join(box.classes[:8])
     ),
     "precision": lambda box: str(box.model_dtype).removeprefix("torch."),
+    "weights": lambda box: _nan_weights_text(box),
     "cost": lambda box: f"{box.flops_per_example:,.0f} FLOPs per example",
     "batches": lambda box: "examples depend on one another: never split" if box.batch_dependent else "independent",
     "random numbers": lambda box: "drawn in each forward pass: results are by the seed" if box.stochastic else "none",
 }
+
+
+def _nan_weights_text(box: Box) -> str:
+    """Which parameters and buffers hold NaN."""
+    tensors = (*box.model.named_parameters(), *box.model.named_buffers())
+    names = [name for name, value in tensors if value.is_floating_point() and not value.is_meta and value.isnan().any()]
+    more = ", ..." * (len(names) > MAX_LISTED_ALTERNATIVES)
+    return f"NaN in {', '.join(names[:MAX_LISTED_ALTERNATIVES])}{more}" if names else NO_NAN_TEXT
 
 
 def _model_facts(box: Box) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed import adversarial, robustness
 from unboxed.adversarial.predictions import top_other_classes
-from unboxed.errors import OutputError
+from unboxed.errors import NaNError, OutputError
 from unboxed.objectives import dlr, targeted_dlr
 from unboxed.robustness.gradient_masking import check_gradient_masking
 
@@ -61,8 +61,10 @@ def images(n: int = 6) -> Tensor:
 def test_an_attack_refuses_a_model_that_gives_nan(name: str) -> None:
     attack, settings = ATTACKS[name]
     y = torch.zeros(6, dtype=torch.long)  # what argmax makes of NaN
-    with pytest.raises(OutputError, match=r"gives NaN for .* rows 0, 1, 2, 3, 4, \.\.\."):
+    with pytest.raises(OutputError, match=r"gives NaN for the input of rows 0, 1, 2, 3, 4, \.\.\."):
         attack(box_of(-1.0), images(), y, **settings)
+    with pytest.raises(OutputError, match=r"gives NaN for the input of row 2:"):
+        attack(box_of(0.6), images().index_fill(0, torch.tensor([2]), 0.7), y, **settings)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "bim"])
@@ -90,6 +92,14 @@ def test_robustness_names_the_row_in_the_data() -> None:
         robustness.evaluate(
             box, (x, y), {"fgsm": adversarial.fgsm}, eps=[0.3], minimal_attack=None, check_masking=False
         )
+
+
+def test_probabilities_of_nan_are_refused_as_predictions_are() -> None:
+    x = images().index_fill(0, torch.tensor([2]), 0.7)
+    for ask in (ub.Box.predict, ub.Box.probs):
+        with pytest.raises(NaNError, match="gives NaN for the input of row 2"):
+            ask(box_of(0.6), x)
+    assert ub.Box.probs(box_of(0.6), images()).isfinite().all()
 
 
 EVALUATIONS = {

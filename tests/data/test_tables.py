@@ -358,3 +358,14 @@ def test_classes_without_names_are_called_as_their_labels(outputs: Any, tmp_path
     assert json.loads((written.path.parent / "report.json").read_text())["classes"] == ["no", "yes"]
     named = ub.Box(opened.model, opened.inputs, outputs=outputs, classes=("yes", "no"))
     assert ub.data.table(path, named).classes == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "text", "said"),
+    [("regression", "a,y\n1,0.5\n2,3\n", "labels are numbers"), ("logits", "a,y\n1,0\n2,1\n", "2 classes"),
+     ("logits", "a\n1\n2\n", "no labels")],
+)  # fmt: skip
+def test_rows_say_what_their_labels_are(outputs: Any, text: str, said: str, tmp_path: Path) -> None:
+    (path := tmp_path / "rows.csv").write_text(text)
+    box = ub.Box(nn.Linear(1, 1 if outputs == "regression" else 2), ub.Features(["a"]), outputs=outputs)
+    assert repr(ub.data.table(path, box)) == f"Rows('rows.csv', 2 rows of 1 columns, {said})"

@@ -29,6 +29,7 @@ from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
 from .goal import make_goal, require_attackable_classes
 from .output_loss import make_output_loss_goal, measured_losses
+from .predictions import naming_originals_of_nan
 from .result import Adversarial
 
 CANDIDATE_DESCRIPTION_IN_ERRORS = "an image that was tried instead"
@@ -277,7 +278,8 @@ class AttackState:
         if not len(rows):
             return tuple(self.x.new_zeros(0, *shape) for shape in shapes)
         outputs = self._evaluate_in_batches(images, rows, evaluate_rows)
-        check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_DESCRIPTION_IN_ERRORS)
+        with naming_originals_of_nan(self.box, self.x, self.batch_size):
+            check_no_nan(outputs[int(shapes[:2] == ((), ()))], rows, CANDIDATE_DESCRIPTION_IN_ERRORS)
         return outputs
 
     def _evaluate_in_batches(

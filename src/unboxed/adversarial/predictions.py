@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from ..box import Box
+from ..errors import NaNError
 from ..model.batching import BatchSize
 from ..model.nan_checks import check_no_nan
 
@@ -22,6 +26,16 @@ def top_other_classes(logits: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 def nan_checked_logits(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:
     """The logits (N, K) of packed inputs x. Raises NaNError where some are NaN."""
     return check_no_nan(box(box.restore_structure(x), batch_size=batch_size))
+
+
+@contextmanager
+def naming_originals_of_nan(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Iterator[None]:
+    """Where a NaNError is raised inside, it names the rows of the packed inputs x themselves, if they give NaN."""
+    try:
+        yield
+    except NaNError:
+        nan_checked_logits(box, x, batch_size)
+        raise
 
 
 def predict_classes(box: Box, x: Tensor, batch_size: BatchSize = "auto") -> Tensor:

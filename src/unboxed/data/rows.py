@@ -55,7 +55,9 @@ class FeatureRows(Images):
 
     def __repr__(self) -> str:
         n_rows, n_columns = self._x.shape
-        return f"Rows({self.name!r}, {n_rows} rows of {n_columns} columns, {len(self.classes)} classes)"
+        labels = "labels are numbers" if self.labels_are_values else f"{len(self.classes)} classes"
+        labels = "no labels" if self._y is None else labels
+        return f"Rows({self.name!r}, {n_rows} rows of {n_columns} columns, {labels})"
 
 
 def read_rows(
