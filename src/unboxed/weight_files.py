@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import shlex
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -59,6 +60,7 @@ NO_DOWNLOAD_TEXT_BY_FIRST_BYTES = {
     b"<!doctype html": "is a web page, not weights: download the file itself, not the page that links to it",
     b"<html": "is a web page, not weights: download the file itself, not the page that links to it",
 }
+WANTED_FILE_TEXT = "wanted a file that torch.save or safetensors wrote"
 OTHER_FORMAT_ADVICE = (
     "save the state dict of the torch model that it belongs to: torch.save(model.state_dict(), 'weights.pt')"
 )
@@ -108,11 +110,21 @@ def _read_weights_file(path: Path) -> Any:
         with warnings.catch_warnings(), path.open("rb") as file:  # of a path torch goes by its suffix
             warnings.simplefilter("ignore", UserWarning)  # torch names its storage classes
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(_unsafe_pickle_text(path, str(error))) from error
     except Exception as error:
+        if _is_text(first):
+            raise ModelError(f"{path} is a file of text, not weights; {WANTED_FILE_TEXT}") from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise ModelError(_unsafe_pickle_text(path, str(error))) from error
+        if isinstance(error, (LookupError, EOFError, struct.error)):  # the unpickler, lost in what is no pickle
+            raise ModelError(f"{path} can't be read, it is truncated or no checkpoint; {WANTED_FILE_TEXT}") from error
         message = " ".join(str(error).split())[:200] or "the file ends too early"
         raise ModelError(f"{path} can't be read, it is truncated or no checkpoint: {message}") from error
+
+
+def _is_text(first: bytes) -> bool:
+    """Whether a file that is no checkpoint starts as text does; UTF-8 may be cut within a character."""
+    text = first.decode("utf-8", errors="ignore")
+    return len(text.encode()) > len(first) - 4 and bool(text) and all(c.isprintable() or c.isspace() for c in text)
 
 
 def _unsafe_pickle_text(path: Path, error_text: str) -> str:

@@ -341,6 +341,30 @@ def test_a_path_in_place_of_the_table_is_answered_with_what_opens_it(inputs: Any
             ub.robustness.calibration(opened, data)
 
 
+def test_what_opens_a_path_is_said_where_one_batch_is_wanted(tmp_path: Path) -> None:
+    opened = ub.Box(nn.Linear(3, 2), ub.Features(tuple("abc")), outputs="logits")
+    path = write(tmp_path, "A,b,c,label\n1,2,3,no\n4,5,6,yes\n")
+    with pytest.raises(InputError, match=r"ub\.data\.table\(path, box\)"):
+        opened.predict(str(path))
+    with pytest.raises(
+        DataError, match="no column 'a'; 'A' is spelled like 'a'; its columns are 'A', 'b', 'c', 'label'"
+    ):
+        ub.data.table(path, opened)
+    path = write(tmp_path, "a,b,c,label\n1,2,3,no\n4,5,6,yes\n")
+    assert opened.predict(ub.data.table(path, opened.inputs)).shape == (2,)
+
+
+def test_the_order_of_classes_that_is_assumed_is_told_as_it_is(tmp_path: Path) -> None:
+    opened = ub.Box(nn.Linear(3, 2), ub.Features(tuple("abc")), outputs="logits")
+    path = write(tmp_path, "a,b,c,label\n1,2,3,no\n4,5,6,yes\n")
+    for classes, order in (
+        (["no", "yes"], "the order of their names: 0 is no"),
+        (["yes", "no"], "their order there: 0 is yes"),
+    ):
+        with pytest.warns(UnboxedWarning, match=order):
+            ub.robustness.calibration(opened, ub.data.table(path, opened.inputs, classes=classes))
+
+
 @pytest.mark.parametrize("outputs", ["binary", "logits"])
 def test_classes_without_names_are_called_as_their_labels(outputs: Any, tmp_path: Path) -> None:
     """A page that said "predicts 0" made its reader look up which label that is."""

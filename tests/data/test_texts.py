@@ -41,6 +41,12 @@ def test_texts_and_their_labels(tmp_path: Path, name: str, content: str) -> None
     assert texts.first(2).y.tolist() == [1, 0]
 
 
+def test_a_table_of_texts_is_led_to_what_opens_it(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "text,label\na good film,pos\n")
+    with pytest.raises(DataError, match=r"ub\.data\.texts\(path, box\)"):
+        ub.data.table(path, ub.Tokens(lambda text: [7]))
+
+
 def test_lines_have_no_labels(tmp_path: Path) -> None:
     texts = ub.data.texts(written(tmp_path, "a.txt", "a good film\n\nbad\n"))
     assert texts.texts == ["a good film", "bad"]

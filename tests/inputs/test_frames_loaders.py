@@ -133,13 +133,25 @@ def test_columns_of_a_frame_are_matched_by_name() -> None:
     ("frame", "words"),
     [
         (Frame(age=[1.0]), r"no column, or two, of the name 'height'; it has \['age'\]"),
-        (Frame(age=["old"], height=[1.0]), "columns that are no numbers"),
+        (Frame(Age=[1.0], height=[1.0]), "of the name 'age'; 'Age' is spelled like 'age'; it has"),
+        (Frame(age=["old"], height=[1.0]), "of the DataFrame 'age' holds no numbers: .*'old'"),
+        (Frame(age=["old"], height=["tall"]), "of the DataFrame 'age', 'height' holds no numbers"),
         (Frame(age=[np.nan], height=[1.0]), "NaN"),
     ],
 )
 def test_frames_that_do_not_fit(frame: Frame, words: str) -> None:
     with pytest.raises(InputError, match=words):
         rows()[0](frame)
+
+
+def test_one_row_of_a_frame_is_taken_as_its_error_says() -> None:
+    pandas = pytest.importorskip("pandas")
+    model, _, x = rows()
+    frame = pandas.DataFrame(x.numpy(), columns=["age", "height"])
+    with pytest.raises(InputError, match=r"one row without its table: .*df\.iloc\[\[0\]\].*row\.to_frame\(\)\.T"):
+        model.predict(frame.iloc[1])
+    assert torch.equal(model.predict(frame.iloc[[1]]), model.predict(x[1:2]))
+    assert torch.equal(model.predict(frame.iloc[1].to_frame().T), model.predict(x[1:2]))
 
 
 def test_the_labels_of_a_frame_are_those_of_its_table(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_an_image_among_several_inputs_is_named() -> None:
     [
         ("cat.png", PIXELS, "ub.image(path, like=box)"),
         (Path("photos"), PIXELS, "ub.image(path, like=box)"),
-        ("rows.csv", COLUMNS, "Read the file, and pass its rows"),
+        ("rows.csv", COLUMNS, "ub.data.table(path, box) reads"),
         (Image.new("L", (4, 4)), PIXELS, "ub.image(image, like=box)"),
         ([Image.new("L", (4, 4))], PIXELS, "ub.image(image, like=box)"),
         ([torch.rand(1, 4, 4)] * 2, PIXELS, "torch.stack(x)"),

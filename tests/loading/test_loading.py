@@ -363,6 +363,26 @@ def test_what_came_in_place_of_weights_is_named(tmp_path: Path, start: bytes, te
         loading.weights(nn.Linear(2, 2), path)
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            b"ash,magnesium,label\n1,2,no\n",
+            "is a file of text, not weights; wanted a file that torch.save or safetensors wrote",
+        ),
+        ("h\u00f6he;gr\u00f6\u00dfe\n".encode() * 9, "is a file of text, not weights"),
+        (b"a\x00\x01\x02", "truncated or no checkpoint; wanted a file that torch.save or safetensors wrote"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".csv"])
+def test_what_is_no_checkpoint_is_told_in_words(tmp_path: Path, content: bytes, text: str, suffix: str) -> None:
+    """And not as "pop from empty list", where the unpickler got lost."""
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=text):
+        loading.weights(nn.Linear(2, 2), path)
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.bin"])
 @pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
 def test_a_file_is_read_by_what_it_holds_whatever_it_is_called(tmp_path: Path, name: str, save: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from io import BytesIO
@@ -266,6 +267,18 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         plots.save(np.zeros((4, 4, 3), np.uint8), tmp_path / "file" / "x.png")
     with pytest.raises(WriteError, match=r"\.xyz"):
         plots.save(np.zeros((4, 4, 3), np.uint8), tmp_path / "x.xyz")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".svg"])
+def test_of_an_unknown_ending_those_are_named_that_are_written(ending: str, tmp_path: Path) -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    result = ub.attribution.gradient(box, ub.data.digits("test").first(1).x, 3)
+    with pytest.raises(WriteError, match=re.escape(repr(ending))) as caught:
+        result.save(tmp_path / f"g{ending}")
+    named = re.findall(r"\.[a-z]+\b", str(caught.value).rpartition(ending)[2])
+    assert {".png", ".pdf", ".npz", ".json", ".html"} <= {*named}
+    for known in named:
+        assert result.save(tmp_path / f"g{known}").stat().st_size > 0
 
 
 def test_drawing_needs_neither_torch_nor_a_figure_library() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError, warn
 from ..inputs.features import Features
-from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column
+from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column, nearest_columns_text
 from ..inputs.labels import (
     classes_from_label_names,
     classes_named_by_labels,
@@ -100,7 +100,9 @@ def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], 
     """The named columns as rows (N, F), whatever their order in the file. Raises DataError."""
     if missing := [name for name in names if str(name) not in columns]:
         listed = ", ".join(map(repr, list(columns)[:MAX_LISTED_COLUMNS]))
-        raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; its columns are {listed}")
+        near = nearest_columns_text(missing, columns)
+        raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; "
+                        f"{near and f'{near}; '}its columns are {listed}")  # fmt: skip
     values = [[finite_number(v, name, source) for v in columns[str(name)]] for name in names]
     if not values[0]:
         raise DataError(f"{source} has no rows")

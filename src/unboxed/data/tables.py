@@ -92,6 +92,10 @@ def open_table(
     if isinstance(like, Features):
         source, columns = _read_values_by_column(path)
         return read_rows(source, columns, like, classes, is_regression=is_regression, label=label)
+    if getattr(like, "is_text", False):
+        raise DataError(
+            "a table of texts is opened by ub.data.texts(path, box); ub.data.table is for numbers and images"
+        )
     pixels, skipped = require_pixels(like), SkippedFileReasons()
     source, read = (
         (Path("the DataFrame"), _files_and_labels_of_frame(path, label))

@@ -95,7 +95,11 @@ def _conversion_hint(x: object, is_image: bool) -> str:
     if hasattr(x, "tensors"):
         return "x, y = data.tensors() gives the tensors of a data set"
     if isinstance(x, (str, PathLike)):
-        return "ub.image(path, like=box) reads an image" if is_image else "Read the file, and pass its rows"
+        return (
+            "ub.image(path, like=box) reads an image"
+            if is_image
+            else "ub.data.table(path, box) reads the rows of a CSV, TSV or Parquet file"
+        )
     first = x[0] if isinstance(x, (list, tuple)) and x else x
     if isinstance(first, Tensor):
         return "torch.stack(x) joins a list of examples, torch.cat(x) a list of batches"

@@ -89,7 +89,7 @@ def image_and_label_of_row(row: Mapping[Any, Any]) -> tuple[Any, Any]:
         names = ", ".join(map(repr, list(row)[:6]))
         are_splits = bool(row) and all(hasattr(value, "column_names") for value in row.values())
         advice = f"; these are the splits of a data set: pass one, data[{next(iter(row))!r}]" if are_splits else ""
-        raise DataError(f"got a dict of {names}; wanted the columns image and label{advice}. {ACCEPTED_DATA_TEXT}")
+        raise DataError(f"got a dict of {names}; the columns image and label are taken{advice}; {ACCEPTED_DATA_TEXT}")
     return image, next((row[name] for name in HF_LABEL_COLUMN_NAMES if name in row), None)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..validation import normalized_name
+from ..validation import nearest_names, normalized_name
 from .base import Inputs
 from .features import Features
 from .multi import MultiInput
@@ -29,12 +29,21 @@ def frames_to_arrays(data: Any, inputs: Inputs | None) -> Any:
     if is_data_frame(data):
         return frame_to_rows(data, inputs)
     if _is_series(data):
+        _refuse_row_of_frame(data, inputs)
         return _column_to_inputs(data)
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(inputs, MultiInput)
     if not is_pair or not any(is_data_frame(part) or _is_series(part) for part in data):
         return data
     x = frame_to_rows(data[0], inputs) if is_data_frame(data[0]) else _column_to_inputs(data[0])
     return x, series_to_array(data[1])
+
+
+def _refuse_row_of_frame(series: Any, inputs: Inputs | None) -> None:
+    """Raise DataError for one row of a table, which pandas gives as a Series with the columns as its index."""
+    names = inputs.names if isinstance(inputs, Features) else ()
+    if names and {*names} <= {*getattr(series, "index", ())}:
+        raise DataError("a Series is one row without its table: pass it as a DataFrame of one row, df.iloc[[0]] "
+                        "(two pairs of brackets) or row.to_frame().T")  # fmt: skip
 
 
 def _is_series(data: object) -> bool:
@@ -100,8 +109,26 @@ def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:
     columns = list(frame.columns)
     if missing := [name for name in inputs.names if columns.count(name) != 1]:
         names = ", ".join(map(repr, missing[:5]))
-        raise DataError(f"the DataFrame has no column, or two, of the name {names}; it has {columns[:12]}")
+        near = nearest_columns_text(missing, columns)
+        listed = f"{near and f'{near}; '}it has {columns[:MAX_LISTED_COLUMNS]}"
+        raise DataError(f"the DataFrame has no column, or two, of the name {names}; {listed}")
     try:
         return np.array(frame[list(inputs.names)].to_numpy(), dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"the DataFrame has columns that are no numbers: {error}; encode them as numbers") from error
+        no_numbers = ", ".join(repr(name) for name in inputs.names if not _holds_numbers(frame[name]))
+        advice = "encode their values as numbers, as in training (ub.Features(categories=) says how many there are)"
+        raise DataError(f"of the DataFrame {no_numbers or 'a column'} holds no numbers: {error}; {advice}") from error
+
+
+def nearest_columns_text(missing: Sequence[Any], columns: Iterable[Any]) -> str:
+    """The columns that are spelled like those that are missing: "'Ash' is spelled like 'ash'", or nothing."""
+    near = {str(name): nearest_names(str(name), map(str, columns)) for name in missing[:MAX_LISTED_COLUMNS]}
+    return ", ".join(f"{found[0]!r} is spelled like {name!r}" for name, found in near.items() if found)
+
+
+def _holds_numbers(column: Any) -> bool:
+    try:
+        np.array(column.to_numpy(), dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True

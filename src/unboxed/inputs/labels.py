@@ -308,7 +308,8 @@ def _warn_of_numeric_names(names: Sequence[str], classes: Sequence[str], names_s
 
 
 def _warn_of_assumed_name_order(names: Sequence[str], names_source: str) -> None:
-    assumption = f"the {names_source} are matched to the {len(names)} classes in the order of their names: "
+    order = "the order of their names" if [*names] == sorted(names) else "their order there"
+    assumption = f"the {names_source} are matched to the {len(names)} classes in {order}: "
     advice = "if the model has another order, give --classes (classes= in Python)"
     warn(f"{assumption}{_first_names_text(names, numbered=True)}; {advice}")
 

@@ -59,7 +59,9 @@ class Address:
     def _parse(cls, text: str) -> Address:
         body, mark, call = text.partition("#") if isinstance(text, str) else (None, "", "")
         if body is None or (mark and not call.isdecimal()) or body.endswith(":"):
-            raise LayerError(f"a layer address is 'path', 'path#2', 'path:relu#0' or 'path:input'; got {text!r}")
+            advice = f"; give the layer's path as text: '{text}'" if isinstance(text, int) else ""
+            wanted = "a layer address is 'path', 'path#2', 'path:relu#0' or 'path:input'"
+            raise LayerError(f"{wanted}; got {text!r}{advice}")
         path, _, op = body.partition(":")
         return cls(path, op or None, int(call) if mark else None)
 

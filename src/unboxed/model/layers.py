@@ -17,6 +17,7 @@ from ..errors import LayerError
 from ..validation import suggestion_text
 from .hooks import Address, hookable_modules, hooking_functional_ops, main_tensor
 from .identity import TransientHook
+from .layer_suggestions import suggested_layers_text
 from .op_mode import DispatchMode
 from .state import SharedDropoutMaskMode
 
@@ -149,8 +150,8 @@ class Layers:
     def _unknown_layer_message(self, address: Address) -> str:
         if address.path in self._unused:
             return f"{address.path!r} did not run as a module: it is unused, a container, or inside scripted code"
-        names = [*self.by_path, *(f"{path}:{op}" for path, op in self._op_counts)]
-        return f"there is no layer {str(address)!r} in this model; {suggestion_text(str(address), names)}"
+        suggested = suggested_layers_text(str(address), self.by_path, self._op_counts)
+        return f"there is no layer {str(address)!r} in this model; {suggested}"
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table in text, its head first."""

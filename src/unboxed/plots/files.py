@@ -21,6 +21,11 @@ def as_pillow_image(source: ImageLike) -> Image.Image:
     return source if isinstance(source, Image.Image) else Image.fromarray(np.ascontiguousarray(source))
 
 
+KNOWN_ENDINGS_TEXT = (
+    "use .png (also .pdf, .jpg, ...); of a result .npz and .json have its values, .html is a page of it"
+)
+
+
 def save(image: ImageLike, path: str | os.PathLike[str]) -> Path:
     """Write an image to a file, in the format of the name's ending.
 
@@ -137,5 +142,5 @@ def _pillow_format(path: Path) -> str:
     formats = Image.registered_extensions()
     ending = path.suffix.lower()
     if ending and ending not in formats:
-        raise WriteError(f"can't write {path.name}: Pillow knows no image format {ending!r}; use .png")
+        raise WriteError(f"can't write {path.name}: {ending!r} is no format of images here; {KNOWN_ENDINGS_TEXT}")
     return formats.get(ending, "PNG")
