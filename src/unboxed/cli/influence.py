@@ -24,6 +24,7 @@ from ..influence import Influence, gradient_store
 from ..influence.influence_functions import without_large_score_warning
 from ..plots.figures import figures
 from ..plots.results.influence import format_signed_score
+from ..report.words import count_noun
 from ..validation import check_int
 from .parsing import skipped_files
 from .results import print_written_paths, write_figures_and_facts
@@ -83,12 +84,20 @@ def run_influence(
     facts["skipped"] = [*skipped_files(train), *skipped_files(query)]
     facts |= {"verdict": judged.to_dict()} if judged is not None else {}
     paths = write_figures_and_facts(images, facts, Path(out), RESULTS_FILE, default=str)
+    typer.echo(_settings_line(card, result))
     for i, name in enumerate(_query_names(box, result, y)):
         Console().print(_query_influence_table(result, box, i, name, places, k))
     if judged is not None:
         typer.echo(f"{judged.method}: {judged.badge}. {judged.sentence}")
     print_written_paths(paths)
     return result
+
+
+def _settings_line(card: Card, result: Influence) -> str:
+    """What the scores depend on: another solver or damping gives others."""
+    settings = [f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}" for name, value in
+                result.settings.items() if isinstance(value, (str, int, float))]  # fmt: skip
+    return ", ".join([f"{card.name} of {count_noun(result.n_train, 'training example')}", *settings])
 
 
 def _bound_influence_method(card: Card, store: Path | None, seed: int) -> Callable[..., Influence]:
@@ -189,4 +198,5 @@ def _query_influence_table(
 
 
 def _influence_entry_cells(entry: dict[str, Any]) -> tuple[str, str, str]:
-    return f"example {entry['example']}", entry["label"] or "", format_signed_score(entry["score"])
+    example = Path(entry["file"]).name if "file" in entry else f"example {entry['example']}"
+    return example, entry["label"] or "", format_signed_score(entry["score"])
