@@ -8,9 +8,19 @@ from torch import Tensor
 
 from ..box import Box
 from ..engine.example_gradients.losses import ExampleLoss
-from .result import NATS_PER_EXAMPLE_UNIT_TEXT, Influence
+from .result import LOSS_PER_EXAMPLE_UNIT_TEXT, NATS_PER_EXAMPLE_UNIT_TEXT, Influence
 
 LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
+
+
+def loss_change_unit_text(box: Box) -> str:
+    """Unit of what leaving an example out changes: cross-entropies are nats, the loss of numbers is not."""
+    return LOSS_PER_EXAMPLE_UNIT_TEXT if box.outputs == "regression" else NATS_PER_EXAMPLE_UNIT_TEXT
+
+
+def class_names_of(box: Box) -> tuple[str, ...]:
+    """The names of the classes; none of a regression."""
+    return () if box.outputs == "regression" else box.classes
 
 
 def make_one_run_influence(
@@ -20,11 +30,11 @@ def make_one_run_influence(
     x: Tensor,
     y: Tensor,
     train_labels: Tensor,
-    unit: str = NATS_PER_EXAMPLE_UNIT_TEXT,
+    unit: str,
 ) -> Influence:
     """The result of queries x (Q, ...) and labels y (Q,) that the model itself was asked about, not others like it."""
     return Influence(
-        scores.to(box.dtype), "one run", unit, method, box.restore_structure(x), y, train_labels, box.classes
+        scores.to(box.dtype), "one run", unit, method, box.restore_structure(x), y, train_labels, class_names_of(box)
     )  # fmt: skip
 
 

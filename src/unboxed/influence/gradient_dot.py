@@ -10,8 +10,8 @@ from ..engine.example_gradients.gradients import ExampleGradients
 from ..parameters import InputBatch, Labels, LayerAddresses
 from ..settings import Above, check_settings
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
-from ._scores import LossFunction, make_one_run_influence, products_to_cosines
-from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
+from ._scores import LossFunction, loss_change_unit_text, make_one_run_influence, products_to_cosines
+from .result import SIMILARITY_UNIT_TEXT, Influence
 
 LearningRate = Annotated[float | None, Above(0), "Learning rate of the step."]
 
@@ -81,5 +81,5 @@ def gradient_dot(
     is_nats = metric == "dot" and lr is not None
     scores = scores * (lr / len(train_x)) if is_nats and lr else scores
     return make_one_run_influence(
-        box, "Gradient dot", scores, x, y, train_y, NATS_PER_EXAMPLE_UNIT_TEXT if is_nats else SIMILARITY_UNIT_TEXT
+        box, "Gradient dot", scores, x, y, train_y, loss_change_unit_text(box) if is_nats else SIMILARITY_UNIT_TEXT
     )

@@ -22,9 +22,10 @@ from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, InverseCurvature, LossFunction, SolverChoice
+from ._scores import class_names_of
 from .result import ScoreTruth
 
-NATS_PER_GROUP_UNIT_TEXT = "nats per group left out"
+NATS_PER_GROUP_UNIT_TEXT, LOSS_PER_GROUP_UNIT_TEXT = "nats per group left out", "loss per group left out"
 Groups = Annotated[Sequence[Any], "Groups of training examples: each the indices of its members."]
 GroupInfluenceOrder = Annotated[
     Literal[1, 2], "1: the sum of the members' influences; 2: with the second-order correction."
@@ -133,7 +134,8 @@ def group(
     scores = inverse.gradients.flatten(inverse.solve_for_loss_gradients(x, y)) @ effects.T
     return GroupInfluence(
         scores.to(box.dtype), tuple(members), "one run", method="Group influence", input=box.restore_structure(x),
-        target=y, classes=box.classes, settings={**inverse.settings, "order": order},
+        target=y, classes=class_names_of(box), settings={**inverse.settings, "order": order},
+        unit=LOSS_PER_GROUP_UNIT_TEXT if box.outputs == "regression" else NATS_PER_GROUP_UNIT_TEXT,
     )  # fmt: skip
 
 

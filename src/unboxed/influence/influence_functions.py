@@ -19,6 +19,7 @@ from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunction, SolverChoice
+from ._scores import class_names_of, loss_change_unit_text
 from .result import Influence
 
 LARGE_SCORES_WARNING_PREFIX = "scores of up to"  # with which the warning of them begins
@@ -105,10 +106,10 @@ def influence_functions(
     settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
     inverse = settings.inverse(box, train)
     scores = inverse.project(inverse.solve_for_loss_gradients(x, y)) / inverse.curvature.n_examples
-    _warn_of_implausible_scores(scores)
+    _warn_of_implausible_scores(scores, *_plausible_change_and_unit(box, inverse.curvature.y))
     return Influence(
-        scores.to(box.dtype), "one run", method="Influence functions", input=box.restore_structure(x), target=y,
-        train_labels=inverse.curvature.y, classes=box.classes, settings=inverse.settings,
+        scores.to(box.dtype), "one run", loss_change_unit_text(box), "Influence functions", box.restore_structure(x), y,
+        train_labels=inverse.curvature.y, classes=class_names_of(box), settings=inverse.settings,
     )  # fmt: skip
 
 
@@ -120,11 +121,19 @@ def without_large_score_warning() -> Iterator[None]:
         yield
 
 
-def _warn_of_implausible_scores(scores: Tensor) -> None:
+def _plausible_change_and_unit(box: Box, train_labels: Tensor) -> tuple[float, str]:
+    """The largest change that leaving out one example may make; of numbers, the loss of predicting their mean."""
+    if box.outputs != "regression":
+        return MAX_PLAUSIBLE_SCORE_NATS, "nats"
+    values = train_labels.double().reshape(len(train_labels), -1)
+    return float((values - values.mean(0)).square().sum(1).mean()) / 2, "of the loss"
+
+
+def _warn_of_implausible_scores(scores: Tensor, limit: float = MAX_PLAUSIBLE_SCORE_NATS, unit: str = "nats") -> None:
     """Warn of changes that no first-order estimate can mean."""
-    if (largest := float(scores.abs().max())) > MAX_PLAUSIBLE_SCORE_NATS:
+    if (largest := float(scores.abs().max())) > limit:
         warn(
-            f"{LARGE_SCORES_WARNING_PREFIX} {largest:.2g} nats for leaving out one example "
+            f"{LARGE_SCORES_WARNING_PREFIX} {largest:.2g} {unit} for leaving out one example "
             f"are no figures: the curvature is "
             "nearly singular at these weights. Read them as a ranking, or give a larger damping"
         )

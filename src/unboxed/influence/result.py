@@ -16,6 +16,8 @@ from ..validation import check_int
 
 ScoreTruth = Literal["one run", "mean over seeds"]
 NATS_PER_EXAMPLE_UNIT_TEXT = "nats per example left out"
+LOSS_PER_EXAMPLE_UNIT_TEXT = "loss per example left out"  # of regression: half a squared error is no nats
+LOSS_CHANGE_UNIT_TEXTS = (NATS_PER_EXAMPLE_UNIT_TEXT, LOSS_PER_EXAMPLE_UNIT_TEXT)
 SIMILARITY_UNIT_TEXT = "similarity"
 
 
@@ -31,12 +33,13 @@ class Influence(ResultMixin):
     Attributes:
         scores: (Q, N) queries by training examples.
         truth: "one run" or "mean over seeds".
-        unit: Unit of the scores: "nats per example left out", "similarity", or what the method says.
+        unit: Unit of the scores: "nats per example left out", "loss per example left out" of a regression,
+            "similarity", or what the method says.
         method: The name of the method, as its card has it.
         input: The queries (Q, ...), in the box's units.
         target: (Q,) the classes whose loss is explained; or what the loss was given.
         train_labels: (N,) the training examples' labels.
-        classes: The names of the model's classes.
+        classes: The names of the model's classes; none of a regression.
         smoothness: Whether the training is smooth enough for its derivative; None for methods that do not run it.
         settings: What the method chose or was given that the scores depend on: damping, solver, checkpoints.
 

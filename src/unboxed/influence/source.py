@@ -26,7 +26,7 @@ from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import check_float, check_int, valid_seed
 from ._checkpoints import CheckpointGradients, Checkpoints, CheckpointStates
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
-from ._scores import LossFunction
+from ._scores import LossFunction, class_names_of, loss_change_unit_text
 from .result import Influence
 
 DecayKind = Literal["exponential", "geometric"]
@@ -142,8 +142,8 @@ def source(
         scores += segment.mean_projection(curvature.apply(remaining, segment.decayed_step_size_sum), train_x, train_y)
         remaining = curvature.apply(remaining, segment.decay_to_segment_end)
     return Influence(
-        scores / len(train_x), "mean over seeds", method="SOURCE", input=box.restore_structure(x), target=y,
-        train_labels=train_y, classes=box.classes, settings={
+        scores / len(train_x), "mean over seeds", loss_change_unit_text(box), "SOURCE", box.restore_structure(x), y,
+        train_labels=train_y, classes=class_names_of(box), settings={
             "checkpoints": len(states), "segments": segments, "lr": lr, "n_steps": n_steps,
             "weight_decay": weight_decay, "curvature": approximation, "fisher": fisher, "decay": decay,
         },

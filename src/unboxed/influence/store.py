@@ -30,9 +30,9 @@ from ._parts import (
     count_examples,
     require_same_part_data,
 )
-from ._scores import LossFunction, make_one_run_influence
+from ._scores import LossFunction, loss_change_unit_text, make_one_run_influence
 from ._store_settings import gradient_store_settings
-from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
+from .result import SIMILARITY_UNIT_TEXT, Influence
 
 MAX_STORE_PART_BYTES, MAX_STORE_PART_ROWS = 2**25, 4096
 ROW_OVERHEAD_BYTES = 16  # scale, length and label of an example
@@ -170,7 +170,7 @@ class GradientStore:
         """
         x, y = self._check_queries_and_labels(x, labels)
         scores = torch.cat(list(self._iter_scores_by_part(x, y, metric, lr)), 1)
-        unit = NATS_PER_EXAMPLE_UNIT_TEXT if metric == "dot" and lr is not None else SIMILARITY_UNIT_TEXT
+        unit = loss_change_unit_text(self.box) if metric == "dot" and lr is not None else SIMILARITY_UNIT_TEXT
         return make_one_run_influence(self.box, "Gradient dot", scores, x, y, self.labels, unit)
 
     def top(

@@ -16,8 +16,8 @@ from ..settings import Unit, check_settings
 from ..validation import check_float, check_int
 from ._checkpoints import Checkpoints, CheckpointStates
 from ._data import TrainingData, random_card_training_data, read_training_examples, resolve_query_labels
-from ._scores import LossFunction, make_one_run_influence
-from .result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT, Influence
+from ._scores import LossFunction, loss_change_unit_text, make_one_run_influence
+from .result import SIMILARITY_UNIT_TEXT, Influence
 
 LearningRates = Annotated[float | Sequence[float], "Learning rate at the checkpoints: one for all, or one for each."]
 StepsPerCheckpoint = Annotated[
@@ -107,7 +107,7 @@ def tracin(
         x,
         y,
         train_y,
-        SIMILARITY_UNIT_TEXT if steps_per_checkpoint is None else NATS_PER_EXAMPLE_UNIT_TEXT,
+        SIMILARITY_UNIT_TEXT if steps_per_checkpoint is None else loss_change_unit_text(box),
     )
 
 

@@ -31,6 +31,7 @@ from ..parameters import CheckpointPath, InputBatch, Labels, Seed
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from ..validation import valid_seed
 from ._data import make_card_box_inputs_and_training, resolve_query_labels
+from ._scores import class_names_of, loss_change_unit_text
 from .result import Influence
 
 LOG = logging.getLogger("unboxed")
@@ -154,15 +155,10 @@ def unrolled(
         warn_if_not_smooth(ratio, "1 % of the examples", "scores of single examples are uncertain")
     return Influence(
         scores.to(box.dtype),
-        "one run",
-        method="Unrolled differentiation",
-        input=box.restore_structure(x),
-        target=y,
+        "one run", loss_change_unit_text(box), "Unrolled differentiation", box.restore_structure(x), y,
         train_labels=training.y if isinstance(training, ModelTraining) else None,
-        classes=box.classes,
-        smoothness=smoothness,
-        settings={"plan": str(plan)},
-    )
+        classes=class_names_of(box), smoothness=smoothness, settings={"plan": str(plan)},
+    )  # fmt: skip
 
 
 def _negative_example_weight_gradients(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...influence import GroupInfluence, Influence, Removal, SelfInfluence, SuspectedMislabels
-from ...influence.result import NATS_PER_EXAMPLE_UNIT_TEXT, SIMILARITY_UNIT_TEXT
+from ...influence.result import LOSS_CHANGE_UNIT_TEXTS, SIMILARITY_UNIT_TEXT
 from ...influence.validate import LinearDatamodelingScore
 from ..charts import bar_chart, matrix_plot, scatter_chart
 from ..figures import Figures, figures
@@ -74,13 +74,13 @@ def influence_sheet(rows: list[list[Tile | None]], result: Influence, columns: l
 
 
 def influence_title(result: Influence) -> str:
-    unit = f"{result.unit}; positive: it helped" if result.unit == NATS_PER_EXAMPLE_UNIT_TEXT else result.unit
+    unit = f"{result.unit}; positive: it helped" if result.unit in LOSS_CHANGE_UNIT_TEXTS else result.unit
     return f"{result.method or 'Influence of training examples'} ({unit})"
 
 
 def explained_class_captions(result: Influence, n: int, box: Box | None) -> list[str]:
     """The class whose loss is explained."""
-    if not isinstance(result.target, Tensor) or result.target.ndim != 1:
+    if not isinstance(result.target, Tensor) or result.target.ndim != 1 or result.target.is_floating_point():
         return [""] * n
     return [f"as {class_name(c, result.classes, box)}" for c in result.target[:n].tolist()]
 
@@ -97,6 +97,8 @@ def train_label_caption(
     """The label of a training example, where labels are classes, and what else is said of it."""
     has_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
     label = [f"label {class_name(labels[index], classes, box)}"] if has_class and labels is not None else []
+    if labels is not None and labels.is_floating_point() and labels[index].numel() == 1:
+        label = [f"label {labels[index].item():.4g}"]
     return "\n".join([*label, *lines])
 
 

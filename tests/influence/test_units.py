@@ -1,0 +1,71 @@
+"""What influence scores are measured in: nats of a cross-entropy; of a regression, which has no classes, its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import unboxed as ub
+from unboxed import influence
+from unboxed.errors import UnboxedWarning
+
+X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+NUMBERS = 100 * X.sum(1) + 7 * X[:, 0] ** 2
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "influence_functions": lambda box, y, train: influence.influence_functions(box, X[:2], y, train),
+    "gradient_dot": lambda box, y, train: influence.gradient_dot(box, X[:2], y, train, lr=0.1),
+    "tracin": lambda box, y, train: influence.tracin(
+        box, X[:2], y, train, checkpoints=[box.model.state_dict()], lr=0.1, steps_per_checkpoint=1
+    ),
+    "group": lambda box, y, train: influence.group(box, X[:2], y, train, [[0, 1], [2]]),
+}
+
+
+def box_of(outputs: Any, n_outputs: int) -> ub.Box:
+    torch.manual_seed(0)
+    return ub.Box(nn.Linear(3, n_outputs), ub.Features(["a", "b", "c"]), outputs=outputs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+def test_units_and_classes(name: str) -> None:
+    numbers = METHODS[name](box_of("regression", 1), NUMBERS[:2], (X, NUMBERS))
+    assert numbers.unit.startswith("loss per ")
+    assert numbers.classes == ()
+    y = torch.arange(12) % 3
+    classes = METHODS[name](box_of("logits", 3), y[:2], (X, y))
+    assert classes.unit.startswith("nats per ")
+    assert classes.classes == ("0", "1", "2")
+
+
+def test_large_changes_are_those_beyond_the_loss_of_predicting_the_mean(recwarn: pytest.WarningsRecorder) -> None:
+    """A fitted model of large numbers has changes of many units of its loss, all plausible."""
+    box = box_of("regression", 1)
+    design = torch.cat([X, torch.ones(12, 1)], 1)
+    solution = torch.linalg.lstsq(design, NUMBERS[:, None]).solution[:, 0]
+    with torch.no_grad():
+        box.model.weight.copy_(solution[None, :3])
+        box.model.bias.copy_(solution[3:])
+    scores = influence.influence_functions(box, X, NUMBERS, (X, NUMBERS), damping=0.0).scores
+    assert scores.abs().max() > 1
+    assert scores.abs().max() < NUMBERS.var(unbiased=False) / 2
+    assert not [w for w in recwarn if issubclass(w.category, UnboxedWarning)]
+    with pytest.warns(
+        UnboxedWarning, match=r"scores of up to \S+ of the loss for leaving out one example are no figures"
+    ):
+        influence.influence_functions(box_of("regression", 1), X, NUMBERS, (X, NUMBERS), damping=1e-6)
+
+
+def test_figures_have_numbers_for_labels() -> None:
+    box = box_of("regression", 1)
+    result = influence.gradient_dot(box, X[:2], NUMBERS[:2], (X, NUMBERS), lr=0.1)
+    from unboxed.plots.results.influence import explained_class_captions, train_label_caption
+
+    assert explained_class_captions(result, 2, box) == ["", ""]
+    assert train_label_caption(torch.tensor([1.5, 2.25]), (), 1, box, "+3") == "label 2.25\n+3"
+    assert train_label_caption(torch.tensor([0, 1]), ("cat", "dog"), 1, None) == "label dog"
