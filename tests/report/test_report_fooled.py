@@ -212,6 +212,15 @@ def test_the_sentence_says_how_many_examples_were_attacked() -> None:
     )
 
 
+@pytest.mark.parametrize(("eps", "said"), [((0.05, 0.2, 0.3), 0.2), ((0.05, 0.08), 0.08)])
+def test_the_sentence_is_of_the_smallest_eps_that_fools_it(eps: tuple[float, ...], said: float) -> None:
+    x, y = torch.full((4, 1, 1, 1), 0.6), torch.zeros(4, dtype=torch.long)  # class 0 above 0.5
+    box = ub.Box(Half(), ub.Pixels((1, 1, 1)), outputs="logits")
+    found = ub.robustness.evaluate(box, (x, y), default_attacks_in_few_steps(), eps=[*eps], check_masking=False)
+    sentence = attack_sentence(found, input_nouns_for(ub.Pixels((1, 1, 1))), True, 4)
+    assert f"{said} of the pixel range" in sentence
+
+
 def test_without_labels_the_page_speaks_of_predictions(tmp_path: Path) -> None:
     page, _ = written(ub.Box(Ladder(), ub.Pixels((1, 2, 2)), outputs="logits"), steps(2)[0], tmp_path)
     section = page[page.index('id="chapter-fooled"') :]

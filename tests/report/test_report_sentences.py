@@ -102,10 +102,11 @@ def test_modules_that_run_on_no_tensor_have_no_activations_to_show(tmp_path: Pat
     ("predicted", "title", "sentence"),
     [
         ([1, 1, 2, 0], "Predicts dog most often", "This is its prediction for 50.0% of 4 examples."),
+        ([0, 1, 2, 3, 4], "Predicts 5 classes", "All 4 examples get different classes."),
         (
-            [0, 1, 2, 3, 4],
+            [0, 0, 1, 2, 3, 4, 1, 2, 3],
             "Predicts 5 classes",
-            'The most frequent one, "cat", is its prediction for 20.0% of 4 examples.',
+            'The most frequent one, "cat", is its prediction for 22.2% of 4 examples.',
         ),
     ],
 )
@@ -136,3 +137,19 @@ def test_data_are_called_by_the_name_that_somebody_gave_them(wrap: Any) -> None:
     assert ReportData(wrap(TensorDataset(x, y)), box).prefixed_name_or_empty(" of ") == ""
     named = ub.data.wrap(TensorDataset(x, y), name="streets")
     assert ReportData(wrap(named), box).prefixed_name_or_empty(" of ") == " of streets"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_said"),
+    [
+        ("digits (test)", False),
+        ("val", False),
+        ("held-out.csv", False),
+        ("photos", True),
+        ("contest", True),
+        ("", True),
+    ],
+)
+def test_that_the_examples_may_be_those_of_the_training(name: str, is_said: bool) -> None:
+    context = SimpleNamespace(data=SimpleNamespace(name=name))
+    assert bool(headline._unknown_split_note(context)) == is_said  # type: ignore[arg-type]

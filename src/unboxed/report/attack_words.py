@@ -26,15 +26,22 @@ def attacked_count_text(n: int, n_examples: int) -> str:
     return f"{n:,} of the {n_examples:,} examples" if n < n_examples else f"all {n_examples:,} examples"
 
 
+def eps_that_tells_most(robustness: Robustness) -> float:
+    """The smallest eps that leaves fewer than half of the correct predictions; the largest where none does."""
+    half = robustness.clean_accuracy.count / 2
+    return next((e for e in robustness.eps if robustness.robust_accuracy(e).count < half), robustness.eps[-1])
+
+
 def attack_sentence(robustness: Robustness, nouns: InputNouns, has_labels: bool, n_examples: int) -> str:
-    """How many predictions the attacks change within the largest eps, and on how many of the examples; of accuracy only
-    where there are labels."""
-    clean, robust = robustness.clean_accuracy, robustness.robust_accuracy()
+    """How many predictions the attacks change within the eps that tells most, and on how many of the examples; of
+    accuracy only where there are labels."""
+    eps = eps_that_tells_most(robustness)
+    clean, robust = robustness.clean_accuracy, robustness.robust_accuracy(eps)
     if not clean.count:
         return "The clean accuracy is 0, so there is nothing to attack: are the labels those of this model?"
     attacked = attacked_count_text(clean.n, n_examples)
     part = f"; {attacked} were attacked" if clean.n < n_examples else ""
-    amount = f"{format_eps(robustness.eps[-1])} {nouns.unit}"
+    amount = f"{format_eps(eps)} {nouns.unit}"
     if robust.count == clean.count:
         kind = "correct prediction" if clean.count < clean.n else "prediction"
         stays = "stay correct" if has_labels else "stay the same"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .scores import HEADLINE_FN_BY_SCORE_KIND, confused_positions_sentence
 from .words import count_noun, format_percent, format_shape, quoted
 
 MAX_CONFUSED_PAIRS_IN_JSON = 50  # and in the headline
+TEST_SPLIT_PATTERN = re.compile(r"(?<![a-z])(test|val|valid|validation|held.?out)(?![a-z])", re.IGNORECASE)
 MIN_SHARE_OF_FREQUENT_CLASS = 0.25  # of the predictions, from which the most frequent class is the page's title
 
 
@@ -23,12 +25,13 @@ def title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[
     for name, scores in scored.items():
         title, sentence = HEADLINE_FN_BY_SCORE_KIND[name](scores)
         return title, (
-            f"Measured on {examples_text}{score_interval_text(s, context.box.outputs, context.seed)}.",
+            f"Measured on {examples_text}{score_interval_text(s, context.box.outputs, context.seed)}."
+            f"{_unknown_split_note(context)}",
             *filter(None, (sentence, confused_positions_sentence_or_empty(context), worst_map_sentence(context))),
         )
     if s.accuracy is not None:
         return f"{format_percent(s.accuracy)} accuracy", (
-            f"Measured on {examples_text}{accuracy_interval_text(s)}.",
+            f"Measured on {examples_text}{accuracy_interval_text(s)}.{_unknown_split_note(context)}",
             *_misclassification_sentences(context),
         )
     if s.exclusive_classes:
@@ -38,6 +41,13 @@ def title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[
         low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
         title = f"Outputs from {low} to {high}" if low != high else f"Its output is always {low}"
     return title, (f"Measured on {examples_text}. {no_accuracy_reason(context)}, so there is no accuracy.",)
+
+
+def _unknown_split_note(context: ReportContext) -> str:
+    """That figures on examples of the training say little, unless the data are called after another split."""
+    if TEST_SPLIT_PATTERN.search(context.data.name):
+        return ""
+    return " If it was trained on these examples, this says little."
 
 
 def confused_positions_sentence_or_empty(context: ReportContext) -> str:
@@ -55,6 +65,8 @@ def _most_frequent_prediction(context: ReportContext, examples_text: str) -> tup
     prediction = f"its prediction for {format_percent(share)} of {examples_text}. Without labels there is no accuracy."
     if share < MIN_SHARE_OF_FREQUENT_CLASS:
         title = f"Predicts {count_noun(n_predicted, 'class', 'classes')}"
+        if int(counts.max()) == 1:
+            return title, (f"All {examples_text} get different classes. Without labels there is no accuracy.",)
         return title, (f"The most frequent one, {name}, is {prediction}",)
     return f"Predicts {context.class_name(k)} most often", (f"This is {prediction}",)
 
