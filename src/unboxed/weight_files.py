@@ -122,9 +122,14 @@ def _read_weights_file(path: Path) -> Any:
 
 
 def _is_text(first: bytes) -> bool:
-    """Whether a file that is no checkpoint starts as text does; UTF-8 may be cut within a character."""
-    text = first.decode("utf-8", errors="ignore")
-    return len(text.encode()) > len(first) - 4 and bool(text) and all(c.isprintable() or c.isspace() for c in text)
+    """Whether a file that is no checkpoint starts as text does, and not as a torch file (a zip) that was cut."""
+    text = first.decode("utf-8", errors="ignore")  # may be cut within a character
+    return (
+        not b"PK\3\4".startswith(first[:4])
+        and len(text.encode()) > len(first) - 4
+        and bool(text)
+        and all(c.isprintable() or c.isspace() for c in text)
+    )
 
 
 def _unsafe_pickle_text(path: Path, error_text: str) -> str:
