@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..atomic_write import to_printable
 from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checks.influence_verdict import influence_verdict
@@ -198,5 +199,5 @@ def _query_influence_table(
 
 
 def _influence_entry_cells(entry: dict[str, Any]) -> tuple[str, str, str]:
-    example = Path(entry["file"]).name if "file" in entry else f"example {entry['example']}"
+    example = to_printable(Path(entry["file"]).name) if "file" in entry else f"example {entry['example']}"
     return example, entry["label"] or "", format_signed_score(entry["score"])

@@ -17,8 +17,8 @@ def _print_version(is_requested: bool) -> None:
 
 
 DATA_HELP = (
-    "digits, mnist, fashion-mnist (:train, :test), a folder of images, a CSV, TSV or Parquet file of (file, label), "
-    "or module:factory"
+    "digits, mnist, fashion-mnist (:train, :test), a folder of images, an image, a CSV, TSV or Parquet file of "
+    "(file, label), or module:factory"
 )
 DataOption = Annotated[str, typer.Option(help=f"{DATA_HELP}.")]
 TrainingDataOption = Annotated[

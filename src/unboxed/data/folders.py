@@ -79,6 +79,14 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     return dataset if classes is None else dataset.relabeled_by_classes(classes)
 
 
+def single_image(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
+    """One image file as data without labels. Raises DataError."""
+    file, inputs = Path(path), resolve_classes_and_inputs(like, classes)[1]
+    if reason := image_files.unreadable_file_reason(file):
+        raise DataError(f"can't read {to_printable(str(file))}: {reason}")
+    return Folder(file, [(file, -1)], (), require_pixels(inputs), [])
+
+
 def _name_without_leading_zeros(name: str, numbered: Sequence[str]) -> str:
     """The name as it is numbered: 7 of 007 among numbers."""
     return name if name in numbered else str(int(name))
@@ -116,7 +124,7 @@ def _refuse_split_folders(root: Path, subfolders: list[Path], classes: Sequence[
     if not subfolders or _are_all_class_names([p.name for p in subfolders], classes):
         return
     inner = [frozenset(p.name for p in _list_visible_entries(folder, []) if os.path.isdir(p)) for folder in subfolders]
-    has_own_images = any(_is_image_name(p) for folder in subfolders for p in _list_visible_entries(folder, []))
+    has_own_images = any(is_image_name(p) for folder in subfolders for p in _list_visible_entries(folder, []))
     same_classes = len(inner) > 1 and bool(inner[0]) and len(set(inner)) == 1 and not has_own_images
     named_as_splits = all(p.name.casefold() in SPLIT_FOLDER_NAMES for p in subfolders) and any(inner)
     if not (same_classes or named_as_splits):
@@ -133,7 +141,7 @@ def _refuse_split_folders(root: Path, subfolders: list[Path], classes: Sequence[
     raise DataError(f"{what}, so they are not classes: {advice}. If they are classes, name them: --classes (classes=)")
 
 
-def _is_image_name(path: Path) -> bool:
+def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in Image.registered_extensions()
 
 

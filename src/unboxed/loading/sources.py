@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from .. import data as sets
 from ..box import Box
+from ..data.folders import is_image_name, single_image
 from ..data.tables import TABLE_SUFFIXES, open_table
 from ..data.texts import TEXT_SUFFIXES, texts
 from ..engine.read.class_labels import class_names_for_matching, has_class_labels
@@ -22,8 +23,8 @@ from ..validation import add_sentence, missing_path_text, nearest_names, suggest
 from .factories import build_from_spec
 
 DATA_SPEC_ADVICE = (
-    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, a CSV, TSV or Parquet file of "
-    "(file, label), or module:factory of a Dataset"
+    "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, an image, a CSV, TSV or Parquet file "
+    "of (file, label), or module:factory of a Dataset"
 )
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
 SPLIT_BY_SPEC_SUFFIX: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
@@ -41,7 +42,8 @@ def data(
 
     Args:
         spec: "digits", "mnist", "fashion-mnist" (":train" or ":test" behind it), a folder of images (with a subfolder
-            per class, or flat), a CSV, TSV or Parquet file of (file, label), or "module:factory" of a torch Dataset.
+            per class, or flat), an image file, a CSV, TSV or Parquet file of (file, label), or "module:factory" of a
+            torch Dataset.
         like: What images of a folder are resized and cropped to.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names; a folder's subfolders are matched to them.
@@ -66,6 +68,8 @@ def data(
         return _open_files_dataset(sets.folder, spec, like, classes)
     if _is_table_file(spec):
         return _open_files_dataset(open_table, spec, like, classes)
+    if Path(spec).is_file() and is_image_name(Path(spec)):
+        return _open_files_dataset(single_image, spec, like, classes)
     if _is_factory_spec(spec):
         return _wrap_factory_dataset(build_from_spec(spec, DataError), spec, like, classes)
     raise DataError(_unknown_data_text(spec, name))

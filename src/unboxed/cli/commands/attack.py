@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...errors import InputError
 from ..app import app
 from ..completion import AttackListingCommand, complete_attacks
 from ..options import (
@@ -35,11 +36,16 @@ from ..parsing import (
     split_names,
 )
 
+USUAL_EPS_TEXT = "Give --eps: 8/255 is usual for photos, 0.1 to 0.3 for digits, a standard deviation or less for tables"
+
 
 @app.command(cls=AttackListingCommand)
 def attack(
     model: ModelOption, data: DataOption,
-    eps: Annotated[list[str], typer.Option(help="Perturbation budget in [0, 1]: 0.03 or 8/255; .1,.2 is a curve.")],
+    eps: Annotated[
+        list[str] | None,
+        typer.Option(help="Perturbation budget in [0, 1]: Needed. 0.03 or 8/255; .1,.2 is a curve."),
+    ] = None,
     attacks: Annotated[
         list[str] | None, typer.Option(
             "--attack", help="Attacks by name, separated by commas (listed below).", autocompletion=complete_attacks
@@ -67,6 +73,8 @@ def attack(
         from ..attack import run_attack
 
         eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
+        if not eps_values:
+            raise InputError(f"how far may an image be changed? {USUAL_EPS_TEXT}")
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "attack")
         images = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
