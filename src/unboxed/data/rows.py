@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ..inputs.labels import (
 )
 from ..inputs.signed_labels import refuse_signed_labels
 from .sets import Batch, Images, check_n_examples
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 class FeatureRows(Images):
@@ -70,6 +73,8 @@ def read_rows(
     are no numbers, and other columns of which none says that it is the labels'.
     """
     x = select_feature_columns(columns, inputs.names, source)
+    if label in inputs.names:
+        raise DataError(f"{source}: the column {label!r} is an input of this model, and so no label")
     column = find_label_column(source, [name for name in columns if name not in inputs.names], label)
     if column is None:
         return FeatureRows(source.name, x, None, (), inputs, is_regression)
@@ -101,20 +106,40 @@ def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], 
     if missing := [name for name in names if str(name) not in columns]:
         listed = ", ".join(map(repr, list(columns)[:MAX_LISTED_COLUMNS]))
         near = nearest_columns_text(missing, columns)
+        if columns and all(_is_number_text(name) for name in columns):
+            near = "its first line must name the columns"
         raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; "
                         f"{near and f'{near}; '}its columns are {listed}")  # fmt: skip
-    values = [[finite_number(v, name, source) for v in columns[str(name)]] for name in names]
+    values = [[finite_number(v, name, source, row) for row, v in enumerate(columns[str(name)])] for name in names]
     if not values[0]:
         raise DataError(f"{source} has no rows")
     return torch.tensor(values).T.contiguous()
 
 
-def finite_number(value: Any, name: str, source: Path) -> float:
+def _is_number_text(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def finite_number(value: Any, name: str, source: Path, row: int | None = None) -> float:
     """A cell as a number. Raises DataError."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{source}: the column {name!r} holds {value!r}; this model takes numbers")
+        where = "" if row is None else f" in row {row} (counted from 0)"
+        raise DataError(f"{source}: the column {name!r} holds {value!r}{where}; {_number_advice_text(value)}")
     return number
+
+
+def _number_advice_text(value: Any) -> str:
+    """What to do with a cell that is no number."""
+    if value is None or value != value or not str(value).strip():
+        return "this model takes numbers: fill in what is missing as in training, or leave such rows out"
+    if DECIMAL_COMMA.fullmatch(str(value).strip()):
+        return "write decimals with a point"
+    return "this model takes numbers"

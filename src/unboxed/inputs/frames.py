@@ -34,8 +34,17 @@ def frames_to_arrays(data: Any, inputs: Inputs | None) -> Any:
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(inputs, MultiInput)
     if not is_pair or not any(is_data_frame(part) or _is_series(part) for part in data):
         return data
+    _refuse_reordered_index(*data)
     x = frame_to_rows(data[0], inputs) if is_data_frame(data[0]) else _column_to_inputs(data[0])
     return x, series_to_array(data[1])
+
+
+def _refuse_reordered_index(x: Any, y: Any) -> None:
+    """Raise DataError where the rows of a table and its labels have the same names in another order."""
+    index, of_labels = (list(getattr(part, "index", ())) if hasattr(part, "to_numpy") else [] for part in (x, y))
+    if index != of_labels and len(index) == len(of_labels) and {*index} == {*of_labels}:
+        raise DataError("the rows and their labels have one index in two orders; labels are matched by position, so "
+                        "put them in the order of the rows: y.loc[x.index]")  # fmt: skip
 
 
 def _refuse_row_of_frame(series: Any, inputs: Inputs | None) -> None:
@@ -83,6 +92,7 @@ def find_label_column(source: object, others: Sequence[str], label: str | None =
 
     None where there is none. Raises DataError for a column that is not there, and where it could be several.
     """
+    others = [name for name in others if name.strip() and not name.startswith("Unnamed: ")]  # an index of pandas
     listed = ", ".join(map(repr, others[:MAX_LISTED_COLUMNS]))
     if label is not None:
         if label in others:
