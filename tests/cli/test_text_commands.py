@@ -43,6 +43,7 @@ def test_commands_without_texts_say_so(folder: Path, texts: Path, tmp_path: Path
     assert said.exit_code == 2
     assert said.stderr.startswith(f"error: `unboxed {command}` takes no texts, and this is a model of texts;")
     assert said.stderr.count("\n") == 1
+    assert "`unboxed run` has each method that takes texts (`unboxed methods` lists them)" in said.stderr
 
 
 def test_run_reads_texts(folder: Path, texts: Path, tmp_path: Path) -> None:
