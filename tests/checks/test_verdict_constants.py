@@ -121,6 +121,22 @@ def test_one_failure_fails_and_is_named(test: VerdictTest) -> None:
     assert (found, reason, sentence) == (FAIL, test.failed, f"<{test.name}>")
     found, reason, _ = grade(outcomes(**{key: INCONCLUSIVE}))
     assert (found, reason) == (INCONCLUSIVE, f"undecided: {test.name}")
+    found, reason, _ = grade(outcomes(**rest))
+    assert (found, reason) == (INCONCLUSIVE, "undecided: map, learned, randomization and 6 more")
+    other = next(t.name for t in VERDICT_TESTS if t is not test)
+    first, second = (t.name for t in VERDICT_TESTS if t.name in (test.name, other))
+    _, reason, _ = grade(outcomes(**{key: INCONCLUSIVE, other.replace(" ", "_"): INCONCLUSIVE}))
+    assert reason == f"undecided: {first}, {second}"
+
+
+def test_what_does_not_apply_has_no_figures() -> None:
+    nan = float("nan")
+    outcome = TestOutcome("edges", NOT_APPLICABLE, "share", nan, -math.inf, math.inf, 0.7, False, 4, 1, "")
+    assert str(outcome).split() == ["edges", "not", "applicable"]
+    assert "nan" not in str(outcome)
+    assert "0.12 [0.05, 0.20]  passes below 0.7" in " ".join(
+        str(replace(outcome, grade=PASS, value=0.12, low=0.05, high=0.2)).split("   ")
+    )
 
 
 @pytest.mark.parametrize("test", VERDICT_TESTS, ids=lambda t: t.name)

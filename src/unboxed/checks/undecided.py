@@ -16,15 +16,14 @@ def undecided_legend(verdicts: Iterable[Verdict]) -> str:
     """What the undecided tests among these verdicts ask, and what would decide them; "" where none is undecided."""
     by_test: dict[str, list[TestOutcome]] = {}
     for verdict in verdicts:
-        if first := _first_undecided_outcome(verdict):
-            by_test.setdefault(first.name, []).append(first)
+        for outcome in _undecided_outcomes(verdict):
+            by_test.setdefault(outcome.name, []).append(outcome)
     return " ".join([UNDECIDED_MEANING, *map(_test_text, by_test.values())]) if by_test else ""
 
 
-def _first_undecided_outcome(verdict: Verdict) -> TestOutcome | None:
-    """The test that makes a verdict inconclusive, None where none does."""
-    undecided = (test for test in verdict.tests if test.grade == INCONCLUSIVE)
-    return next(undecided, None) if verdict.grade == INCONCLUSIVE else None
+def _undecided_outcomes(verdict: Verdict) -> list[TestOutcome]:
+    """The tests that make a verdict inconclusive, none where none does."""
+    return [test for test in verdict.tests if test.grade == INCONCLUSIVE and verdict.grade == INCONCLUSIVE]
 
 
 def _test_text(outcomes: list[TestOutcome]) -> str:

@@ -50,6 +50,7 @@ ShuffledBox = Annotated[
 MIN_EXAMPLES_FOR_MEASURED_SPREAD = 8  # below which most tests stay undecided
 MAX_FACTOR_OF_EXAMPLES_TO_DECIDE = 100  # more are not advised: the figure is too near its bound
 MAX_DRAWS_PER_TEST = 8
+MAX_TESTS_IN_REASON = 3  # undecided tests that a reason names
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class TestOutcome:
         return side / max(ASSUMED_EXAMPLE_STD_BY_TEST.get(self.name, 0.0), MIN_STD_FOR_MARGIN)
 
     def __str__(self) -> str:
+        if self.grade == NOT_APPLICABLE:
+            return f"{self.name:15} {self.grade}"
         side = "above" if self.passes_above else "below"
         interval = f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.name:15} {self.grade:15} {interval:22} passes {side} {self.bound:g}"
@@ -326,12 +329,15 @@ def examples_needed_to_decide(interval: Interval, bound: float) -> int | None:
 def grade_of_first_failure_or_undecided(
     outcomes: tuple[TestOutcome, ...], tests: tuple[VerdictTest, ...]
 ) -> tuple[Grade, str, str] | None:
-    """The grade by the first test that failed, or else that is undecided; None where there is none."""
+    """The grade by the first test that failed, or else by all that are undecided; None where there is none."""
     reasons = {test.name: test.failed for test in tests}
     for kind in (FAIL, INCONCLUSIVE):
         if weakest := [o for o in outcomes if o.grade == kind]:
             first = weakest[0]
-            return kind, reasons[first.name] if kind == FAIL else f"undecided: {first.name}", first.sentence
+            names = ", ".join(outcome.name for outcome in weakest[:MAX_TESTS_IN_REASON])
+            more = f" and {len(weakest) - MAX_TESTS_IN_REASON} more" * (len(weakest) > MAX_TESTS_IN_REASON)
+            undecided = f"undecided: {names}{more}"
+            return kind, reasons[first.name] if kind == FAIL else undecided, first.sentence
     return None
 
 
