@@ -138,6 +138,74 @@ def test_every_result_of_a_check_has_a_figure(case: Any) -> None:
     assert types - {*results} - {*NO_FIGURE} == {"ShortcutReport"}  # trains models: tests/checks/test_shortcut.py
 
 
+def recorded(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[dict[str, Any]]:
+    """The keyword arguments that a function of a module of figures is called with, from now on."""
+    calls: list[dict[str, Any]] = []
+    function = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args, **named: calls.append(named) or function(*args, **named))
+    return calls
+
+
+def test_a_reliability_diagram_has_the_number_of_examples_of_each_bin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unboxed.plots.results import robustness
+
+    charts = recorded(monkeypatch, robustness, "line_chart")
+    result = ub.robustness.calibration(ub.Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test"))
+    assert_sane(figures(result))
+    (texts,) = charts[0]["point_texts"].values()
+    assert [int(text) for text in texts] == [n for n in result.uncalibrated.bin_counts.tolist() if n]
+    assert sum(map(int, texts)) == 359
+    assert "numbers: examples of each bin" in charts[0]["x_label"]
+
+
+def test_an_attack_on_a_table_says_what_is_predicted_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unboxed.plots.results import adversarial
+
+    panels = recorded(monkeypatch, adversarial, "column_change_bars")
+    heads = recorded(monkeypatch, adversarial, "contact_sheet")
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(3, 2), ub.Features(("p", "q", "r")), outputs="logits", classes=["barolo", "barbera"])
+    x = torch.randn(9, 3)
+    result = ub.adversarial.fgsm(box, x, box.predict(x), eps=0.4)
+    assert_sane(figures(result, box))
+    row = int(panels[0]["title"].split(",")[0].removeprefix("example "))
+    before, after = (box.probs(h[row][None])[0] for h in (x, result.images))
+    first, second = (f"{box.classes[int(p.argmax())]}: {float(p.max()):.1%}" for p in (before, after))
+    assert panels[0]["title"] == f"example {row}, {first} -> {second}"
+    assert 0 < int(result.success.sum()) < 9
+    assert heads[0]["title"] == f"{int(result.success.sum())} of 9 fooled; 4 of 9 shown"
+    panels.clear()
+    assert_sane(figures(result))
+    assert panels[0]["title"] == f"example {row}, adversarial"
+
+
+def test_an_attack_on_images_and_tables_shows_both() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 3), nn.Linear(2, 3)
+
+        def forward(self, image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            return self.a(image.flatten(1)) + self.b(table)
+
+    torch.manual_seed(0)
+    inputs = ub.MultiInput({"image": ub.Pixels((1, 4, 4)), "table": ub.Features(["p", "q"])})
+    box, x = ub.Box(Both(), inputs, outputs="logits"), {"image": torch.rand(3, 1, 4, 4), "table": torch.randn(3, 2)}
+    result = ub.adversarial.pgd(box, x, box.predict(x), eps=0.1)
+    assert list(figures(result, box)) == ["attack", "change table"]
+    assert_sane(figures(result, box))
+
+
+@pytest.mark.parametrize(("n", "said"), [(13, "1 smaller one is not shown"), (14, "2 smaller ones are not shown")])
+def test_columns_that_are_not_drawn_are_counted(n: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text, **_: labels.append(text))
+    ub.plots.tables.contribution_bars(torch.arange(n) + 1.0, None, [f"c{i}" for i in range(n)], label="logit")
+    assert labels == [f"logit; {said}"]
+
+
 # -- other inputs ------------------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ MatrixKind = Literal["magnitude", "signed"]
 def line_chart(
     lines: Mapping[str, tuple[Any, Any]], *, title: str = "", x_label: str = "", y_label: str = "",
     y_range: tuple[float, float] | None = None, diagonal: bool = False, ticks: Sequence[str] = (),
-    bands: Mapping[str, tuple[Any, Any]] | None = None,
+    bands: Mapping[str, tuple[Any, Any]] | None = None, point_texts: Mapping[str, Sequence[str]] | None = None,
 ) -> Image.Image:  # fmt: skip
     """Lines {name: (x, y)} on one pair of axes.
 
@@ -79,6 +79,7 @@ def line_chart(
         diagonal: Draw y = x as a dashed line: what is ideal for calibration.
         ticks: Names of the points 0, 1, ... of the horizontal axis, in place of numbers.
         bands: {name: (low (P,), high (P,))} of lines with an interval, which is shaded.
+        point_texts: {name: texts (P,)} of lines with a word below each point.
 
     Returns:
         The chart.
@@ -96,6 +97,8 @@ def line_chart(
             if bands and name in bands:
                 low, high = map(to_float64_array, bands[name])
                 axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            for at, text in zip(zip(x, y, strict=True), (point_texts or {}).get(name, ()), strict=False):
+                axes.annotate(text, at, (0, -12), textcoords="offset points", ha="center", fontsize=7.5)
         if diagonal:
             axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=FAINT_TEXT_COLOR)
         if y_range is not None:
@@ -223,17 +226,13 @@ def signed_bar_chart(
         bars = axes.barh(
             at, lengths, 0.75, color=[RAISES_SCORE_COLOR if v > 0 else LOWERS_SCORE_COLOR for v in lengths]
         )
-        axes.bar_label(
-            bars,
-            [hyphens_to_minus_signs(f"{v:+.3g}") for v in lengths],
-            padding=3,
-            fontsize=7.5,
-            color=FAINT_TEXT_COLOR,
-        )
+        texts = [hyphens_to_minus_signs(f"{v:+.3g}") for v in lengths]
+        axes.bar_label(bars, texts, padding=3, fontsize=7.5, color=FAINT_TEXT_COLOR)
         axes.set_yticks(at, [to_printable(name) for name in values])
         axes.invert_yaxis()
         axes.axvline(0, color=FAINT_TEXT_COLOR, linewidth=0.8)
-        axes.set_xlabel(to_printable(label) + f"; {n_omitted} smaller ones are not shown" * bool(n_omitted))
+        omitted = f"; {n_omitted} smaller {'one is' if n_omitted == 1 else 'ones are'} not shown" * bool(n_omitted)
+        axes.set_xlabel(to_printable(label) + omitted)
         axes.margins(x=0.18, y=0.02)
         if not lengths.any():
             axes.set_xlim(-1, 1)

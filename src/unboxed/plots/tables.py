@@ -39,7 +39,7 @@ def contribution_swarm(values: Any, x: Any, names: Sequence[str], *, title: str 
     values, x = to_float64_array(values), to_float64_array(x)
     order = np.argsort(-np.abs(values).mean(0), kind="stable")[:MAX_DRAWN_TABLE_COLUMNS]
     hidden = values.shape[1] - len(order)
-    label += f"; {hidden} columns of smaller ones are not shown" * bool(hidden)
+    label += f"; {hidden} {'column' if hidden == 1 else 'columns'} of smaller ones not shown" * bool(hidden)
     return beeswarm_chart(values[:, order], x[:, order], [names[i] for i in order], title=title, label=label)
 
 

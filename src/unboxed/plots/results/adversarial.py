@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ...adversarial import Adversarial, AutoAdversarial, Fooling, Patch, Universal, WordSwaps
-from ...adversarial.changes import prediction_changes
+from ...adversarial.changes import PredictionChange, prediction_changes
 from ...engine.read.class_labels import has_class_labels
 from .. import colors
-from ..attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet, input_change_sheet, largest_round_magnification
+from ..attack_sheet import (
+    DISTANCE_NAME_BY_NORM,
+    attack_sheet,
+    class_prob_text,
+    input_change_sheet,
+    largest_round_magnification,
+)
 from ..charts import bar_chart, line_chart
 from ..draw import signed_map_to_rgb
 from ..figures import Figures, figures
@@ -20,7 +28,14 @@ from ..patch import printable_patch
 from ..sheet import ColorBar, Tile, contact_sheet
 from ..tables import MAX_TABLE_ROW_PANELS, column_change_bars, stack_panels
 from ..text_map import TextWithValues, text_sheet
-from .common import MAX_EXAMPLES_PER_FIGURE, changed_columns_of_row, class_name, first_image_part, input_part_by_name
+from .common import (
+    MAX_EXAMPLES_PER_FIGURE,
+    as_images_or_none,
+    changed_columns_of_row,
+    class_name,
+    first_image_part,
+    input_part_by_name,
+)
 
 if TYPE_CHECKING:
     from ...box import Box
@@ -43,7 +58,8 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
             if changes
             else {}
         )
-    return {"attack": _sheet_without_predictions(result)}
+    tables = {} if isinstance(result.images, Tensor) else _feature_change_figures(result, box)
+    return {"attack": _sheet_without_predictions(result), **tables}
 
 
 @figures.register(WordSwaps)
@@ -88,25 +104,40 @@ def _sheet_without_predictions(result: Adversarial) -> Image.Image:
 
 
 def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
-    """Of tables: which columns were changed, and how far."""
+    """Of tables, and of the tables among several inputs: which columns were changed, and how far."""
     spec = result.input_spec if box is None else box.inputs
     parts = zip(input_part_by_name(result.input).items(), input_part_by_name(result.images).values(), strict=True)
     rows = _rows_fooled_first(result)[:MAX_TABLE_ROW_PANELS]
-    titles = [_row_title(result, i) for i in rows]
+    titles = _row_titles(result, rows, box)
+    head = contact_sheet([], title=_success_title(result, len(rows)))
     return {
         f"change {name}".rstrip(): stack_panels(
             [
-                column_change_bars(changed_columns_of_row(spec, name, x[i], z[i]), title=t)
-                for i, t in zip(rows, titles, strict=True)
+                head,
+                *(
+                    column_change_bars(changed_columns_of_row(spec, name, x[i], z[i]), title=t)
+                    for i, t in zip(rows, titles, strict=True)
+                ),
             ]
         )
         for (name, x), z in parts
+        if as_images_or_none(x) is None
     }
 
 
-def _row_title(result: Adversarial, row: int) -> str:
-    has_news = result.loss_after is not None or not result.success[row]
-    return f"example {row}" + (f", {result.outcome_text(row)}" if has_news else "")
+def _row_titles(result: Adversarial, rows: list[int], box: Box | None) -> list[str]:
+    """What became of each row: with the box, what the model predicts before and after."""
+    outcomes = [result.outcome_text(i) for i in rows]
+    if box is not None and rows and _has_one_class_per_example(box):
+        changes = prediction_changes(box, result.input, result, rows)
+        outcomes = [_prediction_change_text(change, box.classes) for change in changes]
+    return [f"example {i}, {outcome}" for i, outcome in zip(rows, outcomes, strict=True)]
+
+
+def _prediction_change_text(change: PredictionChange, classes: Sequence[str]) -> str:
+    before = class_prob_text(change.class_before, change.probs_before[0], classes)
+    after = class_prob_text(change.class_after, change.probs_after[1], classes)
+    return f"{before} -> {after}" + ", attack failed" * (not change.is_adversarial)
 
 
 def _rows_fooled_first(result: Adversarial) -> list[int]:
@@ -115,9 +146,9 @@ def _rows_fooled_first(result: Adversarial) -> list[int]:
     return order[:MAX_EXAMPLES_PER_FIGURE]
 
 
-def _success_title(result: Adversarial) -> str:
+def _success_title(result: Adversarial, n_shown: int = MAX_EXAMPLES_PER_FIGURE) -> str:
     n = len(result.success)
-    shown = f"; {MAX_EXAMPLES_PER_FIGURE} of {n} shown" if n > MAX_EXAMPLES_PER_FIGURE else ""
+    shown = f"; {n_shown} of {n} shown" if n > n_shown else ""
     return result.success_count_text + shown
 
 

@@ -18,14 +18,19 @@ N_CERTIFIED_CURVE_RADII = 60  # points of a curve over radii
 
 @figures.register(Calibration)
 def _calibration_figures(result: Calibration, box: Box | None = None, *, data: Any = None) -> Figures:
-    """The reliability diagram, before and after temperature scaling."""
-    lines = {}
+    """The reliability diagram, before and after temperature scaling; with the number of examples of each bin."""
+    lines, counts = {}, {}
     for name, r in (("as it is", result.uncalibrated), (f"temperature {result.temperature:.2g}", result.scaled)):
         filled = r.bin_counts > 0
-        lines[f"{name}: ECE {r.ece:.1%}"] = (r.bin_confidence[filled], r.bin_accuracy[filled])
+        lines[line := f"{name}: ECE {r.ece:.1%}"] = (r.bin_confidence[filled], r.bin_accuracy[filled])
+        if r is result.uncalibrated:
+            counts[line] = [f"{n:,}" for n in r.bin_counts[filled].tolist()]
+    answers = "examples" if result.error_position is None else "answers"
+    x_label = f"confidence (numbers: {answers} of each bin, as it is)"
     chart = line_chart(
-        lines, title="Reliability", x_label="confidence", y_label="accuracy", y_range=(0, 1), diagonal=True
-    )
+        lines, title="Reliability", x_label=x_label, y_label="accuracy", y_range=(0, 1), diagonal=True,
+        point_texts=counts,
+    )  # fmt: skip
     return {"reliability": chart}
 
 
