@@ -261,6 +261,16 @@ def test_class_names_of_a_hugging_face_model(model: Net) -> None:
         assert boxed(model).classes == tuple("01234")
 
 
+def test_a_box_of_one_logit_says_what_its_two_are() -> None:
+    box = boxed(nn.Sequential(nn.Flatten(), nn.Linear(120, 1)), outputs="binary")
+    assert "2 classes, one logit z: box(x) is (-z/2, z/2), the score of class 1 is z" in repr(box)
+    x = box.noise(3)
+    z = box.model(x)[:, 0]
+    assert torch.allclose(box(x), torch.stack([-z / 2, z / 2], 1))
+    assert torch.allclose(ub.attribution.gradient(box, x, 1).score, z)
+    assert torch.allclose(ub.attribution.gradient(box, x, 0).score, -z)
+
+
 def test_one_output_is_one_class() -> None:
     box = boxed(nn.Sequential(nn.Flatten(), nn.Linear(120, 1)), outputs="regression")
     assert "1 output," in repr(box)

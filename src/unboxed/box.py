@@ -514,7 +514,8 @@ class Box(NotebookTablesMixin):
             n: Number of examples.
 
         Returns:
-            An `Objective`: the logit of the class, or the given objective.
+            An `Objective`: the logit of the class, or the given objective. Of one yes/no logit z ("binary") it is z for
+            class 1 and -z for class 0: the difference of the two logits of `box(x)`.
 
         Raises:
             InputError: when the model has no such class, or there are not n of them.
@@ -780,7 +781,8 @@ class Box(NotebookTablesMixin):
         noun, plural = ("output", "s") if self.outputs == "regression" else ("class", "es")
         head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} {noun}"
         head += plural * (len(self.classes) != 1)
-        notes = [f"mode={self.mode!r}"] * (self.mode != "eval")
+        notes = ["one logit z: box(x) is (-z/2, z/2), the score of class 1 is z"] * (self.outputs == "binary")
+        notes += [f"mode={self.mode!r}"] * (self.mode != "eval")
         notes += ["examples depend on one another: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"

@@ -51,14 +51,17 @@ def test_large_changes_are_those_beyond_the_loss_of_predicting_the_mean(recwarn:
     with torch.no_grad():
         box.model.weight.copy_(solution[None, :3])
         box.model.bias.copy_(solution[3:])
-    scores = influence.influence_functions(box, X, NUMBERS, (X, NUMBERS), damping=0.0).scores
+    plausible = influence.influence_functions(box, X, NUMBERS, (X, NUMBERS), damping=0.0)
+    assert plausible.unit == "loss per example left out"
+    scores = plausible.scores
     assert scores.abs().max() > 1
     assert scores.abs().max() < NUMBERS.var(unbiased=False) / 2
     assert not [w for w in recwarn if issubclass(w.category, UnboxedWarning)]
     with pytest.warns(
         UnboxedWarning, match=r"scores of up to \S+ of the loss for leaving out one example are no figures"
     ):
-        influence.influence_functions(box_of("regression", 1), X, NUMBERS, (X, NUMBERS), damping=1e-6)
+        found = influence.influence_functions(box_of("regression", 1), X, NUMBERS, (X, NUMBERS), damping=1e-6)
+    assert found.unit == "ranking alone, no figures"
 
 
 def test_figures_have_numbers_for_labels() -> None:

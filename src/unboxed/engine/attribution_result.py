@@ -42,7 +42,8 @@ class Attribution(ResultViewsMixin, Tensor):
             attribution itself is then the packed map (N, D): all inputs' values side by side.
         input: The inputs (N, ...) that are explained, in the box's units; a dict or tuple of them as x was given.
         target: What is explained: classes (N,), or the objective; None where the method explains no score.
-        score: The score (N,) of x, in the units of the objective; None where the method does not compute it.
+        score: The score (N,) of x, in the units of the objective; None where the method does not compute it. Of a class
+            it is the logit, which of a model of one yes/no logit z is z for class 1 and -z for class 0.
         method: The name of the method, as its card has it.
         layer: The address of the layer that was read; None for methods without one.
         classes: The names of the model's classes.

@@ -20,7 +20,7 @@ from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunction, SolverChoice
 from ._scores import class_names_of, loss_change_unit_text
-from .result import Influence
+from .result import RANKING_UNIT_TEXT, Influence
 
 LARGE_SCORES_WARNING_PREFIX = "scores of up to"  # with which the warning of them begins
 MAX_PLAUSIBLE_SCORE_NATS = 1.0  # nats that leaving out one example of many may change a loss by
@@ -106,9 +106,11 @@ def influence_functions(
     settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
     inverse = settings.inverse(box, train)
     scores = inverse.project(inverse.solve_for_loss_gradients(x, y)) / inverse.curvature.n_examples
-    _warn_of_implausible_scores(scores, *_plausible_change_and_unit(box, inverse.curvature.y))
+    limit, loss_unit = _plausible_change_and_unit(box, inverse.curvature.y)
+    _warn_of_implausible_scores(scores, limit, loss_unit)
+    unit = loss_change_unit_text(box) if float(scores.abs().max()) <= limit else RANKING_UNIT_TEXT
     return Influence(
-        scores.to(box.dtype), "one run", loss_change_unit_text(box), "Influence functions", box.restore_structure(x), y,
+        scores.to(box.dtype), "one run", unit, "Influence functions", box.restore_structure(x), y,
         train_labels=inverse.curvature.y, classes=class_names_of(box), settings=inverse.settings,
     )  # fmt: skip
 
