@@ -74,7 +74,7 @@ EXAMPLES = {
 def naming_arguments(function: FunctionT) -> FunctionT:
     """The function, with an ArgumentError where a call doesn't fit it: what isn't taken, and what was meant.
 
-    A call that fits costs nothing more; of one that fails by a TypeError it is asked whether it fits.
+    A call that fits costs one wrapper more; of one that fails by a TypeError it is asked whether it fits.
 
     >>> import unboxed as ub
     >>> box = ub.Box(*ub.zoo.load("digits-cnn"))

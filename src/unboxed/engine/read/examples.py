@@ -34,6 +34,7 @@ from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch
 from .class_labels import has_class_labels, labels_to_classes
 
+MAX_NAMED_ROWS = 8  # in a warning
 FRAME_ADVICE = 'Of a DataFrame or a file, name the column: ub.data.table(data, box, label="COLUMN")'
 
 
@@ -177,7 +178,10 @@ class _ExamplesWithOptionalLabels:
         kept = [i for i, label in enumerate(self.labels) if not is_missing_label(label, is_value=are_values)]
         if len(kept) in (0, len(self.labels)):
             return self
-        warn(missing_labels_text(len(self.labels) - len(kept), len(self.labels)))
+        missing = sorted({*range(len(self.labels))} - {*kept})
+        rows = ", ".join(map(str, missing[:MAX_NAMED_ROWS])) + ", ..." * (len(missing) > MAX_NAMED_ROWS)
+        text = missing_labels_text(len(missing), len(self.labels))
+        warn(f"{text} (row{'s' * (len(missing) > 1)} {rows}): results number the others from 0")
         labels = self.labels[kept] if isinstance(self.labels, Tensor) else [self.labels[i] for i in kept]
         return replace(self, x=self.x[kept], labels=labels, kept=torch.tensor(kept))
 
