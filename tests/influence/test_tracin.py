@@ -171,7 +171,7 @@ def test_bad_input(box: ub.Box, data: Any, checkpoints: Any, tmp_path: Path) -> 
     with pytest.raises(InputError, match="for each of the 3 checkpoints; got 2"):
         tracin(box, *data, checkpoints=checkpoints, lr=[0.1, 0.2])
     (tmp_path / "broken.pt").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match=r"broken.pt can't be read"):
+    with pytest.raises(ModelError, match=r"broken.pt is a file of text, not weights"):
         tracin(box, *data, checkpoints=[tmp_path / "broken.pt"])
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ModelError, match="no state dict"):
