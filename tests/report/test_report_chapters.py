@@ -40,6 +40,7 @@ def data(box: ub.Box) -> tuple[Tensor, Tensor]:
     return x, (box.predict(x) + (torch.arange(30) % 7 == 0).long()) % 3
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_the_example_that_was_asked_for_is_followed(box: ub.Box, tmp_path: Path) -> None:
     x, y = data(box)
     sections = ["overview", "gradients", "morphs", "attacks", "map"]

@@ -193,6 +193,7 @@ def label_maps() -> tuple[ub.Box, Tensor, Tensor]:
     return box, x, torch.where(torch.rand(y.shape) < torch.tensor([0.1, 0.5, 0.3])[y], (y + 1) % 3, y)
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_maps_explain_the_class_that_overlaps_least(tmp_path: Path) -> None:
     box, x, y = label_maps()
     made = report(box, (x, y), tmp_path, sections=["overview", "gradients", "ranking"], quiet=True)
