@@ -346,6 +346,12 @@ def test_a_model_of_the_zoo_without_its_weights() -> None:
     assert inputs.shape == (1, 28, 28)
 
 
+def check_weights_are_refused(path: Path, content: bytes, text: str) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=text):
+        loading.weights(nn.Linear(2, 2), path)
+
+
 @pytest.mark.parametrize(
     ("start", "text"),
     [
@@ -357,10 +363,7 @@ def test_a_model_of_the_zoo_without_its_weights() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_what_came_in_place_of_weights_is_named(tmp_path: Path, start: bytes, text: str, suffix: str) -> None:
-    path = tmp_path / f"w{suffix}"
-    path.write_bytes(start)
-    with pytest.raises(ModelError, match=text):
-        loading.weights(nn.Linear(2, 2), path)
+    check_weights_are_refused(tmp_path / f"w{suffix}", start, text)
 
 
 @pytest.mark.parametrize(
@@ -377,10 +380,7 @@ def test_what_came_in_place_of_weights_is_named(tmp_path: Path, start: bytes, te
 @pytest.mark.parametrize("suffix", [".pt", ".csv"])
 def test_what_is_no_checkpoint_is_told_in_words(tmp_path: Path, content: bytes, text: str, suffix: str) -> None:
     """And not as "pop from empty list", where the unpickler got lost."""
-    path = tmp_path / f"w{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match=text):
-        loading.weights(nn.Linear(2, 2), path)
+    check_weights_are_refused(tmp_path / f"w{suffix}", content, text)
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.bin"])

@@ -86,8 +86,8 @@ def run_attack(
     if not has_class_labels(box):
         x, y, _ = indexed_examples_with_output_values(box, data, max_examples)
         return run_output_attack(
-            box, data, out, RESULTS_FILE, selected if attacks else None, eps=eps, norm=norm_name,
-            max_examples=max_examples, seed=seed, quiet=quiet, as_json=as_json,
+            box, (box.restore_structure(x), y), skipped_files(data), out, RESULTS_FILE, selected if attacks else None,
+            eps=eps, norm=norm_name, seed=seed, quiet=quiet, as_json=as_json,
             checkpoint=out / _checkpoint_file_name(*settings, tensor_digest(x, y)),
         )  # fmt: skip
     x, y, rows = indexed_labeled_examples(box, data, max_examples)

@@ -16,22 +16,22 @@ from ..plots.files import save
 from ..report.words import count_noun
 from ..robustness.evaluate import AttackFn
 from ..robustness.evaluate_outputs import ALL_ATTACKS, OutputRobustness, evaluate_outputs
-from .parsing import checkpoint_text, skipped_files
+from .parsing import checkpoint_text
 
 
 def run_output_attack(
-    box: Box, data: Any, out: Path, results_file: str, attacks: Mapping[str, AttackFn] | None, *, eps: Sequence[float],
-    norm: Norm, max_examples: int | None, seed: int, quiet: bool, as_json: bool, checkpoint: Path,
+    box: Box, data: Any, skipped: Sequence[Any], out: Path, results_file: str, attacks: Mapping[str, AttackFn] | None,
+    *, eps: Sequence[float], norm: Norm, seed: int, quiet: bool, as_json: bool, checkpoint: Path,
 ) -> OutputRobustness:  # fmt: skip
     """Attack a model of such outputs: print a table, write curves and numbers to `out`.
 
     Raises as `evaluate_outputs`.
     """
     result = evaluate_outputs(
-        box, data, attacks, eps=eps, norm=norm, max_examples=max_examples, seed=seed, quiet=quiet or as_json,
+        box, data, attacks, eps=eps, norm=norm, seed=seed, quiet=quiet or as_json,
         checkpoint=checkpoint,
     )  # fmt: skip
-    numbers = json.dumps(result.to_dict() | {"skipped": skipped_files(data)}, indent=1, ensure_ascii=False)
+    numbers = json.dumps(result.to_dict() | {"skipped": list(skipped)}, indent=1, ensure_ascii=False)
     write_bytes(out / results_file, encode_utf8(numbers))
     paths = [save(image, out / f"{name.replace(' ', '-')}.png") for name, image in figures(result, box).items()]
     if as_json:

@@ -57,9 +57,14 @@ def output_errors_headline(errors: Sequence[RegressionOutputErrors]) -> tuple[st
         title = f"Mean absolute error {_with_unit(format_number(e.mae), e)}"
         return title, " ".join(filter(None, (baseline_sentence(e), bias_sentence(e))))
     r2 = mean_without_nan([e.r2 for e in errors])
-    worst = min(errors, key=lambda e: math.inf if math.isnan(e.r2) else e.r2)
+    worst = worst_predicted_output(errors)
     sentence = f"Of {len(errors)} outputs, {worst.name} is predicted worst (R² {format_score(worst.r2)})."
     return f"Mean R² {format_score(r2)}", " ".join(filter(None, (sentence, bias_sentence(worst))))
+
+
+def worst_predicted_output(errors: Sequence[RegressionOutputErrors]) -> RegressionOutputErrors:
+    """The output of least R2; one that is constant in the data has none."""
+    return min(errors, key=lambda e: math.inf if math.isnan(e.r2) else e.r2)
 
 
 def baseline_sentence(e: RegressionOutputErrors) -> str:
@@ -141,7 +146,7 @@ def output_errors_blocks(
 
 def preview_blocks(errors: Sequence[RegressionOutputErrors], largest: Sequence[LargestError]) -> list[Block]:
     """Predictions against the truth beside the bias and the largest errors; of several outputs, of the worst."""
-    e = min(errors, key=lambda e: math.inf if math.isnan(e.r2) else e.r2)
+    e = worst_predicted_output(errors)
     tables: list[Block] = [_range_table("true value", e.by_true_value)] if e.by_true_value else []
     tables.append(_largest_error_table(largest[:N_PREVIEW_LARGEST_ERRORS]))
     return [SideBySide([FigureGrid([_prediction_scatter_figure(e)])], tables)]

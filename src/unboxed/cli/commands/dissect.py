@@ -63,9 +63,7 @@ def dissect(
         refuse_texts(box, "dissect")
         examples: Any = (
             random_codes(box, n, seed) if data is None
-            else open_dataset(
- data, box, root=root, classes=class_names, quiet=quiet, label=label
-)
+            else open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         )  # fmt: skip
         addresses = None if layers is None else layers.split(",")
         settings: dict[str, Any] = {
