@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .context import ReportContext
+from .survey import intersection_over_union
 from .words import quoted
 
 
@@ -17,8 +18,7 @@ def worst_output_or_none(context: ReportContext) -> int | None:
     """
     s = context.survey
     if s.position_confusion is not None:
-        hits = s.position_confusion.diagonal().double()
-        score = hits / (s.position_confusion.sum(0) + s.position_confusion.sum(1) - hits)
+        score = intersection_over_union(s.position_confusion)
     elif context.is_regression and s.targets is not None and len(s.classes) > 1:
         score = 1 - (s.outputs - s.targets).square().mean(0) / s.targets.var(0, correction=0)
     else:

@@ -14,6 +14,7 @@ from ..inputs.labels import are_default_class_names
 from .blocks import Block, Heading, Paragraph, collapsible_table
 from .regression import output_errors
 from .regression_blocks import output_errors_headline
+from .survey import intersection_over_union
 from .words import format_percent, format_score, mean_without_nan, quoted
 
 if TYPE_CHECKING:
@@ -74,12 +75,9 @@ def average_precision(p: Tensor, is_positive: Tensor) -> float:
 
 def position_scores(confusion: Tensor, names: Sequence[str]) -> list[LabelMapClassScore]:
     """The scores of each class, given how often each label (row) got each prediction (column), (K, K)."""
-    hits, n_labels, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    unions = (n_labels + n_predicted - hits).tolist()
-    rows = zip(names, n_labels.tolist(), hits.tolist(), unions, strict=True)
-    return [
-        LabelMapClassScore(name, n, _ratio_or_nan(hit, n), _ratio_or_nan(hit, union)) for name, n, hit, union in rows
-    ]
+    n_labels, hits = confusion.sum(1), confusion.diagonal()
+    rows = zip(names, n_labels.tolist(), hits.tolist(), intersection_over_union(confusion).tolist(), strict=True)
+    return [LabelMapClassScore(name, n, _ratio_or_nan(hit, n), iou) for name, n, hit, iou in rows]
 
 
 def least_overlapping_class(scores: Sequence[LabelMapClassScore]) -> LabelMapClassScore | None:

@@ -260,6 +260,12 @@ def position_confusion_matrix(logits: Tensor, targets: Sequence[Any]) -> Tensor 
     return torch.bincount(labels[counts] * k + predicted.flatten(1)[counts], minlength=k * k).view(k, k)
 
 
+def intersection_over_union(confusion: Tensor) -> Tensor:
+    """(K,) of each class, given how often each label got each prediction (K, K); NaN of one that is in neither."""
+    hits = confusion.diagonal().double()
+    return hits / (confusion.sum(0) + confusion.sum(1) - hits)
+
+
 def score_each_map(logits: Tensor, targets: Sequence[Any]) -> Tensor:
     """(n, 2): of each label map the mean intersection over union of the classes that are labeled or predicted in it,
     and the share of its positions that are correct; NaN where none counts."""
@@ -268,10 +274,8 @@ def score_each_map(logits: Tensor, targets: Sequence[Any]) -> Tensor:
         confusion = position_confusion_matrix(logits[i : i + 1], [target])
         if confusion is None or not bool(confusion.any()):
             continue
-        hits = confusion.diagonal()
-        unions = confusion.sum(0) + confusion.sum(1) - hits
-        scores[i, 0] = (hits / unions)[unions > 0].mean()
-        scores[i, 1] = hits.sum() / confusion.sum()
+        scores[i, 0] = intersection_over_union(confusion).nanmean()
+        scores[i, 1] = confusion.diagonal().sum() / confusion.sum()
     return scores
 
 
