@@ -1,8 +1,11 @@
-"""What influence scores are measured in: nats of a cross-entropy; of a regression, which has no classes, its loss."""
+"""What influence scores are measured in: nats of a cross-entropy; of a regression, which has no classes, its loss; and
+nothing where another matrix than the curvature is inverted. Which solver is the default."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from torch import nn
 
 import unboxed as ub
 from unboxed import influence
+from unboxed.cli.influence import run_influence
 from unboxed.errors import UnboxedWarning
+from unboxed.report.influence_checks import default_solver
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 NUMBERS = 100 * X.sum(1) + 7 * X[:, 0] ** 2
@@ -72,3 +77,54 @@ def test_figures_have_numbers_for_labels() -> None:
     assert explained_class_captions(result, 2, box) == ["", ""]
     assert train_label_caption(torch.tensor([1.5, 2.25]), (), 1, box, "+3") == "label 2.25\n+3"
     assert train_label_caption(torch.tensor([0, 1]), ("cat", "dog"), 1, None) == "label dog"
+
+
+@pytest.mark.parametrize("solver", ["ekfac", "kfac", "diagonal"])
+def test_what_approximates_the_curvature_gives_rankings(solver: str, recwarn: pytest.WarningsRecorder) -> None:
+    """Of them a predicted change is tens of times the real one, also where it is below 1."""
+    box, y = box_of("logits", 3), torch.arange(12) % 3
+    alone = influence.influence_functions(box, X[:2], None, (X, y), solver=solver, damping=1.0)
+    assert float(alone.scores.abs().max()) < 1
+    assert (
+        alone.unit
+        == influence.group(box, X[:2], None, (X, y), [[0, 1]], solver=solver).unit
+        == "ranking alone, no figures"
+    )
+    assert "nats" not in repr(alone)
+    assert not [w for w in recwarn if issubclass(w.category, UnboxedWarning)]
+    from unboxed.plots.results.influence import influence_title
+
+    assert "nats" not in influence_title(alone)
+
+
+def deep_box(width: int) -> ub.Box:
+    """Of width 100 it has 10,803 parameters, 303 of them in its last layer."""
+    torch.manual_seed(0)
+    layers = nn.Linear(3, width), nn.Linear(width, width), nn.Linear(width, 3)
+    return ub.Box(nn.Sequential(*layers), ub.Features(["a", "b", "c"]))
+
+
+def test_the_default_solver_is_one_for_all() -> None:
+    """Conjugate gradients up to 10,000 parameters of the layers that are asked for; the result names it."""
+    box, y = deep_box(100), torch.arange(12) % 3
+
+    def solver_of(**settings: Any) -> str:
+        result = influence.influence_functions(box, X[:1], None, (X, y), damping=1.0, **settings)
+        assert "solver" in repr(result)
+        return str(result.settings["solver"])
+
+    assert solver_of().startswith("Kronecker(approximation='ekfac'")
+    assert solver_of(layers="2").startswith("ConjugateGradient(")
+    assert solver_of(layers="2", curvature="hessian").startswith("ConjugateGradient(")
+    assert influence.perturb(box, X[:1], None, (X, y), 0, damping=1.0).solver.startswith("Kronecker(")
+
+
+@pytest.mark.parametrize(("width", "name"), [(4, "ConjugateGradient"), (100, "Kronecker")])
+def test_every_way_in_has_the_same_default_solver(tmp_path: Path, width: int, name: str) -> None:
+    box = deep_box(width)
+    train = X, torch.arange(12) % 3
+    found = run_influence(box, train, train, tmp_path, n_queries=1, with_verdict=False)
+    assert str(found.settings["solver"]).startswith(name)
+    assert type(default_solver(box)).__name__ == name
+    facts = json.loads((tmp_path / "influence.json").read_text())
+    assert facts["unit"] == influence.influence_functions(box, X[:1], None, train).unit

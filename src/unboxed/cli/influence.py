@@ -30,10 +30,7 @@ from ..validation import check_int
 from .parsing import skipped_files
 from .results import print_written_paths, write_figures_and_facts
 
-DEFAULT_INFLUENCE_METHOD, DEFAULT_INFLUENCE_SETTINGS = (
-    "influence_functions",
-    {"solver": "ekfac"},
-)  # one pass over the training data
+DEFAULT_INFLUENCE_METHOD = "influence_functions"
 FIGURE_FILE, RESULTS_FILE = "influence.png", "influence.json"
 METHOD_NAME_WITH_STORE = "gradient_dot"
 N_VERDICT_QUERIES, MAX_VERDICT_TRAIN_EXAMPLES = 12, 1000  # queries and training examples that a method is judged on
@@ -108,9 +105,7 @@ def _bound_influence_method(card: Card, store: Path | None, seed: int) -> Callab
             raise InputError(f"--store keeps gradients for --method {METHOD_NAME_WITH_STORE}; got --method {card.key}")
         return lambda box, x, labels, train: gradient_store(box, train, store).scores(x, labels)
     settings: dict[str, Any] = {"seed": seed} if "seed" in card.settings else {}
-    return partial(
-        card.method, **settings, **(DEFAULT_INFLUENCE_SETTINGS if card.key == DEFAULT_INFLUENCE_METHOD else {})
-    )
+    return partial(card.method, **settings)
 
 
 def _influence_verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tensor], seed: int) -> Verdict:

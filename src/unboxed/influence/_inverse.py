@@ -27,7 +27,7 @@ from .solvers import Solver, find_solver
 SolverChoice = Annotated[
     str | Solver,
     ValueRole("str"),
-    'How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.',
+    'How the inverse is applied: "auto", or a solver or its name.',
 ]
 CurvatureChoice = Annotated[CurvatureKind, "Which curvature H of the training loss is inverted."]
 Damping = Annotated[float | None, AtLeast(0), "What is added to every eigenvalue of H before it is inverted."]
@@ -51,11 +51,16 @@ class InverseCurvature:
         return self.curvature.gradients
 
     @property
+    def is_approximate(self) -> bool:
+        """Whether another matrix than H is inverted: scores are then a ranking alone."""
+        return bool(getattr(self.solver, "is_approximate", False))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the scores depend on, for results."""
         c = self.curvature
         name = getattr(self.solver, "__name__", repr(self.solver))
-        return {"damping": self.damping, "l2": c.l2, "curvature": c.kind, "solver": name}
+        return {"solver": name, "damping": self.damping, "l2": c.l2, "curvature": c.kind}
 
     def solve(self, vectors: Parameters) -> dict[str, Tensor]:
         """Solutions {name: (K, ...)} for K vectors {name: (K, ...)}."""
@@ -97,8 +102,9 @@ class CurvatureSettings:
 
         Raises what reading the data and the model raises, and NaNError.
         """
-        solver, seed = find_solver(self.solver), valid_seed(self.seed)
+        seed = valid_seed(self.seed)
         gradients = ExampleGradients(box, self.layers, self.loss, batch_size=self.batch_size)
+        solver = find_solver(self.solver, gradients.n_parameters, self.curvature)
         x, y = read_training_examples(box, train)
         h = Curvature(gradients, x, y, kind=self.curvature, l2=self.l2, batch_size=self.batch_size, seed=seed)
         check_finite_losses(gradients, x, y, "training examples")

@@ -23,7 +23,7 @@ from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, InverseCurvature, LossFunction, SolverChoice
 from ._scores import class_names_of
-from .result import ScoreTruth
+from .result import RANKING_UNIT_TEXT, ScoreTruth
 
 NATS_PER_GROUP_UNIT_TEXT, LOSS_PER_GROUP_UNIT_TEXT = "nats per group left out", "loss per group left out"
 Groups = Annotated[Sequence[Any], "Groups of training examples: each the indices of its members."]
@@ -71,15 +71,15 @@ class GroupInfluence(ResultMixin):
     ),
     exempt={
         "one forward": "it runs the training examples many times",
-        "another seed": "its default solver draws nothing",
-        "row seeds": "its default solver draws nothing",
+        "another seed": "conjugate gradients, its default for few parameters, draw nothing",
+        "row seeds": "conjugate gradients, its default for few parameters, draw nothing",
     },
     runs=200,
 )
 @outside_callers_modes
 def group(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, groups: Groups, *, order: GroupInfluenceOrder = 2,
-    solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
+    solver: SolverChoice = "auto", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
     layers: LayerAddresses = None, loss: LossFunction = None, batch_size: BatchSize = "auto", seed: Seed = 0,
 ) -> GroupInfluence:  # fmt: skip
     """What leaving each group of training examples out does to the loss of each query.
@@ -94,7 +94,7 @@ def group(
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         groups: Groups of training examples: each the indices of its members. They may overlap.
         order: 1: the sum of the members' influences; 2: with the second-order correction.
-        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.
+        solver: How the inverse is applied: "auto", or a solver or its name. As in `influence_functions`.
         curvature: Which curvature H of the training loss is inverted. As in `influence_functions`.
         damping: What is added to every eigenvalue of H before it is inverted. None as in `influence_functions`.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.
@@ -105,6 +105,7 @@ def group(
 
     Returns:
         Scores (Q, G), positive where the group helped, in nats per group left out; the others keep their weight 1/n.
+        With a solver that approximates H (EK-FAC) they are a ranking alone, as `unit` says.
         With s = (H + damping)^-1 g of the query, and t = (H + damping)^-1 g of the group's part of the mean loss, it is
         s^T g_group + s^T H_group t.
 
@@ -135,8 +136,14 @@ def group(
     return GroupInfluence(
         scores.to(box.dtype), tuple(members), "one run", method="Group influence", input=box.restore_structure(x),
         target=y, classes=class_names_of(box), settings={**inverse.settings, "order": order},
-        unit=LOSS_PER_GROUP_UNIT_TEXT if box.outputs == "regression" else NATS_PER_GROUP_UNIT_TEXT,
+        unit=_group_unit_text(box, inverse),
     )  # fmt: skip
+
+
+def _group_unit_text(box: Box, inverse: InverseCurvature) -> str:
+    if inverse.is_approximate:
+        return RANKING_UNIT_TEXT
+    return LOSS_PER_GROUP_UNIT_TEXT if box.outputs == "regression" else NATS_PER_GROUP_UNIT_TEXT
 
 
 def _second_order_group_effects(inverse: InverseCurvature, members: list[Tensor], gradients: Tensor) -> Tensor:

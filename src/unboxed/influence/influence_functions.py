@@ -18,7 +18,7 @@ from ..model.state import outside_callers_modes
 from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
-from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunction, SolverChoice
+from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, InverseCurvature, LossFunction, SolverChoice
 from ._scores import class_names_of, loss_change_unit_text
 from .result import RANKING_UNIT_TEXT, Influence
 
@@ -34,15 +34,15 @@ MAX_PLAUSIBLE_SCORE_NATS = 1.0  # nats that leaving out one example of many may 
     example=lambda method, box, x, y: method(box, x, y, random_card_training_data(box), damping=1e5),
     exempt={
         "one forward": "it runs the training examples many times",
-        "another seed": "its default solver draws nothing",
-        "row seeds": "its default solver draws nothing",
+        "another seed": "conjugate gradients, its default for few parameters, draw nothing",
+        "row seeds": "conjugate gradients, its default for few parameters, draw nothing",
     },
     runs=100,
 )
 @outside_callers_modes
 def influence_functions(
     box: Box, x: InputBatch, labels: Labels, train: TrainingData, *,
-    solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
+    solver: SolverChoice = "auto", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
     layers: LayerAddresses = None, loss: LossFunction = None, batch_size: BatchSize = "auto", seed: Seed = 0,
 ) -> Influence:  # fmt: skip
     """What leaving each training example out does to the loss of each query: g_query^T (H + damping)^-1 g_train / n.
@@ -58,9 +58,11 @@ def influence_functions(
         labels: Correct classes (N,), or one for all. Their loss is explained; None is the predicted class.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader. All that the model was
             trained on, without augmentation; (x, y) with numbers y for a regression model.
-        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.
-            `ub.influence.ConjugateGradient(tolerance=1e-3)` is one. "ekfac", "kfac" and "diagonal" approximate H layer
-            by layer, for large models and many queries: `ub.influence.Kronecker`.
+        solver: How the inverse is applied: "auto", or a solver or its name. The names are "cg", "exact", "lissa",
+            "arnoldi", "ekfac", "kfac" and "diagonal"; `ub.influence.ConjugateGradient(tolerance=1e-3)` is a solver.
+            "auto" is "cg" for up to 10,000 parameters and for a Hessian, else "ekfac"; the result's `settings` name
+            it. "ekfac", "kfac" and "diagonal" approximate H layer by layer, for large models and many queries
+            (`ub.influence.Kronecker`): their scores are a ranking, no figures.
         curvature: Which curvature H of the training loss is inverted. "gauss_newton" has no negative eigenvalues, and
             is the Hessian of a model that is linear in its parameters; "hessian" is the paper's.
         damping: What is added to every eigenvalue of H before it is inverted. None is 0 where l2 makes H positive
@@ -78,8 +80,9 @@ def influence_functions(
 
     Returns:
         Scores (Q, N), positive where the example helped: in nats of the query's loss per example left out, while all
-        others keep their weight 1/n. They estimate one run: this training, continued from its optimum without the
-        example. For a strictly convex loss, whose optimum no seed changes, that is also the mean over seeds.
+        others keep their weight 1/n; `unit` says where they are a ranking alone. They estimate one run: this training,
+        continued from its optimum without the example. For a strictly convex loss, whose optimum no seed changes, that
+        is also the mean over seeds.
 
     Raises:
         InputError: where H + damping is not positive definite; the error proposes a damping that works.
@@ -106,13 +109,20 @@ def influence_functions(
     settings = CurvatureSettings(solver, curvature, damping, l2, layers, loss, batch_size, seed)
     inverse = settings.inverse(box, train)
     scores = inverse.project(inverse.solve_for_loss_gradients(x, y)) / inverse.curvature.n_examples
+    return Influence(
+        scores.to(box.dtype), "one run", _unit_of_scores(box, inverse, scores), "Influence functions",
+        box.restore_structure(x), y, train_labels=inverse.curvature.y, classes=class_names_of(box),
+        settings=inverse.settings,
+    )  # fmt: skip
+
+
+def _unit_of_scores(box: Box, inverse: InverseCurvature, scores: Tensor) -> str:
+    """That of a change of the loss, where scores can be one; what can't be one is warned of, unless it never is."""
+    if inverse.is_approximate:
+        return RANKING_UNIT_TEXT
     limit, loss_unit = _plausible_change_and_unit(box, inverse.curvature.y)
     _warn_of_implausible_scores(scores, limit, loss_unit)
-    unit = loss_change_unit_text(box) if float(scores.abs().max()) <= limit else RANKING_UNIT_TEXT
-    return Influence(
-        scores.to(box.dtype), "one run", unit, "Influence functions", box.restore_structure(x), y,
-        train_labels=inverse.curvature.y, classes=class_names_of(box), settings=inverse.settings,
-    )  # fmt: skip
+    return loss_change_unit_text(box) if float(scores.abs().max()) <= limit else RANKING_UNIT_TEXT
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class Influence(ResultMixin):
         scores: (Q, N) queries by training examples.
         truth: "one run" or "mean over seeds".
         unit: Unit of the scores: "nats per example left out", "loss per example left out" of a regression,
-            "similarity", or what the method says; "ranking alone, no figures" of scores too large to be changes.
+            "similarity", or what the method says; "ranking alone, no figures" of scores too large to be changes, or of
+            a solver that approximates the curvature.
         method: The name of the method, as its card has it.
         input: The queries (Q, ...), in the box's units.
         target: (Q,) the classes whose loss is explained; or what the loss was given.

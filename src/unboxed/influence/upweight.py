@@ -16,7 +16,7 @@ from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, LossFunct
 
 def upweight(
     box: Box, train: TrainingData, index: TrainIndex, *,
-    solver: SolverChoice = "cg", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
+    solver: SolverChoice = "auto", curvature: CurvatureChoice = "gauss_newton", damping: Damping = None, l2: L2 = 0.0,
     layers: LayerAddresses = None, loss: LossFunction = None, batch_size: BatchSize = "auto", seed: Seed = 0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """How the trained parameters move when a training example gets more weight: the slope in its weight, now 1.
@@ -28,7 +28,7 @@ def upweight(
         box: The opened model, trained.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         index: Index of the training example, or one per query (N,). Here several indices (M,) are several examples.
-        solver: How the inverse is applied: "cg", "exact", "lissa", "arnoldi", "ekfac", "kfac", "diagonal", or a solver.
+        solver: How the inverse is applied: "auto", or a solver or its name. As in `influence_functions`.
         curvature: Which curvature H of the training loss is inverted. As in `influence_functions`.
         damping: What is added to every eigenvalue of H before it is inverted. None as in `influence_functions`.
         l2: Weight decay of the training: its loss has l2 / 2 times the squared parameters.

@@ -23,6 +23,7 @@ from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .influence_checks import (
     TILE_SIDE_PIXELS,
     can_afford_retrainings,
+    default_solver,
     influence_verdict_or_none,
     lds_scatter_blocks,
     loss_slopes_in_pixels_or_none,
@@ -112,7 +113,7 @@ class InfluenceFinding(Finding):
 def find(context: ReportContext) -> InfluenceFinding:
     rows = context.followed_indices[:MAX_INFLUENCE_QUERIES]
     train = _read_training_examples(context)
-    solver = influence.Kronecker()  # fitted once for scores, pixels and the verdict
+    solver = default_solver(context.box)
     method, taken = scoring_method_and_train_input(context, train, solver)
     with without_large_score_warning():
         result = method(context.box, context.inputs(rows), None, taken)

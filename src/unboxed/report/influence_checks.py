@@ -14,11 +14,13 @@ from ..box import Box
 from ..checks.influence_evidence import InfluenceEvidence
 from ..checks.influence_verdict import influence_verdict
 from ..checks.verdict import Verdict
+from ..engine.example_gradients.gradients import ExampleGradients
 from ..engine.read.examples import LabeledExamples
 from ..engine.unroll.model_training import ModelTraining
 from ..errors import UnboxedError
-from ..influence import Influence, Kronecker
+from ..influence import Influence
 from ..influence.influence_functions import without_large_score_warning
+from ..influence.solvers import DEFAULT_SOLVER_NAME, Solver, find_solver
 from ..influence.validate import LinearDatamodelingScore
 from ..plots import colors, draw
 from ..plots.results.influence import loss_change_scatter
@@ -35,12 +37,17 @@ ScoringMethod = Callable[[Box, Tensor, Any, Any], Influence]
 
 
 def scoring_method_and_train_input(
-    context: ReportContext, train: LabeledExamples, solver: Kronecker
+    context: ReportContext, train: LabeledExamples, solver: Solver
 ) -> tuple[ScoringMethod, Any]:
     """The method that scores training examples, and what it takes: a training that can be run again, else data."""
     if isinstance(context.training, ModelTraining):
         return partial(influence.unrolled, seed=context.seed), context.training
     return partial(influence.influence_functions, solver=solver, seed=context.seed), (train.x, train.y)
+
+
+def default_solver(box: Box) -> Solver:
+    """The one that influence functions take by default; what shares it shares the fitted curvature."""
+    return find_solver(DEFAULT_SOLVER_NAME, ExampleGradients(box).n_parameters)
 
 
 def can_afford_retrainings(context: ReportContext) -> bool:
@@ -65,7 +72,7 @@ def influence_verdict_or_none(context: ReportContext, method: ScoringMethod, tra
 
 
 def loss_slopes_in_pixels_or_none(
-    context: ReportContext, rows: Sequence[int], train: LabeledExamples, index: Sequence[int], solver: Kronecker
+    context: ReportContext, rows: Sequence[int], train: LabeledExamples, index: Sequence[int], solver: Solver
 ) -> Tensor | None:
     """(Q, C, H, W) slope of each answer's loss in the pixels of one training image; None where that is refused."""
     try:
@@ -84,7 +91,7 @@ def loss_slopes_in_pixels_or_none(
 def pixel_slope_figure(slopes: Tensor, index: int) -> Figure:
     """The map (C, H, W) of one training image."""
     scale = colors.max_magnitude(slopes.sum(0))
-    alt = f"pixels of training example {index} that act on the answer, scale ±{scale:.2g} nats per pixel range"
+    alt = f"pixels of training example {index} that act on the answer, scale ±{scale:.2g} per pixel range"
     rgb = draw.signed_map_to_rgb(slopes, scale)
     return Figure(PageImage(rgb, alt, TILE_SIDE_PIXELS), "its pixels", (f"example {index}", f"scale ±{scale:.2g}"))
 

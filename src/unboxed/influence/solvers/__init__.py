@@ -9,6 +9,7 @@ from .conjugate_gradient import ConjugateGradient as ConjugateGradient
 from .exact import Exact as Exact
 from .kronecker import Kronecker as Kronecker
 from .lissa import LiSSA as LiSSA
+from .registry import DEFAULT_SOLVER_NAME as DEFAULT_SOLVER_NAME
 from .registry import SOLVERS as SOLVERS
 from .registry import Solver as Solver
 from .registry import find_solver as find_solver

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class Kronecker:
         Grosse et al. 2023, section 3. Its damping, where none is given, is theirs: a tenth of the mean eigenvalue of
         each layer.
     """
+
+    is_approximate: ClassVar[bool] = True
 
     approximation: Literal["ekfac", "kfac", "diagonal"] = "ekfac"
     fisher: FisherKind = "sampled"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...engine.example_gradients.curvature import Curvature
+from ...engine.example_gradients.curvature import Curvature, CurvatureKind
 from ...engine.example_gradients.parameters import Parameters
 from ...errors import InputError
 from ...validation import suggestion_text
@@ -22,7 +22,8 @@ from .lissa import LiSSA
 class Solver(Protocol):
     """Solutions {name: (K, ...)} of (H + damping) s = g for K vectors g {name: (K, ...)}.
 
-    One that has a method `default_damping(curvature)` is called with what it gives where the user gives no damping.
+    One that has a method `default_damping(curvature)` is called with what it gives where the user gives no damping. One
+    that solves with another matrix than H has `is_approximate`: what follows from its solutions is a ranking alone.
     """
 
     def __call__(self, curvature: Curvature, vectors: Parameters, damping: Any) -> dict[str, Tensor]: ...
@@ -38,12 +39,19 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "diagonal": partial(Kronecker, "diagonal"),
 }
 """{name: what makes the solver with its default settings}."""
+DEFAULT_SOLVER_NAME = "auto"
+MAX_DEFAULT_CG_PARAMETERS = 10_000  # of which conjugate gradients take seconds for a thousand training examples
 
 
-def find_solver(solver: str | Solver) -> Solver:
-    """The solver of a name, or the given one. Raises InputError for an unknown name."""
+def find_solver(solver: str | Solver, n_parameters: int, kind: CurvatureKind = "gauss_newton") -> Solver:
+    """The solver of a name, or the given one. Raises InputError for an unknown name.
+
+    "auto" is conjugate gradients for few parameters, and for a Hessian, which EK-FAC does not approximate; else EK-FAC.
+    """
     if not isinstance(solver, str):
         return solver
+    if solver == DEFAULT_SOLVER_NAME:
+        solver = "cg" if n_parameters <= MAX_DEFAULT_CG_PARAMETERS or kind == "hessian" else "ekfac"
     if solver not in SOLVERS:
-        raise InputError(f"there is no solver {solver!r}; {suggestion_text(solver, SOLVERS)}")
+        raise InputError(f"there is no solver {solver!r}; {suggestion_text(solver, [DEFAULT_SOLVER_NAME, *SOLVERS])}")
     return SOLVERS[solver]()

@@ -21,7 +21,7 @@ from ...errors import InputError
 from ...parameters import CheckpointPath, InputBatch, Labels, Seed
 from ...settings import AtLeast, Unit, ValueRole, check_settings
 from ...validation import valid_seed
-from ..result import LOSS_CHANGE_UNIT_TEXTS, Influence, ScoreTruth
+from ..result import LOSS_CHANGE_UNIT_TEXTS, RANKING_UNIT_TEXT, Influence, ScoreTruth
 from .agreement import check_estimates_same_truth, check_scores_match_queries, measure_agreement
 from .lds_result import LinearDatamodelingScore
 from .retraining import (
@@ -231,7 +231,7 @@ def _make_linear_datamodeling_score(
     agreements = [measure_agreement(p.T, r.T) for p, r in zip(predicted.to(real), real, strict=True)]
     slopes = torch.stack([a.slopes for a in agreements])
     pooled = torch.tensor([a.pooled_slope for a in agreements], dtype=slopes.dtype)
-    if result.unit not in LOSS_CHANGE_UNIT_TEXTS:
+    if result.unit not in (*LOSS_CHANGE_UNIT_TEXTS, RANKING_UNIT_TEXT):
         slopes, pooled = slopes.fill_(torch.nan), pooled.fill_(torch.nan)
     return LinearDatamodelingScore(
         torch.stack([a.spearman for a in agreements])[..., None].cpu(),

@@ -24,7 +24,8 @@ class LinearDatamodelingScore(ResultMixin):
 
     Attributes:
         correlations: (F, Q, R) rank correlations over the subsets, of predicted with real changes of a query's loss.
-        slopes: (F, Q, R) slopes of real on predicted change, through the origin; NaN for scores that are no nats.
+        slopes: (F, Q, R) slopes of real on predicted change, through the origin; NaN for scores that are no
+            changes of a loss, such as similarities.
         pooled_slopes: (F, R) the same of all queries together.
         fractions: (F,) of the examples that were left out.
         truth: What the scores were compared with: "one run" or "mean over seeds".

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...influence import GroupInfluence, Influence, Removal, SelfInfluence, SuspectedMislabels
-from ...influence.result import LOSS_CHANGE_UNIT_TEXTS, SIMILARITY_UNIT_TEXT
+from ...influence.result import LOSS_CHANGE_UNIT_TEXTS, RANKING_UNIT_TEXT, SIMILARITY_UNIT_TEXT
 from ...influence.validate import LinearDatamodelingScore
 from ..charts import bar_chart, matrix_plot, scatter_chart
 from ..figures import Figures, figures
@@ -74,7 +74,8 @@ def influence_sheet(rows: list[list[Tile | None]], result: Influence, columns: l
 
 
 def influence_title(result: Influence) -> str:
-    unit = f"{result.unit}; positive: it helped" if result.unit in LOSS_CHANGE_UNIT_TEXTS else result.unit
+    is_signed = result.unit in (*LOSS_CHANGE_UNIT_TEXTS, RANKING_UNIT_TEXT)
+    unit = f"{result.unit}; positive: it helped" if is_signed else result.unit
     return f"{result.method or 'Influence of training examples'} ({unit})"
 
 
