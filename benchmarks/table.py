@@ -500,7 +500,8 @@ def texts(f: dict[str, Any], deletion: dict[str, Any]) -> list[str]:
         f"The largest completeness error of integrated gradients is {error:.2%} of the score's difference. HotFlip "
         f"flips {swaps['flipped by at most 3 swaps']:.0%} of {swaps['right answers']} right answers of a classifier of "
         f"reviews with at most 3 swaps ({swaps['mean swaps']:.1f} on average, {swaps['queries per text']:.0f} "
-        "queries).",
+        f"queries). Of the planted word's model it flips "
+        f"{_flips_by_candidates(swaps['planted word, by n_candidates'])}.",
         "",
         *_deletion_of_texts(deletion),
         "",
@@ -512,6 +513,16 @@ def texts(f: dict[str, Any], deletion: dict[str, Any]) -> list[str]:
         "",
         *_peer_and_long_texts(f["captum"], f["long texts"]),
     ]
+
+
+def _flips_by_candidates(figures: dict[str, Any]) -> str:
+    """The shares that are flipped, the largest number of candidates being all swaps."""
+    *few, most = sorted(figures, key=int)
+    rates = {f"n_candidates={n}": figures[n] for n in few} | {"all swaps": figures[most]}
+    return ", ".join(
+        f"{f['flipped by at most 3 swaps']:.0%} with {name} ({f['queries per text']:.0f} queries)"
+        for name, f in rates.items()
+    )
 
 
 def _deletion_of_texts(f: dict[str, Any]) -> list[str]:

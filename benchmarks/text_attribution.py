@@ -26,6 +26,7 @@ from unboxed.training.text_classifier import small_bert, train_text_classifier, 
 
 N_TRAINING, N_TRIGGERED, N_JUDGED, N_FLIPPED = 1000, 200, 32, 200
 LONG_TOKENS, MAX_LONG_BYTES = 4096, 2 * 2**30
+N_CANDIDATES = (4, 16, 64, 10_000)  # the last: all swaps
 N_PAIRS = 9  # ours and captum in turn; of three the ratio varied by 8 %
 METHODS: dict[str, Callable[..., Any]] = {
     "integrated_gradients": ub.attribution.integrated_gradients,
@@ -82,19 +83,28 @@ def planted() -> dict[str, Any]:
 
 
 def swaps() -> dict[str, Any]:
-    """Swaps in reviews: words that say something, and "not", which turns them."""
+    """Swaps in reviews: words that say something, and "not", which turns them; where one word is the only reason."""
     box, test = trained_box(ub.data.reviews(2 * N_TRAINING)), ub.data.reviews(200, seed=1)
     flips = ub.data.reviews(N_FLIPPED, seed=3)
-    swapped = ub.adversarial.hotflip(box, flips.texts, flips.labels, max_swaps=3)
-    right = ~swapped.initially_misclassified
+    planted_box = trained_box(ub.data.reviews(N_TRAINING, trigger=TRIGGER))
+    planted_flips = ub.data.reviews(N_FLIPPED, seed=3, trigger=TRIGGER)
     return {
         "test accuracy": accuracy(box, test),
-        "hotflip": {
-            "right answers": int(right.sum()),
-            "flipped by at most 3 swaps": float(swapped.success[right].double().mean()),
-            "mean swaps": float(swapped.distance[right & swapped.success].mean()),
-            "queries per text": float(swapped.queries[right].double().mean()),
+        **flip_figures(box, flips),
+        "planted word, by n_candidates": {
+            str(n): flip_figures(planted_box, planted_flips, n_candidates=n) for n in N_CANDIDATES
         },
+    }
+
+
+def flip_figures(box: ub.Box, texts: ub.data.Texts, **settings: Any) -> dict[str, Any]:
+    swapped = ub.adversarial.hotflip(box, texts.texts, texts.labels, max_swaps=3, check_candidates=False, **settings)
+    right = ~swapped.initially_misclassified
+    return {
+        "right answers": int(right.sum()),
+        "flipped by at most 3 swaps": float(swapped.success[right].double().mean()),
+        "mean swaps": float(swapped.distance[right & swapped.success].mean()),
+        "queries per text": float(swapped.queries[right].double().mean()),
     }
 
 
@@ -211,7 +221,7 @@ def long_texts() -> dict[str, Any]:
     return {"tokens": LONG_TOKENS, "at most": MAX_LONG_BYTES, **figures}
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"captum": captum, "long texts": long_texts}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"hotflip": swaps, "captum": captum, "long texts": long_texts}
 
 
 def main() -> None:
@@ -223,8 +233,8 @@ def main() -> None:
         long_text(sys.argv[1])
         return
     else:
-        figures = {"planted": planted(), **swaps(), "conservation": conservation(),
-                   **{part: make() for part, make in PARTS.items()}}  # fmt: skip
+        whole = {"planted": planted, "conservation": conservation, **PARTS}
+        figures = {part: make() for part, make in whole.items()}
     write("text_attribution", figures, packages=("transformers", "captum"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.adversarial import hotflip
-from unboxed.errors import InputError
+from unboxed.errors import InputError, UnboxedWarning
 
 pytest.importorskip("transformers")
 from inputs.test_tokens import MAKERS, TEXTS, WORDS, open_model
@@ -136,8 +138,44 @@ def test_queries_are_the_texts_that_the_model_was_asked_about(monkeypatch: pytes
         return run(x, *args, **kwargs)
 
     monkeypatch.setattr(box, "forward", counted)
-    made = hotflip(box, texts, n_candidates=100, **settings)
+    made = hotflip(box, texts, n_candidates=100, check_candidates=False, **settings)
     assert sum(seen) == int(made.queries.sum())
+
+
+def planted_flips(n: int, **settings: Any) -> Any:
+    texts = mixed_texts(n)
+    return hotflip(planted_box(), texts.texts, texts.labels, **settings)
+
+
+def test_by_default_it_fools_what_the_search_of_all_swaps_fools() -> None:
+    """A classifier that is sure: the gradient says little of which of many swaps counts."""
+    all_swaps = planted_flips(40, n_candidates=10**6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = planted_flips(40)
+    assert int(all_swaps.success.sum()) >= 38
+    assert int(made.success.sum()) >= int(all_swaps.success.sum()) - 1
+    assert float(made.queries.double().mean()) < 64
+
+
+def test_too_few_candidates_are_told() -> None:
+    with pytest.warns(UnboxedWarning, match=r"n_candidates=4 limits how many texts are fooled: of the \d+ that"):
+        few = planted_flips(40, n_candidates=4)
+    more = planted_flips(40, n_candidates=16, check_candidates=False)
+    right = int((~few.initially_misclassified).sum())
+    assert int(more.success.sum()) - int(few.success.sum()) >= 0.05 * right  # what is told is so
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        planted_flips(40, n_candidates=4, check_candidates=False)
+        hotflip(planted_box(), mixed_texts(8).texts, objective=ub.logit(1) - 1e6, n_candidates=4)  # no candidate helps
+
+
+def test_candidates_are_asked_about_until_one_fools() -> None:
+    made = planted_flips(16)
+    fooled = made.success & ~made.initially_misclassified
+    one_swap = fooled & (made.distance == 1)
+    assert bool((made.queries[one_swap] < 2 + 64).all())
+    assert int(made.queries[one_swap].min()) < 10
 
 
 def test_no_allowed_token_is_an_error_that_says_so() -> None:

@@ -6,7 +6,7 @@ Ebrahimi et al. 2018, "HotFlip: White-Box Adversarial Examples for Text Classifi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
 from ..model.batching import map_in_batches
 from ..model.nan_checks import check_no_nan
@@ -26,6 +26,7 @@ from .goal import AttackGoal, make_goal
 from .result import Adversarial
 
 MAX_PRINTED_TEXTS = 10
+N_CANDIDATES_FACTOR, MAX_RETRIED_TEXTS, MIN_ADDED_FRACTION = 4, 16, 0.05  # of the check of `n_candidates`
 Swap = tuple[int, str, str]
 """The position of a token in its text, what it was, and what it became."""
 
@@ -53,7 +54,7 @@ class WordSwaps(Adversarial):
     shows="How few words the answer to a text hangs on, and which.",
     does_not_show="That a reader would still read the text as before: swaps need not keep its meaning.",
     needs=("texts",),
-    example=lambda method, box, x, y: method(box, x, y, max_swaps=1, n_candidates=2),
+    example=lambda method, box, x, y: method(box, x, y, max_swaps=1, n_candidates=2, check_candidates=False),
     texts=True,
     runs=lambda s: s["max_swaps"] * (s["n_candidates"] + 1),
     order=90,
@@ -66,18 +67,21 @@ def hotflip(
     max_swaps: Annotated[int, AtLeast(1), Unit("swaps"), "Largest number of tokens that are swapped."] = 3,
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    n_candidates: Annotated[int, AtLeast(1), "Swaps per step that the model is asked about, the most promising."] = 16,
+    n_candidates: Annotated[
+        int, AtLeast(1), "Swaps per step that the model is asked about at most, the most promising."
+    ] = 64,
     min_similarity: Annotated[
         float, AtLeast(-1), AtMost(1), "Smallest cosine similarity of a token's embedding with that of its swap."
     ] = -1.0,
     allowed: Annotated[Sequence[str] | None, "Tokens that may be put in. None: all but special ones."] = None,
+    check_candidates: Annotated[bool, "Try texts that stand with more candidates, and warn if that fools some."] = True,
     batch_size: BatchSize = "auto",
 ) -> WordSwaps:
     """Texts that the model misreads after a few of their words were swapped.
 
     How few words does the answer hang on, and which? The gradient ranks all swaps of all tokens at once; the model is
-    asked about the most promising ones, and the best is made. Swaps need not keep the meaning: for those nearer to it
-    raise `min_similarity`, or give the `allowed` ones.
+    asked about the most promising ones until one fools it, else the best is made. Swaps need not keep the meaning: for
+    those nearer to it raise `min_similarity`, or give the `allowed` ones.
 
     Args:
         box: The opened model, of texts (`Tokens`).
@@ -86,10 +90,13 @@ def hotflip(
         max_swaps: Largest number of tokens that are swapped.
         target: Class to become (N,), or one for all. None: any class but y.
         objective: What is raised above zero, instead of a wrong class. Not together with `target`.
-        n_candidates: Swaps per step that the model is asked about, the most promising.
+        n_candidates: Swaps per step that the model is asked about at most, the most promising. Only texts that stand
+            take as many.
         min_similarity: Smallest cosine similarity of a token's embedding with that of its swap. -1 allows all; the
             paper's word-level attack takes 0.8.
         allowed: Tokens that may be put in. None: all but special ones.
+        check_candidates: Try texts that stand with more candidates, and warn if that fools some. The first 16 of them
+            are tried with four times as many, which `queries` does not count; False saves it.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:
@@ -120,8 +127,10 @@ def hotflip(
 
     Source:
         Ebrahimi et al. 2018, arXiv:1712.06751, section 3: a swap changes the loss by (new - old embedding) x gradient,
-        to first order (equation 2). Greedy, instead of a beam: the best estimate of each position, then
-        the best of all, are checked by the model, and a swap is made only where it helps.
+        to first order (equation 2). Greedy, instead of a beam. The model checks the best estimate of
+        each position, then that of each token put in, then the others: where the model is sure, the gradient ranks
+        tokens at one position better than positions, and many swaps that it ranks high are alike. A swap is made only
+        where it helps.
     """
     check_settings(hotflip, locals())
     if not isinstance(box.inputs, Tokens):
@@ -131,16 +140,20 @@ def hotflip(
     vocabulary = _SwapVocabulary.of(box.inputs, x, allowed)
     plan = box.batch_size_and_max_rows(len(x), batch_size)
 
-    def attack_rows(rows: slice) -> _SwapState:
-        numbers = torch.arange(len(x), device=x.device)[rows]
+    def attack(index: Tensor, n_candidates: int) -> _SwapState:
         return _swap_until_fooled(
-            box, x[rows], numbers, goal.rows(rows), vocabulary, max_swaps, n_candidates, min_similarity
+            box, x[index], index, goal.rows(index), vocabulary, max_swaps, n_candidates, min_similarity
         )
 
-    parts = map_in_batches(attack_rows, len(x), *plan)
+    numbers = torch.arange(len(x), device=x.device)
+    parts = map_in_batches(lambda rows: attack(numbers[rows], n_candidates), len(x), *plan)
     x_new, success, initial, queries = (
         torch.cat([getattr(p, name) for p in parts]) for name in ("x", "success", "initial", "queries")
     )
+    n_all = x.shape[1] * len(vocabulary.ids)
+    if check_candidates and n_candidates < n_all:
+        n_more = min(n_candidates * N_CANDIDATES_FACTOR, n_all)
+        _warn_if_more_fool(lambda index: attack(index, n_more), success, initial, n_candidates, n_more, plan)
     return _as_result(box, x, x_new, success, initial, queries, goal)
 
 
@@ -202,6 +215,24 @@ def _swap_until_fooled(
     return state
 
 
+def _warn_if_more_fool(
+    attack: Callable[[Tensor], _SwapState], success: Tensor, initial: Tensor, n_candidates: int, n_more: int,
+    plan: tuple[BatchSize, int],
+) -> None:  # fmt: skip
+    """Warn where `attack`, with `n_more` candidates, fools a notable share of all texts among those that stand."""
+    standing = (~success).nonzero().flatten()
+    retried = standing[:MAX_RETRIED_TEXTS]
+    parts = map_in_batches(lambda rows: attack(retried[rows]), len(retried), *plan)
+    n_fooled = sum(int(part.success.sum()) for part in parts)
+    added = n_fooled * len(standing) / max(len(retried), 1)  # as estimated by those that were tried
+    if added and added >= MIN_ADDED_FRACTION * int((~initial).sum()):
+        warn(
+            f"n_candidates={n_candidates} limits how many texts are fooled: of the {len(standing)} that stand, "
+            f"{len(retried)} were tried with n_candidates={n_more}, and {n_fooled} of these were fooled; "
+            "give more candidates to fool more texts (check_candidates=False: no such check)"
+        )
+
+
 def _values(box: Box, x: Tensor, objective: Objective) -> Tensor:
     with box.isolated(grad=False):
         return objective(box.forward(x, objective.layers)).detach()
@@ -229,25 +260,35 @@ def _best_swap(
     box: Box, x: Tensor, numbers: Tensor, goal: AttackGoal, vocabulary: _SwapVocabulary, estimate: Tensor,
     n_candidates: int, current: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The texts with the best of the most promising swaps, their criterion (n,), and how many were asked about (n,).
-
-    The best swap of each position comes first: where a word saturates the score, its gradient says little.
-    """
-    finite = estimate.masked_fill(estimate.isinf(), 0)
-    above_all = (finite.amax((1, 2)) - finite.amin((1, 2)) + 1)[:, None, None].expand(*estimate.shape[:2], 1)
-    first = estimate.scatter_add(2, estimate.argmax(2, keepdim=True), above_all)
-    top = first.flatten(1).topk(min(n_candidates, estimate[0].numel()))  # (n, k)
+    """The texts with the first swap that fools, else the best, their criterion (n,), how many were asked about (n,)."""
+    top = _by_promise(estimate).topk(min(n_candidates, estimate[0].numel()))  # (n, k)
     is_allowed = top.values.isfinite()  # the first of each row
-    best_x, best = x.clone(), current.clone()
-    for j in range(int(is_allowed.sum(1).amax())):
-        rows = is_allowed[:, j].nonzero().flatten()
+    best_x, best, n_asked = x.clone(), current.clone(), torch.zeros_like(numbers)
+    for j in range(top.values.shape[1]):
+        rows = (is_allowed[:, j] & (best <= 0)).nonzero().flatten()
+        if not len(rows):
+            break
         index = top.indices[rows, j]
         tried = _with_swap(x[rows], index // len(vocabulary.ids), vocabulary, index % len(vocabulary.ids))
         value = _values(box, tried, goal.rows(rows).criterion)
         check_no_nan(value, numbers[rows], "a text that was tried instead")
         is_better = value > best[rows]
         best_x[rows[is_better]], best[rows[is_better]] = tried[is_better], value[is_better]
-    return best_x, best, is_allowed.sum(1)
+        n_asked[rows] += 1
+    return best_x, best, n_asked
+
+
+def _by_promise(estimate: Tensor) -> Tensor:
+    """(n, T * V): estimates (n, T, V), raised so that the best of each position comes first, then that of each token.
+
+    Where a word saturates the score, the gradient at its position says little.
+    """
+    finite = estimate.masked_fill(estimate.isinf(), 0)
+    above_all = (finite.amax((1, 2)) - finite.amin((1, 2)) + 1)[:, None, None]
+    n, n_positions, n_tokens = estimate.shape
+    promise = estimate.scatter_add(1, estimate.argmax(1, keepdim=True), above_all.expand(n, 1, n_tokens))
+    promise.scatter_add_(2, estimate.argmax(2, keepdim=True), (2 * above_all).expand(n, n_positions, 1))
+    return promise.flatten(1)
 
 
 def _with_swap(x: Tensor, position: Tensor, vocabulary: _SwapVocabulary, word: Tensor) -> Tensor:
