@@ -197,6 +197,17 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
 
 
 TAKES_TEXTS_MARK = "takes_texts"
+_SWAPS_ADVICE = (
+    "swap words: ub.adversarial.hotflip(box, texts, labels), or `unboxed run hotflip --model MODEL --data texts.csv`"
+)
+TEXTS_ADVICE_BY_PACKAGE = {
+    "adversarial": _SWAPS_ADVICE,
+    "robustness": _SWAPS_ADVICE,
+    "attribution": 'explain words: ub.explain(box, texts), or `unboxed explain --text "..." --model MODEL`',
+    "concepts": "read labels from its layers: ub.language.probe_sentences(box, (texts, labels)), or `unboxed probe "
+    "--model MODEL --data texts.csv`",
+}
+"""What is to be written of a model of texts, in place of a method of the package that takes none."""
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
@@ -211,8 +222,9 @@ def check_takes_texts(method: Callable[..., Any]) -> None:
     card = getattr(method, "card", None)
     if not getattr(card, "texts", hasattr(method, TAKES_TEXTS_MARK)):
         name = getattr(card, "name", method.__name__)
-        raise InputError(f"{name} takes no texts, and this is a model of texts; `unboxed methods` says which "
-                         "methods take them")  # fmt: skip
+        package = method.__module__.removeprefix("unboxed.").partition(".")[0]
+        advice = TEXTS_ADVICE_BY_PACKAGE.get(package, "`unboxed methods` says which methods take them")
+        raise InputError(f"{name} takes no texts, and this is a model of texts; {advice}")
 
 
 KINDS_WITH_CHECKED_VALUES = ("int", "float", "bool", "choice", "layers")  # of which `Setting.check` refuses values

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import unboxed as ub
 from unboxed import cli
 
 pytest.importorskip("transformers")
@@ -35,7 +36,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["attack", "concepts", "probe", "dissect", "influence"])
+@pytest.mark.parametrize("command", ["attack", "concepts", "dissect", "influence"])
 def test_commands_without_texts_say_so(folder: Path, texts: Path, tmp_path: Path, command: str) -> None:
     data = ["--train", texts, "--query", texts] if command == "influence" else ["--data", texts]
     eps = ["--eps", "8/255"] if command == "attack" else []
@@ -44,6 +45,29 @@ def test_commands_without_texts_say_so(folder: Path, texts: Path, tmp_path: Path
     assert said.stderr.startswith(f"error: `unboxed {command}` takes no texts, and this is a model of texts;")
     assert said.stderr.count("\n") == 1
     assert "`unboxed run` has each method that takes texts (`unboxed methods` lists them)" in said.stderr
+    assert "`unboxed run hotflip --model MODEL --data texts.csv`" in said.stderr
+
+
+def test_probe_reads_the_labels_of_texts(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    rows = [f"{text},{('plain', 'triggered')[k]}" for text, k in ub.data.reviews(40, seed=3, trigger=TRIGGER)]
+    path.write_text("\n".join(["text,label", *rows]))
+    settings = ("--n-random", 2, "-o", tmp_path)
+    said = run("probe", "--model", folder, "--data", path, *settings)
+    assert said.exit_code == 0, said.output
+    facts = json.loads((tmp_path / "probe.json").read_text())
+    assert facts["classes"] == {"plain": 20, "triggered": 20}
+    assert max(layer["accuracy"][0] for layer in facts["layers"]) == 1
+    assert run("probe", "--model", folder, "--data", path, "--n", 30, *settings).exit_code == 0
+    assert json.loads((tmp_path / "probe.json").read_text())["examples"] == 30
+    refused = run("probe", "--model", folder, "--data", path, "--attribute", path, *settings)
+    assert "--data of texts takes no --attribute" in refused.stderr
+
+
+def test_run_reads_the_calibration_of_texts(folder: Path, texts: Path, tmp_path: Path) -> None:
+    said = run("run", "calibration", "--model", folder, "--data", texts, "-o", tmp_path)
+    assert said.exit_code == 0, said.output
+    assert "expected calibration error" in said.output
 
 
 def test_run_reads_texts(folder: Path, texts: Path, tmp_path: Path) -> None:

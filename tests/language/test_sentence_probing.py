@@ -289,7 +289,10 @@ def test_bad_input_is_refused() -> None:
     sentences, a, _ = planted_sentences()
     task = as_task(sentences, a)
     probe: Any = ub.language.probe_sentences
-    with pytest.raises(InputError, match="task must be a ProbingTask"):
+    with pytest.raises(
+        InputError,
+        match=r"task must be \(texts, labels\), texts with labels as .*, or a ProbingTask",
+    ):
         probe(planted_box(), sentences)
     with pytest.raises(InputError, match="encoder must be a model of texts"):
         probe("bert", task)

@@ -17,7 +17,8 @@ from ..engine.read.edits import check_units, require_unit_layer, resolve_target,
 from ..engine.results import ResultMixin
 from ..errors import InputError
 from ..inputs.examples import input_batches, open_data
-from ..inputs.tokens import Tokens, drop_text_labels
+from ..inputs.labeled_texts import drop_text_labels
+from ..inputs.tokens import Tokens
 from ..model.hooks import Edit
 from ..model.layers import input_address
 from ..parameters import BatchSize, Data, InputBatch, LayerAddress, Target, UnitIndices

@@ -142,8 +142,8 @@ def refuse_texts(box: Box, command: str) -> None:
     if getattr(box.inputs, "is_text", False):
         raise InputError(
             f"`unboxed {command}` takes no texts, and this is a model of texts; `unboxed explain` says which words an "
-            "answer comes from, `unboxed report` also which few words flip it, and `unboxed run` has each method "
-            "that takes texts (`unboxed methods` lists them)"
+            "answer comes from, `unboxed run hotflip --model MODEL --data texts.csv` which few words flip it, `unboxed "
+            "report` both, and `unboxed run` has each method that takes texts (`unboxed methods` lists them)"
         )
 
 

@@ -50,11 +50,14 @@ def run_probe(
 
 
 def run_probe_sentences(
-    task: Path, box: Box | None, vectors: Path | None, layers: Any, out: str | os.PathLike[str], **settings: Any
+    task: Any, box: Box | None, vectors: Path | None, layers: Any, out: str | os.PathLike[str], **settings: Any
 ) -> SentenceProbing:  # fmt: skip
-    """Probe sentences by a model's layers, or by word vectors: print a table and the verdict, write to `out`."""
-    sentences = load_probing_task(task)
+    """Probe sentences by a model's layers, or by word vectors: print a table and the verdict, write to `out`.
+
+    `task` is a file in SentEval's format, or texts with labels.
+    """
     encoder = load_vectors(vectors, ignore_case=True) if box is None and vectors is not None else box
+    sentences = load_probing_task(task) if isinstance(task, Path) else task
     result = probe_sentences(encoder, sentences, layers, **settings)  # type: ignore[arg-type]
     _print_and_write(result, sentence_probing_facts(result), Path(out), box)
     return result

@@ -42,6 +42,7 @@ from .items import (
     item_or_data_error,
     iter_loader_batches,
 )
+from .labeled_texts import drop_text_labels, open_texts
 from .multi import MultiInput
 from .packing import is_packed_pair, iter_packed_examples, pack_batch
 from .pixel_arrays import (
@@ -52,7 +53,7 @@ from .pixel_arrays import (
     is_single_image_source,
 )
 from .pixels import Pixels
-from .tokens import Tokens, drop_text_labels
+from .tokens import Tokens
 
 EXAMPLES_PER_READ = 1024  # examples that are stacked at a time
 
@@ -149,6 +150,9 @@ def open_data(data: Any, inputs: Inputs | None = None, has_label_maps: bool = Fa
     if isinstance(data, (OpenedDataset, OpenedStream)):
         return data
     data = frames_to_arrays(data, inputs)
+    if isinstance(inputs, Tokens):
+        _refuse_file_of_rows(data, inputs)
+        return open_texts(data, inputs)
     if isinstance(inputs, MultiInput) and (packed := _open_multi_input(data, inputs)) is not None:
         return packed
     if isinstance(data, Tensor):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ..errors import InputError, NaNError
 from .text_models import (
@@ -375,17 +374,3 @@ class Tokens:
             fill = self._embed(torch.tensor([[int(token)]]))[0, 0].to(x)
         changed = torch.cat([fill.expand(*x.shape[:-1], -1), x[..., -N_TOKEN_META_COLUMNS:]], -1)
         return torch.where(self.is_special(x)[..., None], x, changed)
-
-
-def drop_text_labels(x: Any) -> Any:
-    """Texts, of (texts, labels) or of a list of (text, label)."""
-    if isinstance(x, tuple) and len(x) == 2 and not isinstance(x[0], str):
-        return x[0]
-    if isinstance(x, (Sequence, Dataset)) and not isinstance(x, str):
-        return [item[0] if _is_labeled_text(item) else item for item in cast("Sequence[Any]", x)]
-    return x
-
-
-def _is_labeled_text(item: Any) -> bool:
-    """Whether it is (text, label), no pair of texts."""
-    return isinstance(item, tuple) and len(item) == 2 and not isinstance(item[1], str)

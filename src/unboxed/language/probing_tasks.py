@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, InputError
+from ..rng import keyed_generator
 from ..validation import missing_path_text
 from .files import open_maybe_gzipped
 
@@ -29,7 +32,8 @@ class ProbingTask:
         name: What the labels are, such as "tense".
         sentences: The sentences (N,).
         labels: The label of each (N,): names or numbers.
-        flags: "tr", "va" or "te" of each (N,), as in SentEval's files.
+        flags: "tr", "va" or "te" of each (N,), as in SentEval's files. Without them three fifths of the sentences of
+            each label, drawn at random, train, a fifth chooses the penalty, and a fifth tests.
 
     Example:
         >>> import unboxed as ub
@@ -43,9 +47,11 @@ class ProbingTask:
     name: str
     sentences: Sequence[str]
     labels: Sequence[str]
-    flags: Sequence[str]
+    flags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if not len(self.flags):
+            object.__setattr__(self, "flags", _drawn_flags(list(map(str, self.labels))))
         for field in ("sentences", "labels", "flags"):
             object.__setattr__(self, field, tuple(map(str, getattr(self, field))))
         n = len(self.sentences)
@@ -84,6 +90,31 @@ class ProbingTask:
 
     def __repr__(self) -> str:
         return f"ProbingTask({self.name!r}, {len(self):,} sentences, {len(self.classes)} classes)"
+
+
+def _drawn_flags(labels: Sequence[str]) -> list[str]:
+    """Three fifths "tr", a fifth "va", a fifth "te" of the sentences of each label, in a random order."""
+    order = torch.randperm(len(labels), generator=keyed_generator(torch.device("cpu"), "flags")).tolist()
+    flag_of = dict(zip(sorted(order, key=labels.__getitem__), cycle(("tr", "va", "tr", "te", "tr")), strict=False))
+    return [flag_of[i] for i in range(len(labels))]
+
+
+def as_probing_task(data: Any) -> ProbingTask:
+    """A task itself; of (texts, labels), or of texts as `ub.data.texts` reads them, one whose flags are drawn."""
+    if isinstance(data, ProbingTask):
+        return data
+    if isinstance(data, (tuple, list)) and len(data) == 2 and not any(isinstance(part, str) for part in data):
+        texts, labels = (part.tolist() if hasattr(part, "tolist") else list(part) for part in data)
+        return ProbingTask("label", texts, labels)
+    texts, numbers, names = (getattr(data, name, None) for name in ("texts", "labels", "classes"))
+    if texts is None or numbers is None:
+        raise InputError(
+            "task must be (texts, labels), texts with labels as ub.data.texts reads them, or a ProbingTask, as "
+            f"load_probing_task reads it; got {type(data).__name__}"
+        )
+    if -1 in numbers:
+        raise DataError(f"{getattr(data, 'name', 'the texts')}: these texts have no labels to read")
+    return ProbingTask("label", texts, [names[k] if names else k for k in numbers])
 
 
 def load_probing_task(path: str | os.PathLike[str]) -> ProbingTask:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from ._sentence_features import (
     features_by_word_vectors,
     tokens_of,
 )
-from .probing_tasks import ProbingTask, first_word_types
+from .probing_tasks import ProbingTask, as_probing_task, first_word_types
 from .vectors import WordVectors
 
 SentenceEncoder = Box | WordVectors | TextEncoder
@@ -90,7 +90,7 @@ class SentenceProbing(Probing):
 @takes_texts
 def probe_sentences(
     encoder: SentenceEncoder,
-    task: ProbingTask,
+    task: ProbingTask | Any,
     layers: Sequence[str] | str | None = None,
     *,
     pooling: Pooling = "mean",
@@ -112,7 +112,9 @@ def probe_sentences(
     Args:
         encoder: A model of texts, `ub.Box(model, ub.Tokens(tokenizer))`; `WordVectors`, whose mean is a sentence's
             vector; or a function from N texts to vectors (N, D).
-        task: The sentences and their labels, as `load_probing_task` reads them.
+        task: The sentences and their labels, as `load_probing_task` reads them; or (texts, labels), or what
+            `ub.data.texts` reads: three fifths of each label's texts then train, a fifth chooses the penalty, a fifth
+            tests.
         layers: Addresses of the layers, as `box.layers` lists them. None: what goes into the first block of a
             transformer, and up to 12 of its blocks; of another model what its layers with weights receive.
         pooling: Which vector of a layer is a sentence's: the mean of its tokens, or one token. "first" is [CLS] of
@@ -153,8 +155,7 @@ def probe_sentences(
         bag of words counts those of two training sentences or more, in lower case, split at spaces.
     """
     check_settings(probe_sentences, locals())
-    if not isinstance(task, ProbingTask):
-        raise InputError(f"task must be a ProbingTask, as load_probing_task reads it; got {type(task).__name__}")
+    task = as_probing_task(task)
     seed, reader = valid_seed(seed), None
     if isinstance(encoder, Box):
         tokens_of(encoder)

@@ -90,6 +90,7 @@ class Calibration(ResultMixin):
     shows="Whether probabilities are how often the model is right, a temperature that corrects them, the worst errors.",
     does_not_show="Calibration on other data; and the temperature is evaluated on the data that it was fitted to.",
     example=lambda method, box, x, y: method(box, (x, y), n_bins=5),
+    texts=True,
     order=10,
 )
 def calibration(
@@ -103,9 +104,9 @@ def calibration(
 ) -> Calibration:
     """Is the model right as often as it says? Reliability, and the temperature that corrects it.
 
-    For a classifier whose probabilities matter. The temperature is fitted to the same data: measure on other data how
-    well it does there. Several labels and label maps give several answers per example, which are pooled: each label is
-    a yes or no, each labeled position a class; the interval of their ECE resamples examples, not answers.
+    For a classifier whose probabilities matter, of texts, too. The temperature is fitted to the same data: measure on
+    other data how well it does there. Several labels and label maps give several answers per example, which are pooled:
+    each label is a yes or no, each labeled position a class; the interval of their ECE resamples examples, not answers.
 
     Args:
         box: The model.

@@ -30,7 +30,6 @@ from ..parsing import (
     open_box,
     open_dataset,
     refuse_options,
-    refuse_texts,
 )
 
 
@@ -67,7 +66,7 @@ def probe(
 ) -> None:  # fmt: skip
     """What does it know? From which layers an attribute can be read, and whether the model uses it.
 
-    With --text: what vectors of sentences carry, beside a bag of words.
+    With --text, or --data of a model of texts: what vectors of sentences carry, beside a bag of words.
     """
     with errors_as_exit_codes(debug):
         from ..probe import read_attribute_file, run_probe, run_probe_sentences
@@ -84,8 +83,12 @@ def probe(
         if model is None or data is None or vectors is not None:
             raise InputError("wanted --model and --data, or --text with --model or --vectors")
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
-        refuse_texts(box, "probe")
         examples: Any = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
+        if getattr(box.inputs, "is_text", False):
+            refuse_options("--data of texts", {"--attribute": attribute})
+            labeled = type(examples)(examples.texts[:n], examples.labels[:n], examples.classes, examples.name)
+            run_probe_sentences(labeled, box, None, addresses, out, pooling=pooling, **settings)
+            return
         box = box_with_data_class_names(examples, box) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)
         run_probe(box, examples, values, addresses, out, max_examples=n, **settings)

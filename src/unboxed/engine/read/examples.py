@@ -100,7 +100,7 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
 
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled_examples`, with the indices of the examples in the data."""
-    first = _read_first_examples(box, data, max_examples).require_labels().without_unlabeled(box)
+    first = _read_first_examples(box, data, max_examples).require_labels(box).without_unlabeled(box)
     return LabeledExamples(first.x, first.classes(box, data), first.dataset_rows)
 
 
@@ -185,10 +185,13 @@ class _ExamplesWithOptionalLabels:
         labels = self.labels[kept] if isinstance(self.labels, Tensor) else [self.labels[i] for i in kept]
         return replace(self, x=self.x[kept], labels=labels, kept=torch.tensor(kept))
 
-    def require_labels(self) -> _ExamplesWithOptionalLabels:
+    def require_labels(self, box: Box) -> _ExamplesWithOptionalLabels:
         """The examples themselves. Raises DataError where they have no labels."""
         if self.has_labels():
             return self
+        if getattr(box.inputs, "is_text", False):
+            raise DataError("these texts have no labels; wanted (texts, labels), or a file of both: "
+                            "ub.data.texts(path, box)")  # fmt: skip
         expected = (
             f"a folder with a subfolder for each class, a Dataset of (input, class), or tensors (x, y). {FRAME_ADVICE}"
         )
@@ -234,7 +237,7 @@ def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Te
             else _examples_from_records(box, part, skipped)
         )
         n_read += len(batch.x)
-        yield batch.x, batch.require_labels().classes(box, data)
+        yield batch.x, batch.require_labels(box).classes(box, data)
     skipped.raise_if_none_read(n_read)
     skipped.warn()
 
