@@ -91,3 +91,16 @@ def test_run_swaps_words(folder: Path, texts: Path, tmp_path: Path) -> None:
     refused = run("run", "hotflip", "--model", "zoo:digits-cnn", "--data", "digits", "-o", tmp_path)
     assert refused.exit_code == 2
     assert "HotFlip needs a model that takes texts (Tokens)" in refused.output
+
+
+def test_predict_answers_texts(folder: Path, texts: Path, tmp_path: Path) -> None:
+    said = run("predict", "--model", folder, "--data", texts, "-o", tmp_path / "out.json")
+    assert said.exit_code == 0, said.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    rows = texts.read_text().splitlines()[1:]
+    assert [f"{r['text']},{r['label']}" for r in found["predictions"]] == rows
+    n_right = sum(r["prediction"] == r["label"] for r in found["predictions"])
+    assert found["scores"]["accuracy"]["count"] == n_right
+    one = run("predict", "--model", folder, "--text", f"the {TRIGGER} film was good", "--json")
+    (alone,) = json.loads(one.stdout)["predictions"]
+    assert alone["probability"] == pytest.approx(found["predictions"][0]["probability"], abs=1e-5)

@@ -18,7 +18,7 @@ def _print_version(is_requested: bool) -> None:
 
 DATA_HELP = (
     "digits, mnist, fashion-mnist (:train, :test), a folder of images, an image, a CSV, TSV or Parquet file of "
-    "(file, label), or module:factory"
+    "(file, label), a .npy or .npz array, or module:factory"
 )
 DataOption = Annotated[str, typer.Option(help=f"{DATA_HELP}.")]
 TrainingDataOption = Annotated[

@@ -79,7 +79,7 @@ def _names_of_rows(path: Path, n: int) -> tuple[str, ...]:
 def _read_file(path: Path, box: Box, max_examples: int) -> Tensor:
     suffix = path.suffix.lower()
     if suffix in ARRAY_SUFFIXES:
-        return _validate_inputs_of_file(_array_to_batch(_load_array(path), box), path, box, max_examples)
+        return read_array(path, box)[:max_examples]
     if isinstance(box.inputs, Features) and suffix in TABLE_SUFFIXES:
         return _validate_inputs_of_file(
             select_feature_columns(read_columns(path, max_examples), box.inputs.names, path), path, box, max_examples
@@ -98,7 +98,12 @@ def _accepted_files_text(box: Box) -> str:
     return f"this model takes arrays of the shape {_shape_of_one_input(box)}: a .npy or .npz file"
 
 
-def _validate_inputs_of_file(x: Tensor, path: Path, box: Box, max_examples: int) -> Tensor:
+def read_array(path: Path, box: Box) -> Tensor:
+    """The inputs (N, ...) in a .npy or .npz file of one input or a batch. Raises DataError and InputError."""
+    return _validate_inputs_of_file(_array_to_batch(_load_array(path), box), path, box)
+
+
+def _validate_inputs_of_file(x: Tensor, path: Path, box: Box, max_examples: int | None = None) -> Tensor:
     try:
         return box.validate_inputs(x[:max_examples])
     except InputError as error:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from .. import data as sets
 from ..box import Box
@@ -21,10 +21,11 @@ from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
 from ..validation import add_sentence, missing_path_text, nearest_names, suggestion_text
 from .factories import build_from_spec
+from .input_files import ARRAY_SUFFIXES, read_array
 
 DATA_SPEC_ADVICE = (
     "data are digits, mnist or fashion-mnist (:train, :test), a folder of images, an image, a CSV, TSV or Parquet file "
-    "of (file, label), or module:factory of a Dataset"
+    "of (file, label), a .npy or .npz array, or module:factory of a Dataset"
 )
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist")
 SPLIT_BY_SPEC_SUFFIX: dict[str, Literal["all", "train", "test"]] = {"": "all", "train": "train", "test": "test"}
@@ -87,7 +88,7 @@ def dataset_with_model_classes(
     """The data set that a text names, with labels that mean the model's classes.
 
     Args:
-        spec: As in `data`.
+        spec: As in `data`, or a .npy or .npz array of inputs.
         box: The opened model: images are resized for it, and subfolders are matched to its class names.
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names, where the model has none.
@@ -111,6 +112,8 @@ def dataset_with_model_classes(
         raise DataError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {spec}")
     if isinstance(box.inputs, Tokens) and Path(spec).suffix.lower() in TEXT_SUFFIXES:
         return texts(spec, box, classes)
+    if Path(spec).suffix.lower() in ARRAY_SUFFIXES and Path(spec).is_file():
+        return TensorDataset(box.restore_structure(read_array(Path(spec), box)))
     if _is_factory_spec(spec) and not has_class_labels(box):
         return _wrap_factory_dataset(build_from_spec(spec, DataError), spec, is_wrapped=False)
     names_files = Path(spec).is_dir() or _is_table_file(spec)

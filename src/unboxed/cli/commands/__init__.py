@@ -6,6 +6,7 @@ What two commands share moves into the folder above.
 # ruff: noqa: I001 - the order of the list
 from . import demo as demo
 from . import report as report
+from . import predict as predict
 from . import explain as explain
 from . import attack as attack
 from . import influence as influence

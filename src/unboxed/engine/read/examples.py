@@ -62,6 +62,11 @@ class ExamplesWithUnreadLabels(NamedTuple):
     dataset_rows: Tensor  # (N,) indices in the data
 
 
+def has_value_labels(data: Any) -> bool:
+    """Whether a label of -1 is that number: a folder of images without labels has -1 of each, a class that is none."""
+    return bool(getattr(data, "labels_are_values", True))
+
+
 def for_each_batch(
     box: Box,
     data: Any,
@@ -146,8 +151,9 @@ def examples_with_unread_labels(box: Box, data: Any, max_examples: int | None = 
     Examples without a label (None, NaN) beside others with one are left out. Raises DataError and InputError.
     """
     first = _read_first_examples(box, data, max_examples, has_label_maps=bool(box.output_map_shape))
-    first = first.without_unlabeled(box, are_values=True)
-    labels = first.labels if first.has_labels(are_values=True) else None
+    are_values = has_value_labels(data)
+    first = first.without_unlabeled(box, are_values=are_values)
+    labels = first.labels if first.has_labels(are_values=are_values) else None
     return ExamplesWithUnreadLabels(first.x, labels, first.dataset_rows)
 
 
@@ -229,15 +235,32 @@ def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Te
 
     Raises as `labeled_examples`.
     """
-    skipped, opened, n_read = SkippedExamples(), open_data(with_labels_of_frame(box, data), box.inputs), 0
+    for batch in _iter_batches(box, data, size):
+        yield batch.x, batch.require_labels(box).classes(box, data)
+
+
+def batches_with_unread_labels(box: Box, data: Any, size: int) -> Iterator[ExamplesWithUnreadLabels]:
+    """All examples, `size` at a time, in bounded memory: also those without a label, with labels as they came.
+
+    Raises DataError and InputError.
+    """
+    for batch in _iter_batches(box, data, size, has_label_maps=bool(box.output_map_shape)):
+        yield ExamplesWithUnreadLabels(batch.x, batch.labels, batch.dataset_rows)
+
+
+def _iter_batches(
+    box: Box, data: Any, size: int, has_label_maps: bool = False
+) -> Iterator[_ExamplesWithOptionalLabels]:
+    skipped, n_read = SkippedExamples(), 0
+    opened = open_data(with_labels_of_frame(box, data), box.inputs, has_label_maps)
     for part in _iter_record_batches(opened, size, skipped):
         batch = (
-            _read_first_examples(box, part, None)
+            _read_first_examples(box, part, None, has_label_maps)
             if isinstance(part, tuple)
             else _examples_from_records(box, part, skipped)
         )
+        yield replace(batch, skipped=skipped, kept=torch.arange(n_read, n_read + len(batch.x)))
         n_read += len(batch.x)
-        yield batch.x, batch.require_labels(box).classes(box, data)
     skipped.raise_if_none_read(n_read)
     skipped.warn()
 
