@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
 import unboxed as ub
+from check_each import check_each
 from unboxed.cards import Card
 from unboxed.errors import InputError, LayerError, OutputError, RuleError, UnboxedError
 from unboxed.testing import models
@@ -34,9 +36,9 @@ __all__ = [
     "call_example",
     "call_example_with_warnings",
     "case_labels",
+    "each_method",
     "has_parameters",
     "make_case",
-    "methods",
     "open_box",
     "result_difference_texts",
     "result_tensors",
@@ -116,15 +118,27 @@ def shared_case(model: str, dtype: torch.dtype | None = None, n: int = 3) -> Met
     return MethodCase(c.box, c.x.clone(), c.y.clone())
 
 
-def methods(contract: str, chosen: Callable[[Card], bool] = lambda card: True) -> pytest.MarkDecorator:
-    """Parametrize by every method that takes the plain model, or the chosen ones of them."""
-    chosen_ones = [n for n, c in CARDS.items() if chosen(c) and (n, "plain") not in REFUSED]
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=_exempt(n, contract)) for n in chosen_ones])
+def each_method(
+    contract: str, chosen: Callable[[Card], bool] = lambda card: True
+) -> Callable[[Callable[[str], None]], Any]:
+    """Makes a check of one method a test of each family: of all methods, or the chosen, that take the plain model.
 
+    Those exempt from the contract are left out. The check of one method stays reachable, as `check` of the test.
+    """
+    families: dict[str, list[str]] = {}
+    for name, card in CARDS.items():
+        if chosen(card) and (name, "plain") not in REFUSED and contract not in card.exempt:
+            families.setdefault(card.family, []).append(name)
 
-def _exempt(name: str, contract: str) -> list[pytest.MarkDecorator]:
-    why = CARDS[name].exempt.get(contract)
-    return [] if why is None else [pytest.mark.skip(reason=f"{name} is exempt from {contract}: {why}")]
+    def decorate(check: Callable[[str], None]) -> Any:
+        @pytest.mark.parametrize("family", families)
+        def test(family: str) -> None:
+            check_each(families[family], check)
+
+        test.__doc__, test.check = check.__doc__, check  # type: ignore[attr-defined]
+        return test
+
+    return decorate
 
 
 refuse(

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import awkward
+from check_each import each
 from contracts.common import (
     CARDS,
     REFUSED,
     MethodCase,
     call_example,
     make_case,
-    methods,
     open_box,
     result_difference_texts,
     result_tensors,
@@ -37,16 +37,6 @@ def one_of_each_mechanism() -> list[str]:
         if (name, "plain") not in REFUSED:
             found |= {m: name for m in covering.mechanisms(card) if m not in found}
     return sorted(set(found.values()))
-
-
-@methods("awkward")
-def test_bfloat16_is_close_to_single_precision(name: str) -> None:
-    """A map in bfloat16 is noisy, but it is the same map."""
-    coarse, fine = (result_tensors(call_example(CARDS[name], make_case(model))) for model in ("bfloat16", "plain"))
-    for at in coarse.keys() & fine.keys():
-        a, b = coarse[at].flatten().double(), fine[at].flatten().double()
-        if a.numel() > 16 and a.shape == b.shape and b.norm() > 0:
-            assert torch.cosine_similarity(a, b, dim=0) > 0.9, at
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the default backend of torch.compile needs a C++ compiler")
@@ -89,7 +79,7 @@ def test_compiled_layers_go_by_their_own_names(model: str, paths: str) -> None:
 LIKE_PLAIN = [n for n in awkward.MODELS if awkward.twin_name(n) == "plain"]
 
 
-@pytest.mark.parametrize("model", LIKE_PLAIN)
+@each(LIKE_PLAIN)
 def test_layers_read_as_they_were_given(model: str) -> None:
     """A captured activation is what the layer gave, whatever is written over it later."""
     entry = awkward.get_model(model, torch.float64)
@@ -103,7 +93,7 @@ def test_layers_read_as_they_were_given(model: str) -> None:
     assert {k: torch.allclose(h, want[k].detach()) for k, h in got.items()} == dict.fromkeys(got, True)
 
 
-@pytest.mark.parametrize("model", LIKE_PLAIN)
+@each(LIKE_PLAIN)
 def test_one_answer_by_all_spellings(model: str) -> None:
     """Logits, probabilities and classes are the plain model's, also where the model ends in a softmax."""
     entry = awkward.get_model(model, torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 
 import awkward
 import unboxed as ub
-from contracts.common import CARDS, MethodCase, call_example, has_parameters, methods, shared_case
+from check_each import each
+from contracts.common import CARDS, MethodCase, call_example, each_method, has_parameters, shared_case
 from contracts.test_awkward import assert_clear
 from contracts.trace import changes, snapshot
 from unboxed.errors import InputError, LayerError, UnboxedError
@@ -94,7 +96,7 @@ def refused(c: MethodCase, work: Any, error: type[UnboxedError] = UnboxedError, 
     return str(raised)
 
 
-@methods("bad input", lambda card: has_parameters(card, "x"))
+@each_method("bad input", lambda card: has_parameters(card, "x"))
 def test_inputs(name: str) -> None:
     c = shared_case("plain")
     for bad, make in BAD_X.items():
@@ -102,7 +104,7 @@ def test_inputs(name: str) -> None:
             refused(c, lambda make=make: call_example(CARDS[name], replace(c, x=make(c.x))), InputError, bad)
 
 
-@pytest.mark.parametrize("bad", BAD_X)
+@each(BAD_X)
 def test_inputs_of_a_box(bad: str) -> None:
     c = shared_case("plain")
     x = BAD_X[bad](c.x)
@@ -137,7 +139,7 @@ PER_EXAMPLE = ("too few", "too many", "a column, too short")  # of methods with 
 CLASSES_AS = [(n, k) for n, card in CARDS.items() for k in ("target", "y") if has_parameters(card, k)]
 
 
-@pytest.mark.parametrize(("name", "argument"), CLASSES_AS)
+@each(CLASSES_AS)
 def test_classes(name: str, argument: str) -> None:
     c, card = shared_case("plain"), CARDS[name]
     pair = {"clean": c.x, "corrupted": c.x.flip(0)}  # of activation patching
@@ -154,14 +156,14 @@ def test_classes(name: str, argument: str) -> None:
         refused(c, lambda settings=settings: card.method(c.box, **settings), InputError, bad)
 
 
-@pytest.mark.parametrize(("setting", "value"), BAD_SETTINGS, ids=[f"{k}={v!r}" for k, v in BAD_SETTINGS])
+@each(BAD_SETTINGS)
 def test_settings(setting: str, value: Any) -> None:
     """Every method that takes the setting refuses the bad value."""
     c = shared_case("plain")
     takers = [card for card in CARDS.values() if has_parameters(card, setting)]
     assert takers
     for card in takers:
-        refused(c, lambda card=card: call_example(card, c, **{setting: value}))
+        refused(c, lambda card=card: call_example(card, c, **{setting: value}), what=card.name)
 
 
 def test_unknown_layers_are_answered_with_the_nearest_names() -> None:
@@ -185,9 +187,7 @@ def test_a_layer_called_twice_must_be_said_which() -> None:
     refused(c, lambda: c.box.read(c.x, ["relu1#2"]), LayerError)
 
 
-@pytest.mark.parametrize(
-    "address", ["", "conv1#", "conv1#-1", "conv1#x", "conv1#1.5", "#0", "conv1:", "conv1:relu", ":relu", "conv1#0#0"]
-)
+@each(["", "conv1#", "conv1#-1", "conv1#x", "conv1#1.5", "#0", "conv1:", "conv1:relu", ":relu", "conv1#0#0"])
 def test_odd_addresses(address: str) -> None:
     c = shared_case("plain")
     refused(c, lambda: c.box.read(c.x, [address]), LayerError)
@@ -212,8 +212,7 @@ BAD_OBJECTIVES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_OBJECTIVES)
-@pytest.mark.parametrize("size", ["auto", 1])
+@each(product(BAD_OBJECTIVES, ("auto", 1)))
 def test_objectives(bad: str, size: Any) -> None:
     c = shared_case("plain")
     refused(c, lambda: ub.attribution.gradient(c.box, c.x, BAD_OBJECTIVES[bad], batch_size=size))
@@ -252,7 +251,7 @@ class Nothing(torch.nn.Module):
         return None
 
 
-@pytest.mark.parametrize("bad", OPENINGS)
+@each(OPENINGS)
 def test_opening(bad: str) -> None:
     p = awkward.get_model("plain")
     before = snapshot(p.model)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,15 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import awkward
 import unboxed as ub
+from check_each import each
 from contracts.common import (
     CARDS,
     MethodCase,
     call_example,
+    each_method,
     has_parameters,
     make_case,
-    methods,
     result_difference_texts,
     result_tensors,
+    shared_case,
 )
 from unboxed.engine.gradients.score import ReluBypass, gradients
 from unboxed.engine.optimize.colors import Palette
@@ -79,10 +82,10 @@ SHALLOW: dict[str, Callable[[ub.Box, Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("work", SHALLOW.values(), ids=SHALLOW.keys())
-def test_a_quarter_of_the_depth(work: Callable[[ub.Box, Tensor], Any]) -> None:
+@each(SHALLOW)
+def test_a_quarter_of_the_depth(work: str) -> None:
     box, x, ran = deep()
-    work(box, x)
+    SHALLOW[work](box, x)
     assert set(ran) <= {"conv0", "conv1"}
     assert ran["conv0"] >= 1
 
@@ -106,7 +109,7 @@ class Rows:
     def __init__(self, model: nn.Module, most: int = 10**9) -> None:
         self.seen: list[int] = []
         self.most = most
-        model.register_forward_pre_hook(self)
+        self.handle = model.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         self.seen.append(len(args[0]))
@@ -114,42 +117,39 @@ class Rows:
             raise torch.OutOfMemoryError("planted: out of memory")
 
 
-@methods("computes less", lambda card: has_parameters(card, "batch_size"))
-@pytest.mark.parametrize("size", [2])
-def test_bounded_batches(name: str, size: int) -> None:
-    c = make_case("plain", n=5)
-    rows = Rows(c.box.model)
-    call_example(CARDS[name], c, batch_size=size)
+@contextmanager
+def counting_rows(c: MethodCase, most: int = 10**9) -> Iterator[Rows]:
+    """Of a box that tests share."""
+    rows = Rows(c.box.model, most)
+    try:
+        yield rows
+    finally:
+        rows.handle.remove()
+
+
+@each_method("computes less", lambda card: has_parameters(card, "batch_size"))
+def test_bounded_batches(name: str) -> None:
+    """No more rows at a time than were asked for or fit, fewer when the memory is exhausted: the same numbers as in
+    one batch. With a size of the caller's own, and of one row, which can't be split, exhausted memory is reported.
+    """
+    c, card = shared_case("plain", torch.float64, n=5), CARDS[name]
+    call = partial(call_example, card, c, control=False)  # whose copy of the model would be opened with the hook
+    want = result_tensors(call())
+    with counting_rows(c) as rows:
+        found = result_tensors(call(batch_size=2))
     assert rows.seen
-    assert max(rows.seen) <= size
-
-
-@methods("computes less", lambda card: has_parameters(card, "batch_size"))
-def test_automatic_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Smaller for what fits, halved when the memory is exhausted: the same numbers as in one batch."""
-    settings = {"control": False}  # a copy of the model with random weights is opened with the planted hook
-    c = make_case("plain", torch.float64, n=5)
-    want = result_tensors(call_example(CARDS[name], c, **settings))
-    rows = Rows(c.box.model, 2)
-    found = result_tensors(call_example(CARDS[name], c, **settings))
-    assert result_difference_texts(found, want, 1e-9) == []
-    assert max(rows.seen) > 2
-    rows.seen.clear()
-    monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 2 * c.box.profile.bytes_per_example)
-    found = result_tensors(call_example(CARDS[name], c, **settings))
-    assert result_difference_texts(found, want, 1e-9) == []
     assert max(rows.seen) <= 2
-
-
-@methods("computes less", lambda card: has_parameters(card, "batch_size"))
-def test_out_of_memory_with_a_fixed_batch_is_reported(name: str) -> None:
-    """The caller chose the size; and one row that does not fit can't be split."""
-    c = make_case("plain", n=5)
-    rows = Rows(c.box.model, most=0)
-    with pytest.raises(torch.OutOfMemoryError):
-        call_example(CARDS[name], c, batch_size=5)
-    with pytest.raises(torch.OutOfMemoryError):
-        call_example(CARDS[name], c)
+    assert result_difference_texts(found, want, 1e-9) == [], "of two at a time"
+    with pytest.MonkeyPatch.context() as patch, counting_rows(c, most=1) as rows:
+        patch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 3 * c.box.profile.bytes_per_example)
+        assert (c.box.batch_limit, c.box.forward_batch_limit) == (3, 3)
+        found = result_tensors(call())
+    assert result_difference_texts(found, want, 1e-9) == [], "of automatic batches"
+    assert max(rows.seen) in (2, 3), "not what fits, halved"
+    with counting_rows(c, most=0) as rows:
+        for settings in ({"batch_size": 5}, {}):
+            with pytest.raises(torch.OutOfMemoryError):
+                call(**settings)
     assert rows.seen[-1] == 1
 
 
@@ -174,7 +174,7 @@ def test_morph_drops_the_examples_that_are_done() -> None:
     assert torch.equal(made.frames[-1, 1:], c.x[1:])
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@each([1, 5])
 def test_queries_are_counted(steps: int) -> None:
     """One row alone: as many queries as there were forwards."""
     c = make_case("plain")
@@ -184,14 +184,14 @@ def test_queries_are_counted(steps: int) -> None:
         assert made.queries.tolist() == [len(rows.seen)]
 
 
-@methods("one forward", lambda card: has_parameters(card, "x"))
+@each_method("one forward", lambda card: has_parameters(card, "x"))
 def test_one_evaluation_per_gradient(name: str) -> None:
     """A method without steps runs the model once a batch."""
     if has_parameters(CARDS[name], "steps"):
         return
-    c = make_case("plain")
-    rows = Rows(c.box.model)
-    call_example(CARDS[name], c)
+    c = shared_case("plain")
+    with counting_rows(c) as rows:
+        call_example(CARDS[name], c)
     assert rows.seen[:1] == [3]
     assert len(rows.seen) == 1 + has_parameters(CARDS[name], "data")  # which are passed over once
 
@@ -261,14 +261,16 @@ def dead() -> MethodCase:
     return c
 
 
-@pytest.mark.parametrize("model", ["plain", "relu_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead"])
-@pytest.mark.parametrize("keep_going", [False, True])
-@pytest.mark.parametrize("unclamp", ["no", "last", "all"])
-def test_a_slow_device_is_synchronized_every_eighth_step(
-    model: str, keep_going: bool, unclamp: ReluBypass, monkeypatch: pytest.MonkeyPatch
-) -> None:
+CLIMBED = ("plain", "relu_logits", "log_softmax", "softmax", "batchnorm_in_train_mode", "dead")
+BYPASSES: tuple[ReluBypass, ...] = ("no", "last", "all")
+
+
+@each((model, (i + j) % 2 == 0, unclamp) for i, model in enumerate(CLIMBED) for j, unclamp in enumerate(BYPASSES))
+def test_a_slow_device_is_synchronized_every_eighth_step(model: str, keep_going: bool, unclamp: ReluBypass) -> None:
+    """Every two of the three settings meet."""
     c = dead() if model == "dead" else make_case(model)
-    found = n_host_syncs(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        found = n_host_syncs(c, climbing(c, unclamp, keep_going), RawCanvas(c.x), patch)
     assert len(found.meetings - {STEPS + 1}) <= STEPS // SYNC_INTERVAL_STEPS, found.seen  # the last asks for NaN
     assert len(found.seen) <= 2 * (STEPS // SYNC_INTERVAL_STEPS) + 1, found.seen
 
@@ -277,9 +279,8 @@ def turned(x: Tensor, generator: torch.Generator) -> Tensor:
     return random_roll(2)(random_affine(noise=0.1)(x, generator), generator)
 
 
-@pytest.mark.parametrize("kind", [FourierCanvas.noise, CPPN.noise])
-@pytest.mark.parametrize("rule", [NormalizedGradient, torch.optim.SGD])
-def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@each([(FourierCanvas, NormalizedGradient), (CPPN, torch.optim.SGD)])
+def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any) -> None:
     c = make_case("color")
     plan = climbing(
         c,
@@ -288,7 +289,8 @@ def test_so_it_is_through_transforms_and_priors(kind: Any, rule: Any, monkeypatc
         prior=-0.1 * total_variation(kind="anisotropic"),
         sum_abs_grads=True,
     )
-    meetings = n_host_syncs(c, plan, kind(c.x, 0), monkeypatch).meetings - {STEPS + 1}  # the last asks for NaN
+    with pytest.MonkeyPatch.context() as patch:
+        meetings = n_host_syncs(c, plan, kind.noise(c.x, 0), patch).meetings - {STEPS + 1}  # the last asks for NaN
     assert len(meetings) <= STEPS // SYNC_INTERVAL_STEPS
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
-from contracts.common import CARDS, MethodCase, call_example, has_parameters, methods, result_tensors, shared_case
+from contracts.common import CARDS, MethodCase, call_example, each_method, has_parameters, result_tensors, shared_case
 
 BYTES = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 X, Y = BYTES.float() / 255, torch.tensor([1, 0, 0])
@@ -70,7 +70,7 @@ def test_every_form_is_the_same_batch(form: str) -> None:
     assert torch.equal(shared_case("plain").box.validate_inputs(FORMS[form]()), X)
 
 
-@methods("example forms", lambda card: has_parameters(card, "x"))
+@each_method("example forms", lambda card: has_parameters(card, "x"))
 def test_every_method_reads_examples_once(name: str) -> None:
     """A generator can be read only once, and has no length."""
     card = CARDS[name]

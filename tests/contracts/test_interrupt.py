@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ import torch
 from torch import nn
 
 import unboxed as ub
+from check_each import each
 from contracts.common import (
     CARDS,
     MethodCase,
     call_example,
+    each_method,
     has_parameters,
     make_case,
-    methods,
     result_difference_texts,
 )
 from contracts.trace import changes, snapshot
@@ -79,17 +81,17 @@ def forwards(name: str, **settings: Any) -> tuple[int, int]:
     return counter.first or 1, counter.calls
 
 
-@methods("interrupt", optimizes)
-@pytest.mark.parametrize("size", ["auto", 1])
-def test_what_was_reached_is_returned(name: str, size: Any) -> None:
+@each_method("interrupt", optimizes)
+def test_what_was_reached_is_returned(name: str) -> None:
     """Whole, well-formed and marked, whichever forward Ctrl-C falls in: the first, the last, one between."""
-    settings, c = {**LONG, "batch_size": size}, make_case("plain")
-    counter = CtrlC(c.box.model)
-    whole = call_example(CARDS[name], c, **settings)
-    assert whole.interrupted is False
-    first, last = counter.first or 1, counter.calls
-    for share in (0, 0.5, 1):
-        check_partial(whole, interrupted(c, name, first + round(share * (last - first)), **settings))
+    for size in ("auto", 1):
+        settings, c = {**LONG, "batch_size": size}, make_case("plain")
+        counter = CtrlC(c.box.model)
+        whole = call_example(CARDS[name], c, **settings)
+        assert whole.interrupted is False
+        first, last = counter.first or 1, counter.calls
+        for share in (0, 0.5, 1):
+            check_partial(whole, interrupted(c, name, first + round(share * (last - first)), **settings))
 
 
 def check_partial(whole: Any, got: Any) -> None:
@@ -105,7 +107,7 @@ def check_partial(whole: Any, got: Any) -> None:
             assert unknown or finite.all(), field.name
 
 
-@methods("partial results", optimizes)
+@each_method("partial results", optimizes)
 def test_the_steps_taken_are_kept(name: str) -> None:
     """Stopped at the third forward, the work is that of the second: not lost, and not started again."""
     c = make_case("plain", torch.float64)
@@ -146,7 +148,7 @@ def test_batches_before_ctrl_c_are_whole() -> None:
     assert torch.equal(got.images[2], c.x[2])
 
 
-@pytest.mark.parametrize("name", ["feature", "morph"])
+@each(["feature", "morph"])
 def test_a_score_that_was_never_measured_is_nan(name: str) -> None:
     c = make_case("plain")
     got = interrupted(c, name, forwards(name, **LONG)[0], **LONG)
@@ -158,8 +160,7 @@ SEARCHES = ("fgsm", "bim", "pgd", "mi_fgsm", "apgd", "auto_attack", "square", "f
             "carlini_wagner", "lbfgs", "boundary", "hop_skip_jump")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SEARCHES)
-@pytest.mark.parametrize("k", [1, 2, 3])
+@each(product(SEARCHES, (1, 2, 3)))
 def test_attacks_return_what_they_have_from_the_first_forward_on(name: str, k: int) -> None:
     c = make_case("plain")
     got = interrupted(c, name, k, batch_size=1)
@@ -167,7 +168,7 @@ def test_attacks_return_what_they_have_from_the_first_forward_on(name: str, k: i
     assert (got.success <= (c.box.predict(got.images) != c.y)).all()  # what was not evaluated is no success
 
 
-@methods(
+@each_method(
     "interrupt", lambda card: not optimizes(card) and has_parameters(card, "x") and card.method.__name__ not in SEARCHES
 )
 def test_short_work_lets_ctrl_c_through(name: str) -> None:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache, partial
 from typing import Any
 
-import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from check_each import each
 from contracts.common import (
     CARDS,
     MethodCase,
-    cached_result,
     call_example,
-    call_example_with_warnings,
-    has_parameters,
+    each_method,
     make_case,
-    methods,
     result_difference_texts,
     result_tensors,
     shared_case,
@@ -50,7 +47,7 @@ def with_gradients(model: nn.Module) -> None:
             p.grad = torch.ones_like(p)
 
 
-@pytest.mark.parametrize("model", awkward.MODELS)
+@each(awkward.MODELS)
 def test_opening_a_model(model: str) -> None:
     entry = awkward.get_model(model)
     with_gradients(entry.model)
@@ -63,18 +60,30 @@ def test_opening_a_model(model: str) -> None:
     assert changes(before, snapshot(entry.model)) == []
 
 
-@methods("leaves no trace")
+class FailingBackward:
+    """A user's hook that raises in the backward pass of "conv2" of a plain model: `error`."""
+
+    error: type[BaseException]
+
+    def __init__(self) -> None:
+        self.case = make_case("plain")
+        self.case.box.model.conv2.register_full_backward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, grad: Any) -> None:
+        raise self.error("planted")
+
+
+failing_backward = cache(FailingBackward)
+
+
+@each_method("leaves no trace")
 def test_failure_in_the_backward_pass(name: str) -> None:
-    c = make_case("plain")
-    errors: list[type[BaseException]] = []
+    planted = failing_backward()
+    for planted.error in (PlantedError, KeyboardInterrupt):
+        assert traced(planted.case, lambda: call_example(CARDS[name], planted.case)) == [], planted.error
 
-    def fail(module: nn.Module, grad: Any) -> None:
-        raise errors[-1]("planted")
 
-    c.box.model.conv2.register_full_backward_pre_hook(fail)
-    for error in (PlantedError, KeyboardInterrupt):
-        errors.append(error)
-        assert traced(c, lambda: call_example(CARDS[name], c)) == [], error
+OF_A_THREAD = ("grad mode", "autocast", "function modes", "dispatch modes", "saved tensor hooks", "the caller's tensor")
 
 
 @contextmanager
@@ -83,63 +92,70 @@ def no_grad_and_autocast() -> Iterator[None]:
         yield
 
 
-@methods("leaves no trace")
-@pytest.mark.parametrize("mode", [no_grad_and_autocast, torch.inference_mode])
-def test_the_callers_modes(name: str, mode: Any) -> None:
-    """The same result in every grad mode and under autocast, which are as before; x may be an inference tensor."""
-    want, c = cached_result(CARDS[name], "plain", torch.float64), shared_case("plain", torch.float64)
-    with mode():
-        mine = MethodCase(c.box, c.x.clone(), c.y.clone())
-        found: dict[str, Any] = {}
-        assert traced(mine, lambda: found.update(result_tensors(call_example(CARDS[name], mine)))) == []
-    assert result_difference_texts(found, want, 1e-12) == []
-    assert not any(t.requires_grad for t in found.values())
+class InACallersMode:
+    """A method run as a caller may run it: x has a graph, or is an inference tensor; a mode is entered around it."""
+
+    def __init__(self, name: str, c: MethodCase, mode: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.name, self.c, self.mode = name, c, mode
+
+    def __call__(self) -> tuple[dict[str, Tensor], list[str]]:
+        """The result, and what is wrong about it or about what lies in the caller's thread."""
+        source = self.c.x.clone().requires_grad_()
+        x = source * 1.0
+        with self.mode():
+            mine = MethodCase(self.c.box, x.clone() if torch.is_inference_mode_enabled() else x, self.c.y.clone())
+            before = self.of_this_thread(mine)
+            found = result_tensors(call_example(CARDS[self.name], mine))
+            changed = changes(before, self.of_this_thread(mine))
+        wrong = [f"{at} requires a gradient" for at, t in found.items() if t.requires_grad]
+        return found, [*changed, *wrong, *(["a gradient went back into x"] if source.grad is not None else [])]
+
+    @staticmethod
+    def of_this_thread(c: MethodCase) -> dict[str, Any]:
+        return {k: v for k, v in snapshot(nn.Identity(), c.x, c.y).items() if k.startswith(OF_A_THREAD)}
+
+    def problems(self, want: dict[str, Tensor], run: Callable[[], Any] | None = None) -> list[str]:
+        found, wrong = (run or self)()
+        return [f"{self.mode.__name__}: {text}" for text in (*wrong, *result_difference_texts(found, want, 0))]
 
 
-@methods("leaves no trace")
-def test_the_callers_autocast(name: str) -> None:
-    """It rounds nothing of a model in single precision: a box in mixed precision is asked for."""
-    want, c = cached_result(CARDS[name], "plain"), shared_case("plain")
-    with torch.autocast("cpu", torch.bfloat16):
-        found = result_tensors(call_example(CARDS[name], MethodCase(c.box, c.x.clone(), c.y.clone())))
-        assert torch.is_autocast_enabled("cpu")
-    assert result_difference_texts(found, want, 0) == []
+@each_method("leaves no trace")
+def test_two_threads_in_modes_of_their_own(name: str) -> None:
+    """The same result in every grad mode and under autocast, which are as before, of an x with a graph or without;
+    and in two threads at a time: flags, hooks and stances act in every thread, so a box lets one in at a time. Results
+    are the caller's own: writing into one changes neither the model, nor x, nor the next result.
+    """
+    c = shared_case("batchnorm_in_train_mode")
+    set_unseeded_rng_states(1)
+    before = snapshot(c.box.model, c.x, c.y)
+    first = result_tensors(call_example(CARDS[name], c))
+    want = {k: v.clone() for k, v in first.items()}
+    for t in first.values():
+        t.zero_()
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == [], "a result is written into"
+    runs = [InACallersMode(name, c, mode) for mode in (no_grad_and_autocast, torch.inference_mode)]
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(run) for run in runs]
+        wrong = [text for run, f in zip(runs, futures, strict=True) for text in run.problems(want, f.result)]
+    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
+    assert wrong == [], f"one after the other: {[text for run in runs for text in run.problems(want)]}"
 
 
-@methods("leaves no trace")
+@cache
+def built_in_inference_mode() -> MethodCase:
+    return make_case("batchnorm_in_train_mode", torch.float64)
+
+
+@each_method("leaves no trace")
 def test_a_model_built_in_inference_mode(name: str) -> None:
     """Its parameters can have no graph: what needs one may refuse, but not by a bare torch error."""
     with torch.inference_mode():
-        c = make_case("batchnorm_in_train_mode", torch.float64)
-        assert traced(c, lambda: call_example(CARDS[name], c)) == []
+        c = built_in_inference_mode()
+        mine = MethodCase(c.box, c.x.clone(), c.y.clone())
+        assert traced(mine, lambda: call_example(CARDS[name], mine)) == []
 
 
-@methods("leaves no trace")
-def test_an_input_with_a_graph(name: str) -> None:
-    """x comes out of the caller's own computation: it isn't changed, and no gradient goes back into it."""
-    c = shared_case("plain")
-    source = c.x.clone().requires_grad_()
-    mine = MethodCase(c.box, source * 1.0, c.y)
-    assert traced(mine, lambda: call_example(CARDS[name], mine)) == []
-    assert source.grad is None
-
-
-@methods("leaves no trace", lambda card: not card.name.startswith("filters"))
-def test_results_are_the_callers_own(name: str) -> None:
-    """Writing into a result changes neither the model, nor x, nor the next result."""
-    c = make_case("inplace_relu")
-    first = result_tensors(call_example(CARDS[name], c))
-    want = {k: v.clone() for k, v in first.items()}
-    before = snapshot(c.box.model, c.x, c.y)
-    for t in first.values():
-        t.zero_()
-    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
-    assert result_difference_texts(result_tensors(call_example(CARDS[name], c)), want, 0) == []
-
-
-@pytest.mark.parametrize(
-    "model", ["plain", "batchnorm_in_train_mode", "random_noise", "counts_calls", "compiled", "scripted_part"]
-)
+@each(["plain", "batchnorm_in_train_mode", "random_noise", "counts_calls", "compiled", "scripted_part"])
 def test_between_steps_of_an_optimization(model: str) -> None:
     """A loop that is left after some steps holds nothing of the model open."""
     c = make_case(model)
@@ -176,15 +192,3 @@ def test_as_is_keeps_the_flags_and_restores_the_buffers() -> None:
     assert torch.allclose(one, entry.model(entry.inputs.encode(x)), atol=1e-5)  # batch statistics: the flags were kept
     entry = awkward.get_model("batchnorm_in_train_mode")
     assert not torch.allclose(one, ub.Box(entry.model, entry.inputs)(x), atol=1e-2)
-
-
-@methods("leaves no trace", lambda card: has_parameters(card, "box"))
-def test_threads_share_a_box(name: str) -> None:
-    """Flags, hooks and stances act in every thread: a box lets one in at a time."""
-    c = shared_case("batchnorm_in_train_mode", torch.float64)
-    want = result_tensors(call_example(CARDS[name], c))
-    before = snapshot(c.box.model, c.x, c.y)
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: result_tensors(call_example_with_warnings(CARDS[name], c)), range(2)))
-    assert changes(before, snapshot(c.box.model, c.x, c.y)) == []
-    assert [result_difference_texts(f, want, 1e-12) for f in found] == [[]] * 2

@@ -85,8 +85,8 @@ def test_a_correct_method_passes(method: Callable[..., str]) -> None:
     check_run_contracts(name, "plain")
     check_double_precision_contracts(name, "plain")
     check_double_precision_contracts(name, "inplace_relu")
-    test_computes_less.test_bounded_batches(name, 1)
-    test_bad_input.test_inputs(name)
+    test_computes_less.test_bounded_batches.check(name)
+    test_bad_input.test_inputs.check(name)
 
 
 def leaves_eval(box: ub.Box, x: Tensor) -> None:
@@ -185,7 +185,7 @@ def test_an_unused_seed_is_seen(method: Callable[..., str]) -> None:
         return x
 
     with Fault:
-        test_seed.test_another_seed_another_draw(method(deaf), "plain")
+        test_seed.test_another_seed_another_draw.check(method(deaf))
 
 
 def test_low_precision_results_are_seen(method: Callable[..., str]) -> None:
@@ -209,12 +209,12 @@ def test_bare_errors_are_seen(method: Callable[..., str]) -> None:
         raise ValueError(f"bad input: {x}")
 
     with pytest.raises(ValueError):
-        test_bad_input.test_inputs(method(fails))
+        test_bad_input.test_inputs.check(method(fails))
 
 
 def test_accepted_nonsense_is_seen(method: Callable[..., str]) -> None:
     with Fault:
-        test_bad_input.test_inputs(method(lambda box, x: x))
+        test_bad_input.test_inputs.check(method(lambda box, x: x))
 
 
 def test_invalid_images_are_seen(method: Callable[..., str]) -> None:
@@ -227,7 +227,7 @@ def test_unbounded_batches_are_seen(method: Callable[..., str]) -> None:
         return box(x, batch_size=len(x))
 
     with Fault:
-        test_computes_less.test_bounded_batches(method(greedy), 2)
+        test_computes_less.test_bounded_batches.check(method(greedy))
 
 
 def test_a_second_forward_is_seen(method: Callable[..., str]) -> None:
@@ -235,7 +235,7 @@ def test_a_second_forward_is_seen(method: Callable[..., str]) -> None:
         return box(x) + box(x)
 
     with Fault:
-        test_computes_less.test_one_evaluation_per_gradient(method(twice))
+        test_computes_less.test_one_evaluation_per_gradient.check(method(twice))
 
 
 def test_a_swallowed_ctrl_c_is_seen(method: Callable[..., str]) -> None:
@@ -246,7 +246,7 @@ def test_a_swallowed_ctrl_c_is_seen(method: Callable[..., str]) -> None:
             return x
 
     with Fault:
-        test_interrupt.test_short_work_lets_ctrl_c_through(method(swallows))
+        test_interrupt.test_short_work_lets_ctrl_c_through.check(method(swallows))
 
 
 # ---- faults in the product -------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_flags_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(state, "setting_train_flags", flags)
     with Fault:
-        test_leaves_no_trace.test_opening_a_model("batchnorm_in_train_mode")
+        test_leaves_no_trace.test_opening_a_model.check("batchnorm_in_train_mode")
 
 
 def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(state, "setting_train_flags", flags)
     with Fault:
-        test_leaves_no_trace.test_opening_a_model("overrides_train")
+        test_leaves_no_trace.test_opening_a_model.check("overrides_train")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_flags_put_back_by_train(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_buffers_that_are_not_put_back(monkeypatch: pytest.MonkeyPatch, model: str, part: str) -> None:
     monkeypatch.setattr(buffer_writes, part, nothing)
     with Fault:
-        test_leaves_no_trace.test_opening_a_model(model)
+        test_leaves_no_trace.test_opening_a_model.check(model)
     if model != "registers_buffer":  # that is over once the box is open
         with Fault:
             covered(check_run_contracts, model)
@@ -333,7 +333,7 @@ def test_a_hook_that_keeps_no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hooks._ActivationRecorder, "on_op", careless)
     with Fault:
-        test_awkward.test_layers_read_as_they_were_given("inplace_relu")
+        test_awkward.test_layers_read_as_they_were_given.check("inplace_relu")
 
 
 def maps_by_hand() -> dict[str, torch.Tensor]:
@@ -362,7 +362,7 @@ def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rng, "_draw_rows_with_own_generators", alike)
     with Fault:
-        test_seed.test_rows_draw_for_themselves("pgd")
+        test_seed.test_rows_draw_for_themselves.check("pgd")
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5), ("l1", 0.3)])
@@ -377,7 +377,7 @@ def test_a_ball_that_holds_nothing(norm: str, eps: float, monkeypatch: pytest.Mo
 def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ub.Pixels, "check", lambda self, x: x)
     with Fault:
-        test_bad_input.test_inputs("gradient")
+        test_bad_input.test_inputs.check("gradient")
 
 
 def test_work_in_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
