@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import product
+
 import torch
+from torch import Tensor
 
 import unboxed as ub
+from check_each import each
 from contracts.common import shared_case
 
 IMAGES = ("images", "frames", "input", "result")
@@ -23,32 +26,37 @@ ROOMS = [("linf", 8 / 255), ("linf", 0.3), ("linf", 1e-4), ("l2", 0.5), ("l2", 3
 SIZES = {"linf": torch.inf, "l2": 2, "l1": 1}
 
 
-@pytest.mark.parametrize("model", GENTLE)
-@pytest.mark.parametrize(("norm", "eps"), ROOMS)
-@pytest.mark.parametrize("more", [{}, {"early_stop": False}, {"random_start": False}, {"target": 2}, {"step": 10.0}])
+SETTINGS: list[dict[str, object]] = [
+    {}, {"early_stop": False}, {"random_start": False}, {"target": 2}, {"step": 10.0},
+]  # fmt: skip
+
+
+def check_in_ball(images: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
+    """Gives the size of each change, (N,)."""
+    size = (images - x).double().flatten(1).norm(SIZES[norm], dim=1)
+    assert (size <= eps * (1 + 1e-6) + 1e-7).all()
+    assert images.min() >= 0
+    assert images.max() <= 1
+    return size
+
+
+@each((model, *room, SETTINGS[(i + j) % 5]) for i, model in enumerate(GENTLE) for j, room in enumerate(ROOMS))
 def test_pgd_stays_in_its_ball(model: str, norm: str, eps: float, more: dict[str, object]) -> None:
+    """Every two of model, ball and settings meet."""
     c = shared_case(model)
     made = ub.adversarial.pgd(c.box, c.x, c.y, eps=eps, norm=norm, steps=4, **more)
-    d = (made.images - c.x).double().flatten(1)
-    size = d.norm(SIZES[norm], dim=1)
-    assert (size <= eps * (1 + 1e-6) + 1e-7).all()
+    size = check_in_ball(made.images, c.x, norm, eps)
     assert torch.allclose(made.distance.double(), size, atol=1e-6)
-    assert made.images.min() >= 0
-    assert made.images.max() <= 1
 
 
-@pytest.mark.parametrize("name", ["fgsm", "bim", "mi_fgsm"])
-@pytest.mark.parametrize(("norm", "eps"), ROOMS)
+@each((name, *room) for name in ("fgsm", "bim", "mi_fgsm") for room in ROOMS)
 def test_others_in_steps_stay_in_theirs(name: str, norm: str, eps: float) -> None:
     c = shared_case("color")
     made = getattr(ub.adversarial, name)(c.box, c.x, c.y, eps=eps, norm=norm, early_stop=False)
-    assert ((made.images - c.x).double().flatten(1).norm(SIZES[norm], dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
-    assert made.images.min() >= 0
-    assert made.images.max() <= 1
+    check_in_ball(made.images, c.x, norm, eps)
 
 
-@pytest.mark.parametrize("model", GENTLE)
-@pytest.mark.parametrize("target", [None, 2])
+@each(product(GENTLE, (None, 2)))
 def test_pgd_says_what_the_model_says(model: str, target: int | None) -> None:
     """Success is what a fresh forward of the returned image shows."""
     c = shared_case(model)
@@ -58,13 +66,11 @@ def test_pgd_says_what_the_model_says(model: str, target: int | None) -> None:
     assert torch.equal(made.success, want)
 
 
-@pytest.mark.parametrize("start", [0.0, 1.0])
+@each([0.0, 1.0])
 def test_pgd_at_the_edge_of_the_valid_range(start: float) -> None:
     c = shared_case("plain")
-    made = ub.adversarial.pgd(c.box, torch.full_like(c.x, start), c.y, eps=0.1, steps=4, early_stop=False)
-    assert made.images.min() >= 0
-    assert made.images.max() <= 1
-    assert (made.images - start).abs().max() <= 0.1 + 1e-7
+    x = torch.full_like(c.x, start)
+    check_in_ball(ub.adversarial.pgd(c.box, x, c.y, eps=0.1, steps=4, early_stop=False).images, x, "linf", 0.1)
 
 
 def test_the_faithful_class_image_has_eight_bits() -> None:

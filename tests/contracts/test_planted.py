@@ -371,7 +371,7 @@ def test_a_ball_that_holds_nothing(norm: str, eps: float, monkeypatch: pytest.Mo
         monkeypatch.setattr(ball, "project", lambda self, x, center: x)
     monkeypatch.setattr(constraints.Constraint, "apply", lambda self, x: x)
     with Fault:
-        test_bounds.test_pgd_stays_in_its_ball("plain", norm, eps, {"step": 10.0})
+        test_bounds.test_pgd_stays_in_its_ball.check("plain", norm, eps, {"step": 10.0})
 
 
 def test_inputs_that_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
