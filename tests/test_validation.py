@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import unboxed as ub
+from check_each import each
 from checks.outlier_vit import images_with_white_patches, outlier_box
 from contracts.common import CARDS, REFUSED, call_example, has_parameters, result_tensors, shared_case
 from contracts.common import result_difference_texts as differences
@@ -46,7 +47,7 @@ TEXTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@each(TEXTS)
 def test_what_an_error_says(text: str) -> None:
     with pytest.raises(InputError) as caught:
         TEXTS[text]()
@@ -114,7 +115,7 @@ def test_seeds_are_folded_at_one_place() -> None:
 SEEDED = [name for name, card in CARDS.items() if has_parameters(card, "seed")]
 
 
-@pytest.mark.parametrize("name", SEEDED)
+@each(SEEDED)
 def test_every_seeded_method_takes_any_seed(name: str) -> None:
     model = "plain" if (name, "plain") not in REFUSED else "transformer"
 
@@ -253,6 +254,6 @@ def test_a_missing_path_names_those_spelled_alike(tmp_path: Path) -> None:
     assert missing_path_text(tmp_path / "photos") == f"there is no file {tmp_path / 'photos'}"  # but a folder
 
 
-@pytest.mark.parametrize("path", ["", ".", "/", "x\udce9", "nowhere"])
+@each(["", ".", "/", "x\udce9", "nowhere"])
 def test_a_missing_path_of_any_form_has_a_text(path: str) -> None:
     assert missing_path_text(path).startswith(f"there is no file {path}")

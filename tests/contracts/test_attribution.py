@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from check_each import check_each, each
 from contracts.common import (
     CARDS,
     MethodCase,
@@ -39,8 +42,8 @@ LOOSE = {"integrated_gradients": 1e-3}
 """Of methods that stop at a tolerance of their own, relative to the largest score difference."""
 
 
-def declaring(law: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", [n for n, card in CARDS.items() if law in card.axioms])
+def declaring(law: str) -> list[str]:
+    return [n for n, card in CARDS.items() if law in card.axioms]
 
 
 def alone(name: str, **more: Any) -> dict[str, Any]:
@@ -73,8 +76,7 @@ def test_laws_that_cards_declare_exist() -> None:
     assert declared == set(DESCRIPTION_BY_AXIOM)
 
 
-@declaring("contribution")
-@pytest.mark.parametrize("at", BASELINES)
+@each(product(declaring("contribution"), BASELINES))
 def test_contribution(name: str, at: Any) -> None:
     """On a linear model, w * (x - x0): of an image and of a table."""
     for inputs in (SMALL, COLUMNS):
@@ -101,10 +103,12 @@ CURVED = [
 ]
 
 
-@declaring("completeness")
-@pytest.mark.parametrize("model", CURVED)
-@pytest.mark.parametrize("at", BASELINES)
-def test_completeness(name: str, model: str, at: Any) -> None:
+@pytest.mark.parametrize("name", declaring("completeness"))
+def test_completeness(name: str) -> None:
+    check_each(product([name], CURVED, BASELINES), check_completeness)
+
+
+def check_completeness(name: str, model: str, at: Any) -> None:
     """The shares add up to score(x) - score(x0), on models that bend."""
     card = CARDS[name]
     settings: dict[str, Any] = {"tol": 0.001}  # the default
@@ -136,7 +140,7 @@ class Ignores(nn.Module):
         return self.second(self.first((z.view(-1, 2, 4) * seen).flatten(1)).relu())
 
 
-@declaring("dummy")
+@each(declaring("dummy"))
 def test_dummy(name: str) -> None:
     """What the model ignores gets exactly zero, and something else does not."""
     box = ub.Box(Ignores().double().eval(), SMALL, outputs="logits")
@@ -159,8 +163,7 @@ class Alike(nn.Module):
         return self.second(self.first(z.flatten(1)).relu())
 
 
-@declaring("symmetry")
-@pytest.mark.parametrize("at", [None, "white", 0.3])
+@each(product(declaring("symmetry"), (None, "white", 0.3)))
 def test_symmetry(name: str, at: Any) -> None:
     """Two pixels that play the same part, with the same value and baseline, get the same share; others do not."""
     box = ub.Box(Alike().double().eval(), SMALL, outputs="logits")
@@ -195,11 +198,11 @@ SEVERAL: dict[str, Callable[[], ub.MultiInput]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in ATTRIBUTIONS if not {"images", "pixels", "attention"} & {*ATTRIBUTIONS[n].needs}]
-)
-@pytest.mark.parametrize("kind", SEVERAL)
+TAKE_SEVERAL = [n for n in ATTRIBUTIONS if not {"images", "pixels", "attention"} & {*ATTRIBUTIONS[n].needs}]
+
+
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # of a ruled gradient that is zero for one row
+@each(product(TAKE_SEVERAL, SEVERAL))
 def test_several_inputs(name: str, kind: str) -> None:
     """A dict or tuple comes back as one, in the shapes of its parts."""
     box = ub.Box(Both().double().eval(), SEVERAL[kind](), outputs="logits")
@@ -236,15 +239,21 @@ TARGETED = [n for n, c in ATTRIBUTIONS.items() if has_parameters(c, "target") an
 RECTIFIED = ("grad_cam", "guided_grad_cam")  # where all speaks against a score, its opposite has a map
 
 
-@pytest.mark.parametrize("name", TARGETED)
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("target", [None, 0, "unit"])
-def test_outputs_of_every_kind(name: str, output: str, target: Any) -> None:
-    """Regression, several labels and a score a pixel; the predicted output, one of them, or a hidden unit."""
+@cache
+def opened(output: str) -> ub.Box:
     build, more = OUTPUTS[output]
     torch.manual_seed(9)
-    model = build().double().eval()
-    box = ub.Box(model, awkward.GRAY_INPUTS, **more)
+    return ub.Box(build().double().eval(), awkward.GRAY_INPUTS, **more)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_outputs_of_every_kind(output: str) -> None:
+    """Regression, several labels and a score a pixel; the predicted output, one of them, or a hidden unit."""
+    check_each(product(TARGETED, [output], (None, 0, "unit")), check_target)
+
+
+def check_target(name: str, output: str, target: Any) -> None:
+    box = opened(output)
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(8)).double()
     layer = {"regression": "0.conv2", "multilabel": "conv2", "segmentation": "second"}[output]  # with a ReLU below
     objective = ub.channel(layer, 1) if target == "unit" else target

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from check_each import each
 from contracts.common import CARDS, call_example, shared_case
 from contracts.test_bad_input import refused
 from contracts.test_texts import text_case
@@ -58,7 +59,7 @@ def test_values_out_of_range_are_refused_by_name(family: str) -> None:
 TAKE_LAYERS = [(n, s.name) for n, card in CARDS.items() for s in card.settings.values() if s.kind == "layers"]
 
 
-@pytest.mark.parametrize(("name", "setting"), TAKE_LAYERS)
+@each(TAKE_LAYERS)
 def test_no_layers_are_refused(name: str, setting: str) -> None:
     """An empty list would give an empty result."""
     c = shared_case("plain")
@@ -77,8 +78,8 @@ def with_numpy_ints(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@pytest.mark.parametrize("name", sorted(CARDS))
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
+@each(sorted(CARDS))
 def test_whole_numbers_of_numpy_are_taken(name: str) -> None:
     card = CARDS[name]
     c = text_case() if "texts" in card.needs else shared_case("transformer" if "attention" in card.needs else "plain")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import awkward
 import unboxed as ub
+from check_each import each
 from models import plain_images as images
 
 pytestmark = pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")  # that a row's map is blank
@@ -81,7 +82,6 @@ TWINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus, "layer_cam": layer_cam,
     "hires_cam": hires_cam,
 }  # fmt: skip
-methods = pytest.mark.parametrize("name", TWINS)
 
 
 def twin(name: str, k: Tensor, layer: str, sign: float = 1) -> Tensor:
@@ -89,9 +89,7 @@ def twin(name: str, k: Tensor, layer: str, sign: float = 1) -> Tensor:
     return torch.stack([TWINS[name](a[n], sign * g[n]) for n in range(len(a))])[:, None]
 
 
-@methods
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("layer", ["relu1", "relu2"])
+@each(itertools.product(TWINS, ("relu1", "relu2"), (1, -1)))
 def test_by_hand(name: str, layer: str, sign: float) -> None:
     k = torch.tensor([2, 0, 3])
     box = ub.Box(awkward.get_model("plain", torch.float64).model, awkward.GRAY_INPUTS)
@@ -104,19 +102,23 @@ def test_by_hand(name: str, layer: str, sign: float) -> None:
 
 
 @cache
+def of_the_last_relu(name: str) -> Tensor:
+    return twin(name, torch.tensor([2, 0, 3]), "relu2", -1)
+
+
+@cache
 def spelled(model: str) -> ub.Box:
     """A box of a spelling, opened once for all methods."""
     entry = awkward.get_model(model, torch.float64)
     return ub.Box(entry.model, entry.inputs)
 
 
-@methods
-@pytest.mark.parametrize("model", [n for n in PLAIN if n not in NOT])
+@each(itertools.product(TWINS, [n for n in PLAIN if n not in NOT]))
 def test_the_default_layer_in_every_spelling(name: str, model: str) -> None:
     """After the last ReLU, whatever it is: module, functional, in place, with its result ignored, clamp, scripted."""
     k = torch.tensor([2, 0, 3])
     got = getattr(ub.attribution, name)(spelled(model), images(), -ub.logit(k), upsample=False)
-    want = twin(name, k, "relu2", -1)
+    want = of_the_last_relu(name)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
     assert float(want.max()) > 0
 
@@ -128,7 +130,7 @@ def test_they_differ() -> None:
         assert not torch.allclose(maps[i], maps[j], rtol=1e-2)
 
 
-@pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
+@each(["conv1", "relu1", "conv2", "relu2"])
 def test_captum(layer: str) -> None:
     entry = awkward.get_model("plain", torch.float64)
     box, k = ub.Box(entry.model, entry.inputs), torch.tensor([2, 0, 3])
@@ -138,7 +140,7 @@ def test_captum(layer: str) -> None:
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
+@each(["conv1", "relu1", "conv2", "relu2"])
 def test_hires_cam_is_captums_gradient_times_activation(layer: str) -> None:
     entry = awkward.get_model("plain", torch.float64)
     box, k = ub.Box(entry.model, entry.inputs), torch.tensor([2, 0, 3])

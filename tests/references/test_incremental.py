@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from check_each import check_each, each
 from contracts.common import make_case
 from unboxed.model.incremental import BasePass, WindowedMode, WindowedTensor, regions
 
@@ -94,23 +96,21 @@ def made(layer: type[nn.Module], settings: dict[str, Any], **more: Any) -> nn.Mo
     return layer(**{"kernel_size": 3, **settings, **more}).double().eval()
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("settings", CONVS, ids=str)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@each(product(CONVS, SIZES))
 def test_convolution(settings: dict[str, Any], size: tuple[int, int]) -> None:
     check(made(nn.Conv2d, settings, in_channels=4, out_channels=8), size, local=None)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("settings", [*POOLS, {"dilation": 2}, {"dilation": (1, 3), "padding": 1}], ids=str)
+@each(product([*POOLS, {"dilation": 2}, {"dilation": (1, 3), "padding": 1}], SIZES))
 def test_max_pooling(settings: dict[str, Any], size: tuple[int, int]) -> None:
     check(made(nn.MaxPool2d, settings), size, local=None)
 
 
-@pytest.mark.parametrize(("size", "count"), [(size, i % 2 == 0) for i, size in enumerate([*SIZES, SIZES[1]])])
-@pytest.mark.parametrize("settings", [*POOLS, {"divisor_override": 5}], ids=str)
-def test_average_pooling(settings: dict[str, Any], count: bool, size: tuple[int, int]) -> None:
-    check(made(nn.AvgPool2d, settings, count_include_pad=count), size, local=None)
+@each(product([*POOLS, {"divisor_override": 5}], enumerate([*SIZES, SIZES[1]])))
+def test_average_pooling(settings: dict[str, Any], numbered_size: tuple[int, tuple[int, int]]) -> None:
+    i, size = numbered_size
+    check(made(nn.AvgPool2d, settings, count_include_pad=i % 2 == 0), size, local=None)
 
 
 def _then(act: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -155,9 +155,9 @@ LOCAL: dict[str, Callable[[Any], Any]] = {
 KERNEL = torch.randn(4, 4, 3, 3, generator=generator(4), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("model", LOCAL.values(), ids=LOCAL.keys())
-def test_stays_local(model: Callable[[Any], Any]) -> None:
-    assert check(model).n_dense_values == 0
+@each(LOCAL)
+def test_stays_local(model: str) -> None:
+    assert check(LOCAL[model]).n_dense_values == 0
 
 
 DENSE: dict[str, Callable[[Any], Any]] = {
@@ -178,9 +178,9 @@ DENSE: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", DENSE.values(), ids=DENSE.keys())
-def test_anything_else_becomes_dense(model: Callable[[Any], Any]) -> None:
-    check(model, local=False)
+@each(DENSE)
+def test_anything_else_becomes_dense(model: str) -> None:
+    check(DENSE[model], local=False)
 
 
 def _branch(x: Any) -> Any:
@@ -214,7 +214,7 @@ def _in_place_on_a_tensor(x: Any) -> Any:
 ALIASES = [_branch, _assigned, _view_then_in_place, _in_place_through_a_view, _in_place_on_a_tensor]
 
 
-@pytest.mark.parametrize("model", ALIASES)
+@each(ALIASES)
 def test_aliases_and_branches(model: Callable[[Any], Any]) -> None:
     check(model, local=None)
 
@@ -257,10 +257,7 @@ NOT = {
 """Models for which `engine.perturb.windows` runs whole images; the tests of occlusion see that they are right."""
 
 
-@pytest.mark.parametrize(
-    ("model", "dtype"),
-    [(n, (torch.float64, torch.float32)[i % 2]) for i, n in enumerate(n for n in awkward.MODELS if n not in NOT)],
-)
+@each((n, (torch.float64, torch.float32)[i % 2]) for i, n in enumerate(n for n in awkward.MODELS if n not in NOT))
 def test_the_zoo(model: str, dtype: torch.dtype) -> None:
     same(*both(make_case(model, dtype), (2, 3))[:2])
 
@@ -335,27 +332,29 @@ def deep() -> nn.Module:
 LIKE: dict[str, Callable[[], nn.Module]] = {"residual": Residual, "squeezed": Squeezed, "deep": deep}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "layout", "apart", "kept"),
-    [
-        (torch.float64, torch.contiguous_format, 0.0, 0),
-        (torch.float64, torch.channels_last, 1e12, 10**9),
-        (torch.float32, torch.contiguous_format, 1e12, 10**9),
-        (torch.float32, torch.channels_last, 0.0, 0),
-    ],
-)
+WAYS = [
+    (torch.float64, torch.contiguous_format, 0.0, 0),
+    (torch.float64, torch.channels_last, 1e12, 10**9),
+    (torch.float32, torch.contiguous_format, 1e12, 10**9),
+    (torch.float32, torch.channels_last, 0.0, 0),
+]
+
+
 @pytest.mark.parametrize("model", LIKE)
-def test_models_like_those_people_have(
-    model: str,
-    layout: torch.memory_format,
-    dtype: torch.dtype,
-    apart: float,
-    kept: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_models_like_those_people_have(model: str) -> None:
     """Whether windows of unlike extent are computed apart or not, and base maps are kept or not."""
-    monkeypatch.setattr("unboxed.model.incremental.base_run.MAX_TOTAL_CACHED_BASE_MAP_BYTES", kept)
-    monkeypatch.setattr("unboxed.model.incremental.spatial.MIN_SAVED_MULTIPLICATIONS_PER_EXTRA_WINDOW_GROUP", apart)
+    spatial, base_run = (f"unboxed.model.incremental.{module}" for module in ("spatial", "base_run"))
+
+    def check_way(dtype: torch.dtype, layout: torch.memory_format, apart: float, kept: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{base_run}.MAX_TOTAL_CACHED_BASE_MAP_BYTES", kept)
+            patch.setattr(f"{spatial}.MIN_SAVED_MULTIPLICATIONS_PER_EXTRA_WINDOW_GROUP", apart)
+            check_model(model, dtype, layout)
+
+    check_each(WAYS, check_way)
+
+
+def check_model(model: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     box = ub.Box(seeded(LIKE[model]).to(dtype).to(memory_format=layout), ub.Pixels((3, 48, 56)))
     x = torch.rand(1, 3, 48, 56, generator=generator()).to(box.dtype)
     got, want, base_pass = both(CaseOf(box, x), (9, 6), step=5)
@@ -396,13 +395,11 @@ def test_the_base_pass_runs_once() -> None:
     assert ran == [1]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"padding": 1}, {"stride": 2, "padding": 1}, {"padding": 3, "dilation": 3}], ids=str
-)
-def test_cut_in_parts(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cut out is bounded; some rows at a time give what all give."""
     monkeypatch.setattr("unboxed.model.incremental.spatial.MAX_CROPPED_BYTES_AT_ONCE", 3000)
-    check(made(nn.Conv2d, settings, in_channels=4, out_channels=8), local=None)
+    for settings in ({"padding": 1}, {"stride": 2, "padding": 1}, {"padding": 3, "dilation": 3}):
+        check(made(nn.Conv2d, settings, in_channels=4, out_channels=8), local=None)
     check(made(nn.MaxPool2d, {"stride": 2, "padding": 1}), local=None)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
+from check_each import each
 from unboxed.activations import ablation, patching
 from unboxed.engine.read import edited_runs
 from unboxed.engine.read.edited_runs import ReplaceWhereEdit
@@ -43,7 +44,7 @@ def forwards(box: ub.Box) -> list[Any]:
 WITHOUT_MODULES = {"parameterless", "exported_flat"}
 
 
-@pytest.mark.parametrize("name", [name for name in awkward.MODELS if name not in WITHOUT_MODULES])
+@each(name for name in awkward.MODELS if name not in WITHOUT_MODULES)
 def test_as_whole_runs(name: str) -> None:
     """Ablation and patching of awkward models; also in batches that part an example's ways."""
     entry = awkward.get_model(name, torch.float64)
@@ -120,7 +121,7 @@ def by_hand(box: ub.Box, x: Tensor, path: str) -> tuple[Tensor, Tensor]:
         return found, box.forward(x[examples], ["logits"], edit)["logits"]
 
 
-@pytest.mark.parametrize("path", ["mid", "mid:input", "shared#0", "shared#1", "block.1", "block.0", "norm", ":cat#0"])
+@each(["mid", "mid:input", "shared#0", "shared#1", "block.1", "block.0", "norm", ":cat#0"])
 def test_a_module_answers_for_its_own_call(path: str) -> None:
     """Of two calls each with its own output, and with what it gave before an op in place wrote over that."""
     found, want = by_hand(residual(), images(3), path)
@@ -172,7 +173,7 @@ class Stashing(Residual):
         return super().forward(x) + self.kept[:, :4]
 
 
-@pytest.mark.parametrize("n", [1, 4, 5])
+@each([1, 4, 5])
 def test_a_module_that_hands_tensors_on_by_itself_does_not_answer(n: int) -> None:
     torch.manual_seed(0)
     box = ub.Box(Stashing().double(), awkward.GRAY_INPUTS)
@@ -183,7 +184,7 @@ def test_a_module_that_hands_tensors_on_by_itself_does_not_answer(n: int) -> Non
         assert torch.allclose(found, ablation(box, images(n), "mid", target=0).ablated_logits, atol=1e-12)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@each([KeyboardInterrupt, ValueError])
 def test_nothing_is_left_where_a_run_breaks_off(error: type[BaseException]) -> None:
     """In every forward: the recording, the answered one, the whole ones; a `forward` of the user's own stays."""
     box, x, calls = residual(), images(3), [0, 0]
