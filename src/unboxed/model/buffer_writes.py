@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from itertools import chain, islice
 from operator import attrgetter, is_, methodcaller
 from typing import Any
@@ -81,12 +82,20 @@ class _CopyOnWriteMode(DispatchMode):
 
 def tensors_written_by_op(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors that an op writes to, by its schema."""
+    for i, name in _written_arguments(func):
+        value = args[i] if i < len(args) else kwargs.get(name)
+        yield from (t for t in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(t, Tensor))
+
+
+@cache
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    """The (position, name) of each argument that an op writes to."""
     also_written = UNDECLARED_BATCH_NORM_WRITES if "batch_norm" in func._schema.name else ()
-    for i, argument in enumerate(func._schema.arguments):
-        alias = argument.alias_info
-        if (alias is not None and alias.is_write) or argument.name in also_written:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            yield from (t for t in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(t, Tensor))
+    return tuple(
+        (i, argument.name)
+        for i, argument in enumerate(func._schema.arguments)
+        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in also_written
+    )
 
 
 @contextmanager

@@ -47,9 +47,10 @@ def first_forward(
 
     original = _ORIGINAL_PROFILE.get()
     unbatched: set[tuple[str, str]] = set()
+    random_ops = RandomOpRecorder(model.device)
 
     def run(x: Tensor) -> Any:
-        with model.run(grad=False):
+        with model.run(grad=False), random_ops:
             return call(x)
 
     def run_collecting_unbatched_ops(x: Tensor, seed: int) -> tuple[Any, object]:
@@ -65,6 +66,9 @@ def first_forward(
         return result
 
     def run_recording_rng(x: Tensor, seed: int) -> tuple[Any, object]:
+        if not (model.uses_rng or random_ops.sampled_shapes):
+            with model.run(grad=False, seed=seed):
+                return call(x), None
         shared_masks = state.SharedDropoutMaskMode() if model.uses_rng else state.NULL_CONTEXT
         with model.run(grad=False, seed=seed), shared_masks, RandomOpRecorder(model.device) as ops:
             return call(x), (ops.sampled_shapes, model.rng_states() if model.uses_rng else None)
