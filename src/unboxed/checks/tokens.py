@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -257,9 +257,12 @@ class _ConceptSearch:
         return rows[::2], rows[1::2]
 
     def _fewest_that_move(self, ranked: Sequence[RegisterNeuron], rows: Tensor) -> int:
-        sizes = sorted({min(n, len(ranked)) for n in N_NEURONS_TRIED} | {len(ranked)})
-        moved = {n: self._moved(box_with_register(self.box, self.blocks, ranked[:n]), rows) for n in sizes}
-        return next((n for n in sizes if moved[n] >= MOVED_SHARE), max(sizes, key=lambda n: (moved[n], -n)))
+        moved = dict[int, float]()
+        for n in sorted({min(n, len(ranked)) for n in N_NEURONS_TRIED} | {len(ranked)}):
+            moved[n] = self._moved(box_with_register(self.box, self.blocks, ranked[:n]), rows)
+            if moved[n] >= MOVED_SHARE:
+                return n
+        return max(moved, key=lambda n: (moved[n], -n))
 
     def _random_neurons(self, neurons: Sequence[RegisterNeuron]) -> list[RegisterNeuron]:
         """As many neurons of the same layers, drawn at random from the others."""
@@ -293,9 +296,10 @@ class _ConceptSearch:
         x, outliers = self.x[rows], self.outliers[rows]
         target = None if self.box.outputs == "regression" else self.box.predict(x)
         maps = dict[str, SpoiledMap]()
-        for name in [ATTENTION_OF_LAST_BLOCK, *_map_cards()]:
-            before = _map_ratio(self.box, x, target, name, self.blocks, outliers)
-            after = None if before is None else _map_ratio(box, x, target, name, self.blocks, outliers)
+        methods = {name: card.method for name, card in _map_cards().items()}
+        for name, method in {ATTENTION_OF_LAST_BLOCK: None, **methods}.items():
+            before = _map_ratio(self.box, x, target, method, self.blocks, outliers)
+            after = None if before is None else _map_ratio(box, x, target, method, self.blocks, outliers)
             if before is not None and after is not None:
                 maps[name] = SpoiledMap(before, after)
         return maps
@@ -317,15 +321,22 @@ def _map_cards() -> dict[str, Card]:
 
 
 def _map_ratio(
-    box: Box, x: Tensor, target: Tensor | None, name: str, blocks: TokenBlocks, outliers: Tensor
+    box: Box,
+    x: Tensor,
+    target: Tensor | None,
+    method: Callable[..., Any] | None,
+    blocks: TokenBlocks,
+    outliers: Tensor,
 ) -> float | None:
-    """The mean magnitude of a map at outliers (n, P), divided by that elsewhere; None where there is no such map."""
-    if name == ATTENTION_OF_LAST_BLOCK:
+    """The mean magnitude of a map at outliers (n, P), divided by that elsewhere; None where there is no such map.
+
+    Without a method it is the attention of the last block.
+    """
+    if method is None:
         patches = torch.cat(
             map_in_batches(lambda rows: _last_attention(box, x[rows], outliers.shape[1]), len(x), "auto", 16)
         )
     else:
-        method = _map_cards()[name].method
         takes_target = "target" in inspect.signature(method).parameters
         try:
             values = compute_map(box, method if takes_target else lambda box, x, _: method(box, x), x, target)
