@@ -420,7 +420,9 @@ def _draw_cell_values(axes: Axes, values: colors.Array, rgb: colors.Uint8Array) 
         text = (
             "–" if np.isnan(value) else hyphens_to_minus_signs(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
         )
-        axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=INK_COLOR if is_light else "white")
+        color = INK_COLOR if is_light else "white"
+        cell_text = axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=color)
+        cell_text.set_in_layout(False)  # inside its cell: it makes the chart no larger
 
 
 def _add_color_bar(axes: Axes, table: colors.Uint8Array, ends: tuple[float, float], unit: str) -> None:
@@ -462,6 +464,7 @@ def _chart_axes(width: int, height: int, title: str, transparent: bool = False) 
         figure = Figure(figsize=(width / CHART_DPI, height / CHART_DPI), dpi=CHART_DPI)
         chart = _Chart(figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (1, 1)))
         chart.axes.set_title(to_printable(title), y=1)  # None lays all ticks out three times, to find none above
+        chart.axes.spines[:].set_in_layout(False)  # along the axes, which are in the layout with all ticks
         yield chart
         buffer, once = BytesIO(), {"compress_level": 0}  # it is read again below
         extent = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()).padded(CHART_PADDING_INCHES)  # type: ignore[no-untyped-call]
