@@ -183,9 +183,9 @@ def dictionary(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> result = ub.concepts.dictionary(box, ub.data.digits("train").first(200), n_steps=50)
+        >>> result = ub.concepts.dictionary(box, ub.data.digits("train").first(100), n_steps=50)
         >>> result.layer, result.n_features, result.verdict
-        ('fc2:input', 128, 'pass')
+        ('fc2:input', 80, 'pass')
         >>> ub.synthesis.feature(box, result.objective(0), steps=4).images.shape
         torch.Size([1, 1, 28, 28])
 

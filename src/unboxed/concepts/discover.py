@@ -259,7 +259,7 @@ def discover(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> result = ub.concepts.discover(box, ub.data.digits("train").first(200), n_masks=8)
+        >>> result = ub.concepts.discover(box, ub.data.digits("train").first(100), n_masks=8)
         >>> result.layer, result.factorization, len(result.concepts), result.verdict
         ('relu2:relu#0', 'nmf', 10, 'pass')
 

@@ -107,7 +107,7 @@ def dissect(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> x, _ = ub.data.digits("test").first(60)
+        >>> x, _ = ub.data.digits("test").first(24)
         >>> result = ub.concepts.dissect(box, x, layers="relu1")
         >>> len(result.layers[0].detectors) > 8, result.verdict  # edges are detected by random filters, too
         (True, 'fail')

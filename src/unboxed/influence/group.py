@@ -115,8 +115,8 @@ def group(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> train, (x, y) = ub.data.digits("train").first(20), ub.data.digits("test").first(2)
-        >>> ub.influence.group(box, x, y, train, [range(10), range(5, 20)], layers="fc2").scores.shape
+        >>> train, (x, y) = ub.data.digits("train").first(12), ub.data.digits("test").first(2)
+        >>> ub.influence.group(box, x, y, train, [range(6), range(3, 12)], layers="fc2").scores.shape
         torch.Size([2, 2])
 
     Source:

@@ -93,10 +93,10 @@ def influence_functions(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> train, (x, y) = ub.data.digits("train").first(20), ub.data.digits("test").first(2)
+        >>> train, (x, y) = ub.data.digits("train").first(10), ub.data.digits("test").first(2)
         >>> result = ub.influence.influence_functions(box, x, y, train, layers="fc2")
         >>> tuple(result.scores.shape), result.truth, result.settings["damping"] > 0
-        ((2, 20), 'one run', True)
+        ((2, 10), 'one run', True)
 
     Source:
         Koh & Liang 2017, equation 2 with the sign of leaving out. LiSSA and conjugate gradients as there (section 3);

@@ -73,7 +73,7 @@ def perturb(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> train, (x, y) = ub.data.digits("train").first(20), ub.data.digits("test").first(2)
+        >>> train, (x, y) = ub.data.digits("train").first(10), ub.data.digits("test").first(2)
         >>> ub.influence.perturb(box, x, y, train, index=[3, 8], layers="fc2").shape
         torch.Size([2, 1, 28, 28])
 

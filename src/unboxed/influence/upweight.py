@@ -46,7 +46,7 @@ def upweight(
     Example:
         >>> import unboxed as ub
         >>> box = ub.Box(*ub.zoo.load("digits-cnn"))
-        >>> moves = ub.influence.upweight(box, ub.data.digits("train").first(20), [3, 8], layers="fc2")
+        >>> moves = ub.influence.upweight(box, ub.data.digits("train").first(10), [3, 8], layers="fc2")
         >>> {name: tuple(m.shape) for name, m in moves.items()}
         {'fc2.weight': (2, 10, 64), 'fc2.bias': (2, 10)}
 
