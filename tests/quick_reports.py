@@ -14,6 +14,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "inversion": {"MAX_STEPS_PER_LAYER": 10, "N_SUFFICIENT_STEPS_PER_LAYER": 10, "MIN_STEPS_PER_LAYER": 5},
     "dream": {"MAX_STEPS_PER_OCTAVE": 4, "MAX_TEXTURE_STEPS": 10, "MIN_TEXTURE_STEPS": 5},
     "parts": {"MAX_EXAMPLES": 60, "DICTIONARY_FIT_STEPS": 20, "FEATURE_VISUALIZATION_STEPS": 8, "N_RANDOM": 2},
+    "detectors": {"N_TWINS_PER_KIND": 4},
     "influence_checks": {"N_RETRAININGS": 6},
 }
 """{module of the report: {constant: a smaller value}}."""

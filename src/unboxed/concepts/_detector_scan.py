@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -59,19 +60,12 @@ def scan_layers(
     bases: Sequence[Tensor | None],
     quantile: float, batch_size: BatchSize,
 ) -> list[UnitScan]:  # fmt: skip
-    """A scan per layer, of its units, or in the basis (C, C) that is given for it."""
+    """A scan per layer, of its units, or in the basis (C, C) that is given for it; a layer may come in several."""
     n_kept = n_top_values_to_keep(len(x) * masks.size[0] * masks.size[1], quantile)
-    views = [
-        view
-        for layer, basis in zip(layers, bases, strict=True)
-        for view in _split_units_into_views(layer, basis, n_kept)
-    ]
-    parts: dict[int, list[UnitScan]] = {i: [] for i in range(len(layers))}
-    index = {id(layer): i for i, layer in enumerate(layers)}
-    for group in _group_views_by_memory(views, n_kept):
-        for view, scan in zip(group, _scan(source, x, masks, group, n_kept, batch_size), strict=True):
-            parts[index[id(view.layer)]].append(scan)
-    return [_joined(parts[i]) for i in range(len(layers))]
+    views = [_split_units_into_views(layer, basis, n_kept) for layer, basis in zip(layers, bases, strict=True)]
+    groups = _group_views_by_memory(chain(*views), n_kept)
+    scans = chain(*(_scan(source, x, masks, group, n_kept, batch_size) for group in groups))
+    return [_joined(list(islice(scans, len(of_layer)))) for of_layer in views]
 
 
 def n_top_values_to_keep(n_values: int, quantile: float) -> int:

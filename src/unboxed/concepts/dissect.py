@@ -53,7 +53,7 @@ N_SHOWN_UNITS, N_SHOWN_EXAMPLES = 6, 4
     exempt={
         "awkward": "its rotations are drawn by the address of the layer, which differs between spellings of a model"
     },
-    runs=lambda s: 2 * (1 + s["n_random"] + s["n_rotations"]),
+    runs=lambda s: 2 * (1 + s["n_random"] + bool(s["n_rotations"])),
     order=41,
 )
 def dissect(
@@ -173,13 +173,11 @@ def _scan_rotated_bases(
     source: ImageSource, x: Tensor, masks: PackedMasks, layers: Sequence[LayerWithAnchors], quantile: float, n: int,
     seed: int, batch_size: BatchSize,
 ) -> list[list[UnitScan]]:  # fmt: skip
-    """The scans in random bases, per basis and layer."""
-    scans = list[list[UnitScan]]()
-    for i in range(n):
-        generator = rng.keyed_generator(rng.CPU, "rotations", seed, i)
-        bases = [random_orthogonal_matrix(layer.n_units, generator) for layer in layers]
-        scans.append(scan_layers(source, x, masks, layers, bases, quantile, batch_size))
-    return scans
+    """The scans in random bases, per basis and layer: all in the same passes."""
+    generators = [rng.keyed_generator(rng.CPU, "rotations", seed, i) for i in range(n)]
+    bases = [random_orthogonal_matrix(layer.n_units, generator) for generator in generators for layer in layers]
+    scans = scan_layers(source, x, masks, [*layers] * n, bases, quantile, batch_size)
+    return [scans[i : i + len(layers)] for i in range(0, len(scans), len(layers))]
 
 
 def random_orthogonal_matrix(n: int, generator: torch.Generator) -> Tensor:

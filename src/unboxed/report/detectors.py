@@ -66,7 +66,7 @@ def find(context: ReportContext) -> DetectorsFinding:
     rows = evenly_spaced_indices(len(context.survey.rows), MAX_EXAMPLES)
     if len(rows) < MIN_EXAMPLES:
         raise NotApplicable(f"Dissection needs at least {MIN_EXAMPLES} examples.")
-    if context.forward_flops(2 * len(rows) * (1 + 2 * N_TWINS_PER_KIND)) > MAX_TOTAL_FORWARD_FLOPS:
+    if context.forward_flops(2 * len(rows) * (2 + N_TWINS_PER_KIND)) > MAX_TOTAL_FORWARD_FLOPS:
         raise NotApplicable("The model is too large for so many passes: ub.concepts.dissect does it.")
     x = box.restore_structure(context.inputs(rows))
     try:
