@@ -417,12 +417,11 @@ def matrix_plot(
 def _draw_cell_values(axes: Axes, values: colors.Array, rgb: colors.Uint8Array) -> None:
     for (i, j), value in np.ndenumerate(values):
         is_light = float(rgb[i, j].mean()) > 255 * DARK_TEXT_MIN_BRIGHTNESS
-        text = (
-            "–" if np.isnan(value) else hyphens_to_minus_signs(f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}")
-        )
+        digits = 2 if abs(value) < 100 else 0
+        text = "–" if np.isnan(value) else hyphens_to_minus_signs(f"{value:.{digits}f}")
         color = INK_COLOR if is_light else "white"
         cell_text = axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=color)
-        cell_text.set_in_layout(False)  # inside its cell: it makes the chart no larger
+        cell_text.set_in_layout(False)
 
 
 def _add_color_bar(axes: Axes, table: colors.Uint8Array, ends: tuple[float, float], unit: str) -> None:
