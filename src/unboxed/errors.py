@@ -46,6 +46,10 @@ class DataError(UnboxedError, ValueError):
     """A data set is empty, broken or of another format than expected."""
 
 
+class UnclearLabelsError(DataError):
+    """Several columns of a table could be the labels'."""
+
+
 class BrokenImageError(DataError):
     """An image file cannot be decoded. Methods that read a data set skip such an example, and list it."""
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import unboxed as ub
 from unboxed.cli import app
-from unboxed.cli.predict import predict
+from unboxed.cli.predict import open_examples, predict, run_predict
+from unboxed.errors import UnboxedWarning
 
 SOURCE = """
 import torch, unboxed as ub
@@ -115,6 +116,12 @@ def test_rows_with_and_without_labels(folder: Path) -> None:
     assert "prediction_2" not in labeled["predictions"][0]
     table.write_text("bmi,age\n1.5,3\n")
     assert "label" not in written(folder, "rows", "--data", table)["predictions"][0]
+    table.write_text("bmi,age,soil,kind\n1.5,3,clay,1\n")
+    box = ub.load(f"{folder / 'mine.py'}:rows")
+    with pytest.warns(UnboxedWarning, match="predicted without labels: .*which of the columns 'soil', 'kind'"):
+        found = run_predict(box, open_examples(str(table), box))
+    assert found.scores == {}
+    assert found.records[0]["prediction"] == box.classes[int(box.predict(torch.tensor([[3.0, 1.5]])))]
 
 
 def test_numbers_have_the_name_and_unit_of_their_column(folder: Path) -> None:

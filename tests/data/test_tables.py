@@ -332,28 +332,6 @@ def test_commands_take_the_column_of_labels(words: list[str], tmp_path: Path, mo
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize(("inputs", "n"), [(GRAY, 64), (ub.Features(tuple("abc")), 3)], ids=["images", "rows"])
-def test_a_path_in_place_of_the_table_is_answered_with_what_opens_it(inputs: Any, n: int, root: Path) -> None:
-    opened = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(n, 2)), inputs, outputs="logits")
-    path = write(root, "file,label\n0.png,cat\n")
-    for data in (path, str(path)):
-        with pytest.raises(DataError, match=r"labels\.csv is a path: open it with ub\.data\.table\(path, box\)"):
-            ub.robustness.calibration(opened, data)
-
-
-def test_what_opens_a_path_is_said_where_one_batch_is_wanted(tmp_path: Path) -> None:
-    opened = ub.Box(nn.Linear(3, 2), ub.Features(tuple("abc")), outputs="logits")
-    path = write(tmp_path, "A,b,c,label\n1,2,3,no\n4,5,6,yes\n")
-    with pytest.raises(InputError, match=r"ub\.data\.table\(path, box\)"):
-        opened.predict(str(path))
-    with pytest.raises(
-        DataError, match="no column 'a'; 'A' is spelled like 'a'; its columns are 'A', 'b', 'c', 'label'"
-    ):
-        ub.data.table(path, opened)
-    path = write(tmp_path, "a,b,c,label\n1,2,3,no\n4,5,6,yes\n")
-    assert opened.predict(ub.data.table(path, opened.inputs)).shape == (2,)
-
-
 def test_the_order_of_classes_that_is_assumed_is_told_as_it_is(tmp_path: Path) -> None:
     opened = ub.Box(nn.Linear(3, 2), ub.Features(tuple("abc")), outputs="logits")
     path = write(tmp_path, "a,b,c,label\n1,2,3,no\n4,5,6,yes\n")

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from ..atomic_write import encode_utf8, to_printable, write_bytes
 from ..box import Box
+from ..data.tables import inputs_of_table
 from ..data.texts import Texts
 from ..engine.cpu_cache import data_examples_per_batch
 from ..engine.proportion import Proportion
@@ -24,12 +26,13 @@ from ..engine.read.class_labels import has_class_labels, labels_to_classes
 from ..engine.read.examples import ExamplesWithUnreadLabels, batches_with_unread_labels, has_value_labels
 from ..engine.read.output_values import check_output_values, predicted_output_values
 from ..engine.results import nonfinite_to_none
+from ..errors import UnclearLabelsError, warn
 from ..inputs.labels import is_missing_label, readable_class_names
 from ..model.nan_checks import check_no_nan
 from ..report.words import count_noun, format_prob, shorten_middle
 from ..robustness.output_metrics import metric_intervals, output_statistics
 from ..validation import check_int
-from .parsing import skipped_files
+from .parsing import open_dataset, skipped_files
 
 MAX_PRINTED_ROWS, MAX_TEXT_CHARACTERS = 50, 48
 MAX_CLASSES_OF_MAP_IMAGE = 256  # of one byte per position
@@ -43,6 +46,15 @@ class Predictions:
     records: list[Record]
     n_labeled: int
     scores: Mapping[str, Any]  # {name: a number with its 95 % interval}
+
+
+def open_examples(spec: str, box: Box, **settings: Any) -> Any:
+    """The data that an option names; rows without labels where it is not clear which column has them."""
+    try:
+        return open_dataset(spec, box, **settings)
+    except UnclearLabelsError as error:
+        warn(f"predicted without labels: {error}")
+        return TensorDataset(torch.as_tensor(inputs_of_table(spec, box.inputs)))  # type: ignore[arg-type]
 
 
 def run_predict(

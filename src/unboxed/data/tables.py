@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..atomic_write import to_printable
 from ..box import Box
 from ..errors import DataError, MissingPackageError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
+from ..inputs.examples import TABLE_SUFFIXES as TABLE_SUFFIXES
 from ..inputs.features import Features
 from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame
 from ..inputs.images import require_pixels
@@ -22,7 +25,7 @@ from ..inputs.pixels import Pixels
 from ..inputs.signed_labels import refuse_signed_labels
 from ..validation import missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
-from .rows import FeatureRows, finite_number, read_rows
+from .rows import FeatureRows, finite_number, read_rows, select_feature_columns
 
 FILE_COLUMN_NAMES = (
     "file",
@@ -36,7 +39,6 @@ FILE_COLUMN_NAMES = (
     "imgpath",
     "imageid",
 )
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 WANTED_COLUMNS_TEXT = "wanted a column of files (file, path, image, ...) and one of labels (label, class, target, ...)"
 
 
@@ -126,6 +128,14 @@ def open_table(
     label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
     dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
     return dataset if classes is None else dataset.relabeled_by_classes(classes)
+
+
+def inputs_of_table(path: str | os.PathLike[str], inputs: Features | Pixels) -> Tensor | list[Path]:
+    """The inputs in a table, whatever its other columns: rows (N, F), or the paths of images. Raises DataError."""
+    source = check_table_path(path)
+    if isinstance(inputs, Features):
+        return select_feature_columns(read_columns(source), inputs.names, source)
+    return list(table(source, inputs).paths)  # type: ignore[union-attr]
 
 
 def _files_with_values(

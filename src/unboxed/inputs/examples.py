@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 
 from ..atomic_write import to_printable
 from ..errors import BrokenImageError, DataError, InputError, warn
+from ..validation import missing_path_text
 from .base import Inputs
+from .features import Features
 from .forms import (
     has_batch_ndim,
     image_and_label_of_row,
@@ -126,16 +129,37 @@ class OpenedStream:
         )
 
 
-ROW_FILE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+ROW_FILE_SUFFIXES = (*TABLE_SUFFIXES, ".jsonl")
+OPENER_BY_SUFFIX = {".npy": "np.load(path)", ".npz": "np.load(path)", ".xlsx": "pandas.read_excel(path)"}
 
 
-def _refuse_file_of_rows(data: Any, inputs: Inputs | None) -> None:
-    """Raise DataError, with the function that opens it, for the path of a table or of texts."""
-    if not isinstance(data, (str, os.PathLike)) or not os.path.isfile(data):
-        return
-    if not isinstance(inputs, Pixels) or Path(data).suffix.lower() in ROW_FILE_SUFFIXES:
-        opener = "texts" if getattr(inputs, "is_text", False) else "table"
-        raise DataError(f"{to_printable(str(data))} is a path: open it with ub.data.{opener}(path, box)")
+def is_table_file(data: object) -> bool:
+    """Whether this is the path of a file of rows or texts."""
+    is_path = isinstance(data, (str, os.PathLike)) and os.fspath(data).lower().endswith(ROW_FILE_SUFFIXES)
+    return is_path and os.path.isfile(data)  # type: ignore[arg-type]
+
+
+def _open_file_of_inputs(data: Any, inputs: Inputs | None) -> Tensor | OpenedDataset | None:
+    """The inputs in the file of a table, rows or images; None for other data, and for the file of an image.
+
+    Raises DataError, with what opens it, for another file.
+    """
+    if not isinstance(data, (str, os.PathLike)):
+        return None
+    path, suffix = to_printable(os.fspath(data)), Path(data).suffix.lower()
+    if not os.path.isfile(data):
+        if suffix in ROW_FILE_SUFFIXES:
+            raise DataError(missing_path_text(path))
+        return None
+    if suffix in TABLE_SUFFIXES and isinstance(inputs, (Features, Pixels)):
+        read = import_module("unboxed.data.tables").inputs_of_table(data, inputs)  # which is above this module
+        return read if isinstance(read, Tensor) else OpenedDataset(read, inputs)
+    if isinstance(inputs, Pixels) and suffix not in ROW_FILE_SUFFIXES:
+        return None
+    opener = "ub.data.texts(path, box)" if getattr(inputs, "is_text", False) else OPENER_BY_SUFFIX.get(suffix, "")
+    advice = f"open it with {opener}" if opener else f"a table is a {', '.join(TABLE_SUFFIXES)} file or a DataFrame"
+    raise DataError(f"{path} is a path: {advice}")
 
 
 OpenedData = Tensor | tuple[Tensor, Any] | OpenedDataset | OpenedStream
@@ -162,9 +186,12 @@ def open_data(data: Any, inputs: Inputs | None = None, has_label_maps: bool = Fa
     if isinstance(data, Mapping) and not is_encoded_image(data) and not isinstance(inputs, MultiInput):
         images, labels = image_and_label_of_row(data)
         return _pair_with_labels(open_data(images, inputs), labels)
-    _refuse_file_of_rows(data, inputs)
+    if (read := _open_file_of_inputs(data, inputs)) is not None:
+        return read
     if isinstance(inputs, Pixels) and is_single_image_source(data):
         data = [data]
+    if isinstance(data, (tuple, list)) and len(data) == 2 and is_table_file(data[0]):
+        return _pair_with_labels(open_data(data[0], inputs), data[1])
     if not isinstance(inputs, MultiInput) and (pair := split_inputs_and_labels(data, inputs, has_label_maps)):
         return _pair_with_labels(open_data(pair[0], inputs), pair[1])
     if is_indexable(data):
@@ -208,7 +235,7 @@ def to_batch(x: Any, inputs: Inputs) -> Any:
         )
     if isinstance(inputs, MultiInput) and may_be_multi_input(x) and not is_packed_pair(inputs, x):
         return _parts_to_batches(x, inputs)
-    if is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)):
+    if is_nested_list(x) if isinstance(inputs, Pixels) else isinstance(x, (str, os.PathLike)) and not is_table_file(x):
         return x
     if (
         not isinstance(x, (np.ndarray, Iterable))

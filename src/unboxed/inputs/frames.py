@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, UnclearLabelsError
 from ..validation import nearest_names, normalized_name
 from .base import Inputs
 from .features import Features
@@ -103,7 +103,7 @@ def find_label_column(source: object, others: Sequence[str], label: str | None =
         return (called or others)[0]
     if not others:
         return None
-    raise DataError(f"{source}: which of the columns {listed} has the labels? {LABEL_COLUMN_ADVICE}")
+    raise UnclearLabelsError(f"{source}: which of the columns {listed} has the labels? {LABEL_COLUMN_ADVICE}")
 
 
 def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, open_dataset
+from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box
 
 OUT_SUFFIXES = (".csv", ".json")
 
@@ -57,7 +57,7 @@ def predict(
             raise DataError('what is to be predicted? Give --data, or of a model of texts --text "..."')
         if out is not None and out.suffix.lower() not in OUT_SUFFIXES:
             raise InputError(f"predictions are written as {' or '.join(OUT_SUFFIXES)}; got -o {out}")
-        from ..predict import run_predict
+        from ..predict import open_examples, run_predict
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         examples: Any
@@ -68,6 +68,6 @@ def predict(
             require_text_inputs(box)
             examples = Texts(text or ())
         else:
-            examples = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
+            examples = open_examples(data, box, root=root, classes=class_names, quiet=quiet, label=label)
             box = box_with_data_class_names(examples, box) if class_names is None else box
         run_predict(box, examples, max_examples=n, top=top, out=out, as_json=json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...box import Box
-from ...errors import DataError, InputError, warn
+from ...errors import DataError, InputError, UnclearLabelsError, warn
 from ...inputs.base import Inputs
 from ...inputs.examples import (
     OpenedData,
@@ -20,6 +21,7 @@ from ...inputs.examples import (
     OpenedStream,
     input_batches,
     is_single_pass_data,
+    is_table_file,
     iter_examples,
     open_data,
     stack_inputs,
@@ -28,6 +30,7 @@ from ...inputs.features import Features
 from ...inputs.frames import frame_with_labels, is_data_frame
 from ...inputs.items import SkippedExamples, drop_label
 from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text
+from ...inputs.multi import MultiInput
 from ...inputs.signed_labels import refuse_signed_labels
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
@@ -213,19 +216,27 @@ class _ExamplesWithOptionalLabels:
         return box.class_labels(classes, len(self.x))
 
 
-def with_labels_of_frame(box: Box, data: Any) -> Any:
-    """A DataFrame of inputs as (frame, labels), read as `ub.data.table` reads it; other data as they are.
+def with_labels_of_table(box: Box, data: Any) -> Any:
+    """A table, in a DataFrame or a file, as examples with labels, opened by `ub.data.table` or `ub.data.texts`; other
+    data as they are.
 
     A column that could be one of several is left for what needs labels. Raises DataError for labels that don't fit.
     """
-    if not (is_data_frame(data) and isinstance(box.inputs, Features)):
+    if not (is_data_frame(data) or is_table_file(data)) or isinstance(box.inputs, MultiInput):
         return data
     try:
-        found = frame_with_labels(data, box.inputs)
-    except DataError:  # several columns could be the labels'
+        if is_data_frame(data) and isinstance(box.inputs, Features):
+            return _frame_with_labels(box, data)
+        readers = import_module("unboxed.data")  # which are above this module
+        return (readers.texts if getattr(box.inputs, "is_text", False) else readers.table)(data, box)
+    except UnclearLabelsError:
         return data
+
+
+def _frame_with_labels(box: Box, frame: Any) -> Any:
+    found = frame_with_labels(frame, box.inputs)  # type: ignore[arg-type]
     if found is None:
-        return data
+        return frame
     frame, labels = found
     return frame, [label_to_text(label) or None for label in labels] if has_class_labels(box) else labels
 
@@ -252,7 +263,7 @@ def _iter_batches(
     box: Box, data: Any, size: int, has_label_maps: bool = False
 ) -> Iterator[_ExamplesWithOptionalLabels]:
     skipped, n_read = SkippedExamples(), 0
-    opened = open_data(with_labels_of_frame(box, data), box.inputs, has_label_maps)
+    opened = open_data(with_labels_of_table(box, data), box.inputs, has_label_maps)
     for part in _iter_record_batches(opened, size, skipped):
         batch = (
             _read_first_examples(box, part, None, has_label_maps)
@@ -288,7 +299,7 @@ def _read_first_examples(
     """The first examples. Raises DataError where there are none, InputError for inputs that do not fit the box."""
     if max_examples is not None:
         check_int("max_examples", max_examples, minimum=1)
-    skipped, opened = SkippedExamples(), open_data(with_labels_of_frame(box, data), box.inputs, has_label_maps)
+    skipped, opened = SkippedExamples(), open_data(with_labels_of_table(box, data), box.inputs, has_label_maps)
     if isinstance(opened, tuple) and opened[1] is not None:
         x, y = opened
         labels = y[:max_examples] if isinstance(y, Tensor) else list(y[:max_examples])
