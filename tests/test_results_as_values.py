@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import pickle
 import re
 import types
@@ -16,6 +17,7 @@ import torch
 import unboxed as ub
 from contracts.common import CARDS, REFUSED, call_example, make_case, shared_case
 from unboxed.cards import card
+from unboxed.engine.results import MAX_SUMMARY_LINES
 from unboxed.errors import InputError, LayerError
 
 ROOT = Path(ub.__file__).parent
@@ -106,3 +108,24 @@ def test_bad_addresses(bad: Any) -> None:
     c = make_case("plain")
     with pytest.raises(LayerError, match="address of a layer"):
         c.box.read(c.x, bad)
+
+
+def nested_dataclass_names(result: Any) -> set[str]:
+    """The types of the parts of a result that are results or dataclasses themselves: a name of one says nothing."""
+    parts = [part for value in vars(result).values() for part in (value if isinstance(value, tuple) else (value,))]
+    return {type(part).__name__ for part in parts if dataclasses.is_dataclass(part) and not isinstance(part, type)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_result_prints_what_it_says(name: str) -> None:
+    """No bare name of an inner type, few lines; a verdict in words, where there is one."""
+    result = call_example(CARDS[name], shared_case("plain"))
+    for part in result if isinstance(result, tuple) else (result,):
+        if isinstance(part, torch.Tensor):
+            continue
+        for text in (str(part), repr(part)):
+            assert not {n for n in nested_dataclass_names(part) if re.search(rf"[=\[ ]{n}\b", text)}, text
+            assert text.count("\n") <= MAX_SUMMARY_LINES
+            if isinstance(getattr(part, "verdict", None), str):
+                assert part.reason in text
+        assert repr(part).startswith(type(part).__name__)

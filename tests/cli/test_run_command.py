@@ -65,3 +65,15 @@ def test_cards_say_what_the_methods_return() -> None:
     assert set(returns.values()) == {"images"}
     assert card_of(ub.activations.maps).returns == "activations"  # type: ignore[union-attr]
     assert card_of(ub.activations.tsne).returns == "embedding"  # type: ignore[union-attr]
+
+
+def test_the_printed_lines_fit_the_terminal_and_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ("run", "calibration", "--model", "zoo:digits-cnn", "--data", "digits", "--max-examples", "10")
+    said = CliRunner().invoke(app, [*words, "-o", str(tmp_path)])
+    assert said.exit_code == 0, said.output
+    lines = said.output.split("wrote")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in said.output
+    text = " ".join(" ".join(lines).split())
+    assert text.endswith("do not use it")  # the end, by which the figure is judged

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.covariance import ledoit_wolf
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -151,3 +152,20 @@ def test_after_the_eraser_no_class_differs_in_its_mean() -> None:
     means = torch.stack([erased[y == k].mean(0) for k in range(3)])
     assert (means - means[0]).abs().max() < 1e-10
     assert (torch.stack([h[y == k].mean(0) for k in range(3)]) - h[y == 0].mean(0)).abs().max() > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_majority_is_that_of_scikit_learns_dummy_classifier(seed: int) -> None:
+    """Of the training part of each fold, right on its held-out part, whose own most frequent class may be another."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (60,), generator=generator)
+    h = torch.randn(60, 4, generator=generator).double()
+    flags = ["tr"] * 40 + ["va"] * 8 + ["te"] * 12
+    train, test = slice(0, 40), slice(48, 60)
+    y[train] = (torch.rand(40, generator=generator) < 0.4).long()  # mostly 0; held out mostly 2
+    y[test] = torch.tensor([2] * 8 + [0] * 4)
+    dummy = DummyClassifier(strategy="most_frequent").fit(h[train], y[train])
+    read = probe_features(h, y, flags=flags, n_controls=1, description_length=False)
+    assert read.majority == pytest.approx(dummy.score(h[test], y[test]))
+    assert read.majority < float((y[test] == 2).double().mean())
+    assert "by the most frequent class of the training part" in read.majority_text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -55,6 +55,12 @@ class Patching(ResultMixin):
     clean: Tensor  # (N,) score
     corrupted: Tensor  # (N,) score
     layers: tuple[PatchedLayer, ...]
+
+    def summary_lines(self) -> Iterator[str]:
+        clean, corrupted = float(self.clean.mean()), float(self.corrupted.mean())
+        yield f"score {clean:.3g} of the clean inputs, {corrupted:.3g} of the corrupted ones"
+        for layer, restored in zip(self.layers, self.matrix.double().mean(0).tolist(), strict=True):
+            yield f"{layer.path}: restores {restored:.0%} of the difference"
 
     @property
     def matrix(self) -> Tensor:

@@ -45,7 +45,7 @@ class TopExamples(ResultMixin):
     mean_distance: Tensor  # (C,) mean pairwise cosine distance of a unit's top examples; NaN for fewer than two
     baseline_distance: float  # the same of all examples of the data
     features: str | None  # address of the layer in which distances are measured
-    statistics: UnitStatistics
+    statistics: UnitStatistics = field(repr=False)
     inputs: Mapping[int, Tensor] = field(default_factory=dict)  # the top examples, of data that can be read only once
 
     @property

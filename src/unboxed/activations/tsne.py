@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -53,6 +53,9 @@ class TsneMaps(ResultMixin):
     interrupted: bool = False  # by Ctrl-C: the maps that were done until then
     classes: tuple[str, ...] = ()  # the names of the model's classes
     _box: Box | None = field(default=None, repr=False)
+
+    def summary_lines(self) -> Iterator[str]:
+        yield f"t-SNE maps of {len(self.layers[0].points)} examples: " + ", ".join(m.path for m in self.layers)
 
     def __getitem__(self, path: str) -> TsneMap:
         """The map of a layer. Raises InputError for one that has none."""

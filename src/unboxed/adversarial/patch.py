@@ -5,6 +5,7 @@ Brown et al. 2017, "Adversarial Patch", arXiv:1712.09665, section 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -49,6 +50,10 @@ class Patch(ResultMixin):
     fooling_rates: Tensor  # (T,) fraction of the images of each step that it fooled
     objective: Objective | None = None
     interrupted: bool = False
+
+    def summary_lines(self) -> Iterator[str]:
+        size, rate = "x".join(map(str, self.pixels.shape[1:])), float(self.fooling_rates[-1])
+        yield f"{size} pixels, {self.placement}: fools {rate:.1%} of the examples of its last step"
 
     def apply_to(self, x: Tensor, seed: int = 0) -> Tensor:
         """Images x (N, C, H, W) with the patch, each at a random position. Raises InputError for another size."""

@@ -6,6 +6,7 @@ many images at once, as in Shafahi et al. 2020, "Universal Adversarial Training"
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -41,6 +42,10 @@ class Universal(ResultMixin):
     fooling_rates: Tensor  # (T,) fraction of the images of each step that it fooled
     objective: Objective | None = None
     interrupted: bool = False
+
+    def summary_lines(self) -> Iterator[str]:
+        rate = float(self.fooling_rates[-1])
+        yield f"fools {rate:.1%} of the examples of its last step, {self.norm} distance {self.eps:.3g}"
 
     def apply_to(self, box: Box, x: Any) -> Any:
         """Inputs x (N, ...) plus the perturbation, clipped to the valid range."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json as json_module
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +50,7 @@ SETTING_KINDS_PARSED_AFTER_CLASSES = (
     "data",
 )  # parsed once the classes are known
 DEFAULT_N_EXAMPLES = 8
-MAX_PRINTED_LINES, MAX_PRINTED_LINE_CHARS = 8, 200  # of a result
+MAX_PRINTED_LINES, MIN_PRINTED_WIDTH = 10, 60  # of a result
 TENSORS_FILE = "tensors.safetensors"  # all values, of which the numbers have a summary
 CLASHING_OPTION_NAME_PREFIX = "method_"  # of a setting with the name of a shared option
 
@@ -274,8 +276,10 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None,
     parts = [f"{card.name}:", *map(str, result)] if isinstance(result, ResultTuple) else [f"{card.name}: {result}"]
     for line in _printed_lines("\n".join(parts)):
         typer.echo(line)
-    if "verdict" in numbers:
-        typer.echo(f"{numbers['verdict']}: {numbers['reason']}")
+    if "verdict" in numbers and numbers["reason"] not in parts[0]:
+        parts = [f"{numbers['verdict']}: {numbers['reason']}"]
+        for line in _printed_lines(parts[0]):
+            typer.echo(line)
     for part in getattr(result, "extras", {}).values():
         if isinstance(part, Conservation):
             typer.echo(str(part))
@@ -284,10 +288,11 @@ def write_result(card: Card, box: Box, result: Any, out: Path, data: Any = None,
 
 
 def _printed_lines(text: str) -> Iterator[str]:
-    """The first lines, each with its beginning."""
+    """The first lines, wrapped at spaces to the width of the terminal."""
     lines = text.splitlines()
+    width = max(MIN_PRINTED_WIDTH, shutil.get_terminal_size().columns)
     for line in lines[:MAX_PRINTED_LINES]:
-        yield line if len(line) <= MAX_PRINTED_LINE_CHARS else f"{line[:MAX_PRINTED_LINE_CHARS]}…"
+        yield from textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     if len(lines) > MAX_PRINTED_LINES:
         yield f"… and {len(lines) - MAX_PRINTED_LINES} more lines"
 

@@ -61,6 +61,37 @@ class Rebuilt(ResultMixin):
         return bootstrap_mean_interval(self.change[:, None])
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Faithfulness(ResultMixin):
+    """What of the model's own answers is left when the layer is rebuilt from its concepts.
+
+    Attributes:
+        explained_variance: Share of the activations' variance that the concepts rebuild.
+        concepts: With the layer rebuilt from the concepts.
+        ablated: With the mean activation everywhere.
+        random: With as many random directions, one per draw.
+        accuracy: The model's own accuracy; None without labels.
+    """
+
+    explained_variance: float
+    concepts: Rebuilt
+    ablated: Rebuilt
+    random: tuple[Rebuilt, ...]
+    accuracy: float | None
+
+    @property
+    def advantage(self) -> Interval | None:
+        """Nats by which the labels are likelier with the concepts than with random directions; None where unknown.
+
+        With its interval over examples and draws.
+        """
+        own = self.concepts.label_nats
+        if own is None or not self.random:
+            return None
+        others = [r.label_nats for r in self.random if r.label_nats is not None]
+        return bootstrap_mean_interval(own[:, None] - torch.stack(others, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluatedExamples:
     """Examples with the model's own outputs (M, K), and labels where the data have them."""

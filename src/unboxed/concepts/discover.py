@@ -6,7 +6,7 @@ Concept Recursive Activation FacTorization for Explainability", arXiv:2211.10154
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -39,7 +39,8 @@ from ._claims import FAIL, NOT_TESTED_CLAIM, PASS, ClaimGrade
 from ._classes import ClassSelection, random_card_examples, resolve_class_numbers
 from ._crops import crop_grid, enlarged_crop, read_crop_means
 from ._importance import ConceptAmounts
-from ._rebuild import EvaluatedExamples, Rebuilt, mean_rebuild, random_rebuilds, resolve_inner_layer
+from ._rebuild import EvaluatedExamples, mean_rebuild, random_rebuilds, resolve_inner_layer
+from ._rebuild import Faithfulness as Faithfulness
 
 DEFAULT_CROP_SIDE_FRACTION = 0.5
 N_RETAINED_EXAMPLES = 8  # crops, or examples, of a concept that the result carries
@@ -75,37 +76,6 @@ class DiscoveredConcept(ResultMixin):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Faithfulness(ResultMixin):
-    """What of the model's own answers is left when the layer is rebuilt from its concepts.
-
-    Attributes:
-        explained_variance: Share of the activations' variance that the concepts rebuild.
-        concepts: With the layer rebuilt from the concepts.
-        ablated: With the mean activation everywhere.
-        random: With as many random directions, one per draw.
-        accuracy: The model's own accuracy; None without labels.
-    """
-
-    explained_variance: float
-    concepts: Rebuilt
-    ablated: Rebuilt
-    random: tuple[Rebuilt, ...]
-    accuracy: float | None
-
-    @property
-    def advantage(self) -> Interval | None:
-        """Nats by which the labels are likelier with the concepts than with random directions; None where unknown.
-
-        With its interval over examples and draws.
-        """
-        own = self.concepts.label_nats
-        if own is None or not self.random:
-            return None
-        others = [r.label_nats for r in self.random if r.label_nats is not None]
-        return bootstrap_mean_interval(own[:, None] - torch.stack(others, 1))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class DiscoveredConcepts(ResultMixin):
     """The concepts of a layer, the most important first, with what they rebuild of the model's answers.
 
@@ -130,6 +100,15 @@ class DiscoveredConcepts(ResultMixin):
     unit: str
     unit_axis: int
     classes: tuple[str, ...] = ()
+
+    def summary_lines(self) -> Iterator[str]:
+        yield from super().summary_lines()
+        for k, concept in enumerate(self.concepts):
+            share, direction_text = concept.importance, "rises" if concept.sensitivity.mean > 0 else "falls"
+            yield (
+                f"concept {k} of {self.layer}: importance {share.mean:.2f} ({share.low:.2f} to {share.high:.2f}), the "
+                f"score {direction_text} with it"
+            )
 
     def objective(self, k: int) -> Objective:
         """The k-th concept's direction as an objective, for attribution and synthesis: the mean over positions."""

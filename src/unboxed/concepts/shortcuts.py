@@ -6,7 +6,7 @@ Lapuschkin et al. 2019, "Unmasking Clever Hans predictors and assessing what mac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -22,7 +22,7 @@ from ..engine.multiple_tests import holm_adjusted
 from ..engine.proportion import Proportion
 from ..engine.read.examples import indexed_inputs
 from ..engine.rectangle import Rectangle
-from ..engine.results import ResultMixin, attribution_map
+from ..engine.results import ResultMixin, attribution_map, class_name
 from ..engine.rows import broadcast_rows, evenly_spaced_indices
 from ..errors import InputError
 from ..inputs.pixels import Pixels
@@ -125,6 +125,10 @@ class Shortcuts(ResultMixin):
     corner_area: float
     classes: tuple[str, ...] = ()
 
+    def summary_lines(self) -> Iterator[str]:
+        yield from super().summary_lines()
+        yield from (self.sentence(cluster) for cluster in self.shortcuts[1:])
+
     @property
     def shortcuts(self) -> tuple[ExplanationCluster, ...]:
         """The clusters whose patch is a shortcut."""
@@ -163,7 +167,7 @@ class Shortcuts(ResultMixin):
         )
 
     def class_name(self, k: int) -> str:
-        return self.classes[k] if k < len(self.classes) else str(k)
+        return class_name(k, self.classes)
 
 
 def _changed_to_class_fraction(cluster: ExplanationCluster) -> float:

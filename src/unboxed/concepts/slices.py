@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -24,7 +24,7 @@ from ..engine.read.features import (
     read_features,
     resolve_layers,
 )
-from ..engine.results import ResultMixin
+from ..engine.results import ResultMixin, class_name
 from ..errors import DataError, InputError
 from ..inputs.pixels import Pixels
 from ..parameters import BatchSize, Data, LayerAddresses, MaxExamples, Seed
@@ -96,6 +96,10 @@ class ErrorSlices(ResultMixin):
     alpha: float
     classes: tuple[str, ...] = ()
 
+    def summary_lines(self) -> Iterator[str]:
+        yield from super().summary_lines()
+        yield from (self.sentence(group) for group in self.slices[1:])
+
     @property
     def slices(self) -> tuple[ErrorSlice, ...]:
         """The groups with a significantly higher error."""
@@ -124,7 +128,7 @@ class ErrorSlices(ResultMixin):
         )
 
     def class_name(self, k: int) -> str:
-        return self.classes[k] if k < len(self.classes) else str(k)
+        return class_name(k, self.classes)
 
 
 @card(

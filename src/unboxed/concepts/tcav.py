@@ -6,7 +6,7 @@ Kim et al. 2018, "Interpretability Beyond Feature Attribution: Quantitative Test
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar
 
@@ -92,6 +92,11 @@ class ConceptScores(ResultMixin):
     diagnostics: Diagnostics | None
     alpha: float
     relative: bool = False
+
+    def summary_lines(self) -> Iterator[str]:
+        yield from super().summary_lines()
+        if self.p_values.numel() > 1:
+            yield from (self.sentence(c, k) for c in range(len(self.concepts)) for k in range(len(self.layers)))
 
     @property
     def is_significant(self) -> Tensor:

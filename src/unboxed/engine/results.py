@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -32,13 +32,38 @@ def attribution_map(result: Any) -> Tensor:
 MAX_REPR_ITEMS = 3  # of a tuple or mapping that a repr lists
 
 
+MAX_SUMMARY_LINES = 8  # of a result's text
+
+
 class ResultMixin(ResultViewsMixin):
-    """A result: its fields on one line, tensors by their shapes, and its views. For dataclasses with `repr=False`."""
+    """A result: what it says in a few lines, else its fields on one line, tensors by their shapes; and its views.
+
+    For dataclasses with `repr=False`.
+    """
+
+    def summary_lines(self) -> Iterator[str]:
+        """What the result says, line by line: by default its verdict, if it has one."""
+        if isinstance(verdict := getattr(self, "verdict", None), str):
+            yield f"{verdict}: {getattr(self, 'reason', '')}"
+
+    def __str__(self) -> str:
+        lines = list(self.summary_lines())
+        rest = [f"... and {len(lines) - MAX_SUMMARY_LINES} more"] if len(lines) > MAX_SUMMARY_LINES else []
+        return "\n".join([*lines[:MAX_SUMMARY_LINES], *rest]) or self._fields_text()
 
     def __repr__(self) -> str:
+        fields, text = self._fields_text(), str(self)
+        return fields if text == fields else f"{type(self).__name__}: {text}"
+
+    def _fields_text(self) -> str:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}  # type: ignore[arg-type]
         shown = {name: value for name, value in values.items() if value is not None and value is not False}
         return f"{type(self).__name__}({', '.join(f'{name}={_short_repr(value)}' for name, value in shown.items())})"
+
+
+def class_name(k: Any, classes: Sequence[str]) -> str:
+    """The name of class k, or its number where no names are known."""
+    return str(classes[int(k)]) if 0 <= int(k) < len(classes) else str(int(k))
 
 
 def _short_repr(value: Any) -> str:

@@ -5,7 +5,7 @@ Basu, You & Feizi 2020, "On second-order group influence functions for black-box
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..cards import card
-from ..engine.results import ResultMixin
+from ..engine.results import MAX_SUMMARY_LINES, ResultMixin
 from ..errors import InputError
 from ..model.batching import map_in_batches
 from ..model.state import outside_callers_modes
@@ -59,6 +59,13 @@ class GroupInfluence(ResultMixin):
     target: Tensor | None = None
     classes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary_lines(self) -> Iterator[str]:
+        yield f"{self.method}: {len(self.members)} groups for {len(self.scores)} queries, in {self.unit}"
+        for q, row in enumerate(self.scores.tolist()):
+            yield f"query {q}: " + ", ".join(
+                f"group {g} {value:+.3g}" for g, value in enumerate(row[:MAX_SUMMARY_LINES])
+            )
 
 
 @card(

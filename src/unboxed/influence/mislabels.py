@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.read.features import read_features, resolve_address
 from ..engine.read.neighbors import Neighbors, StreamingNeighborSearch
-from ..engine.results import ResultMixin
+from ..engine.results import MAX_SUMMARY_LINES, ResultMixin, class_name
 from ..errors import InputError
 from ..model.nan_checks import check_no_nan
 from ..parameters import BatchSize, LayerAddress
@@ -46,6 +46,14 @@ class SuspectedMislabels(ResultMixin):
     train_labels: Tensor
     method: str
     classes: tuple[str, ...] = ()
+
+    def summary_lines(self) -> Iterator[str]:
+        n, rows = len(self.train_labels), self.top(MAX_SUMMARY_LINES - 1).tolist()
+        yield f"{self.n_suspected} of {n} examples have a likelier class than their label, by {self.method}"
+        for i in rows:
+            label, other = (class_name(int(k[i]), self.classes) for k in (self.train_labels, self.suggested))
+            suggestion = f", likelier {other}" * (label != other)
+            yield f"example {i}: labeled {label}{suggestion} (score {float(self.scores[i]):.3g})"
 
     @property
     def suggested(self) -> Tensor:

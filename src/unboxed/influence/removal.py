@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import rng
 from ..box import Box
 from ..cards import card
-from ..engine.results import ResultMixin
+from ..engine.results import ResultMixin, class_name
 from ..engine.unroll.training import (
     MAX_RETRAINING_BYTES,
     QueryLossFn,
@@ -66,6 +66,14 @@ class Removal(ResultMixin):
     max_size: int
     input: Tensor
     classes: tuple[str, ...] = ()
+
+    def summary_lines(self) -> Iterator[str]:
+        n_flipped, n = int(self.flipped.sum()), len(self.flipped)
+        yield f"{n_flipped} of {n} answers flip when at most {self.max_size} examples are removed"
+        for q, rows in enumerate(self.sets):
+            before, after = (class_name(int(k[q]), self.classes) for k in (self.answer, self.new_answer))
+            change = f"{before} becomes {after}" if bool(self.flipped[q]) else f"{before} stays"
+            yield f"query {q}: {change} without {len(rows)} examples"
 
     @property
     def flipped(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -65,6 +65,12 @@ class Influence(ResultMixin):
     classes: tuple[str, ...] = ()
     smoothness: Smoothness | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary_lines(self) -> Iterator[str]:
+        yield f"{self.method}: {self.n_train} training examples for {self.n_queries} queries, in {self.unit}"
+        for q, (best, worst) in enumerate(zip(self.top(3).tolist(), self.bottom(3).tolist(), strict=True)):
+            helpful, harmful = (", ".join(f"{i} ({float(self.scores[q, i]):+.3g})" for i in k) for k in (best, worst))
+            yield f"query {q}: the most helpful {helpful}; the most harmful {harmful}"
 
     @property
     def n_queries(self) -> int:

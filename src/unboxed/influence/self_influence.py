@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.example_gradients.gradients import ExampleGradients
-from ..engine.results import ResultMixin
+from ..engine.results import MAX_SUMMARY_LINES, ResultMixin
 from ..errors import LayerError, NaNError, OutputError
 from ..model.batching import map_in_batches
 from ..model.nan_checks import NAN_HINT, row_numbers_text
@@ -48,6 +48,10 @@ class SelfInfluence(ResultMixin):
     damping: float
     train_labels: Tensor
     classes: tuple[str, ...] = ()
+
+    def summary_lines(self) -> Iterator[str]:
+        tops = ", ".join(f"{i} ({float(self.scores[i]):.3g})" for i in self.top(MAX_SUMMARY_LINES).tolist())
+        yield f"self-influence of {len(self.scores)} training examples, in {self.unit}; the largest: {tops}"
 
     def top(self, k: int = 8) -> Tensor:
         """The k examples (k,) of the largest scores, the largest first."""

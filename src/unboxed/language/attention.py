@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from ..engine.read.attention_maps import (
 )
 from ..engine.read.edits import resolve_target
 from ..engine.read.sizes import require_images_or_texts
-from ..engine.results import ResultMixin
+from ..engine.results import MAX_SUMMARY_LINES, ResultMixin
 from ..errors import LayerError
 from ..inputs.tokens import Tokens
 from ..model.batching import map_in_batches
@@ -160,6 +161,15 @@ class HeadAblation(ResultMixin):
     drop: Tensor  # (N, L, H): score - score without the head; NaN where a layer has fewer heads
     score: Tensor  # (N,)
     layers: tuple[str, ...]  # (L,) that attend
+
+    def summary_lines(self) -> Iterator[str]:
+        drop = self.drop.double().nanmean(0)  # (L, H)
+        n_heads = int((~drop.isnan()).sum())
+        yield f"score {float(self.score.double().mean()):.3g} on average; without each of {n_heads} heads:"
+        order = drop.nan_to_num(-math.inf).flatten().argsort(descending=True)[:n_heads]
+        for k in order[: MAX_SUMMARY_LINES - 1].tolist():
+            layer, head = divmod(k, drop.shape[1])
+            yield f"without head {head} of {self.layers[layer]} it falls by {float(drop[layer, head]):.3g}"
 
 
 @card(

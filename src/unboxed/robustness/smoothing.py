@@ -5,7 +5,7 @@ Cohen, Rosenfeld & Kolter 2019, "Certified Adversarial Robustness via Randomized
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, ClassVar
@@ -48,6 +48,12 @@ class Smoothed(ResultMixin):
     sigma: float
     alpha: float  # largest probability that the claim about a row is wrong
     interrupted: bool = False  # by Ctrl-C: rows that were not done abstain
+
+    def summary_lines(self) -> Iterator[str]:
+        certified = ~self.has_abstained
+        n, n_certified = len(certified), int(certified.sum())
+        radius = f", median radius {float(self.radius[certified].median()):.3g}" if n_certified else ""
+        yield f"{n_certified} of {n} examples certified at sigma {self.sigma:.3g}{radius}; {n - n_certified} abstained"
 
     @property
     def has_abstained(self) -> Tensor:

@@ -42,7 +42,7 @@ class FeatureProbe:
 
     Attributes:
         accuracy: The share of tested examples whose class is read.
-        majority: That of the most frequent class of the training examples.
+        majority: The share whose class is the most frequent one of their split's training examples.
         control: Accuracy on the control tasks: classes that are a random function of the example's type.
         selectivity: `accuracy` minus `control` (Hewitt & Liang 2019).
         memorized: Share of the training examples whose control class is read: 1 is a probe that learns any labels.
@@ -65,6 +65,11 @@ class FeatureProbe:
     tested: Tensor
     l2: tuple[float, ...]
     n_features: int
+
+    @property
+    def majority_text(self) -> str:
+        """What is right without any features, in words."""
+        return f"{self.majority:.1%} by the most frequent class of the training part"
 
     @property
     def is_decodable(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +29,9 @@ class LayerProbe(ResultMixin):
     erasure: ErasureTest | None
     are_means: bool = False
 
+    def summary_lines(self) -> Iterator[str]:
+        yield f"{self.layer}: {self.probe.accuracy.mean:.1%} right; {self.verdict}: {self.reason}"
+
     @property
     def verdict(self) -> str:
         """One of "used", "not used", "not decodable" and "not tested"."""
@@ -46,7 +50,7 @@ class LayerProbe(ResultMixin):
         """The verdict's reason in one sentence, from its controls."""
         p, e = self.probe, self.erasure
         if not p.is_decodable:
-            read = f"{p.accuracy.mean:.0%} right, {p.majority:.0%} by the most frequent class"
+            read = f"{p.accuracy.mean:.0%} right, {p.majority_text}"
             return f"The probe predicts no better than the classes' frequencies: {read}."
         return (
             "No directions were erased here: only that it can be read is known."
@@ -102,6 +106,12 @@ class Probing(ResultMixin):
     kind: ProbeKind
     unit: str
     types: str
+
+    def summary_lines(self) -> Iterator[str]:
+        yield from super().summary_lines()
+        for p in self.layers:
+            read, control = p.probe.accuracy.mean, p.probe.control.mean
+            yield f"{p.layer}: {read:.1%} right (control task {control:.1%}, {p.probe.majority_text}): {p.verdict}"
 
     @property
     def best(self) -> LayerProbe:

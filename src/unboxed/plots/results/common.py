@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...engine.column_units import ColumnChange, column_changes
 from ...engine.read.examples import fetch_inputs
+from ...engine.results import class_name as name_of_class
 from ...inputs.base import Inputs
 from ...inputs.features import Features
 from ...inputs.multi import MultiInput
@@ -54,8 +55,7 @@ def first_image_part(x: Any) -> Tensor | None:
 
 def class_name(k: Any, classes: Sequence[str], box: Box | None = None) -> str:
     """The name of class k, or its number where no names are known."""
-    names = classes or (box.classes if box is not None else ())
-    return str(names[int(k)]) if 0 <= int(k) < len(names) else str(int(k))
+    return name_of_class(k, classes or (box.classes if box is not None else ()))
 
 
 def target_names(target: Any, n: int, classes: Sequence[str], box: Box | None = None) -> list[str]:
