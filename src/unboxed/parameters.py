@@ -76,6 +76,7 @@ CustomAttackObjective = Annotated[
     Objective | None, ValueRole("objective"), "What is raised above zero, instead of a wrong class."
 ]
 Steps = Annotated[int, AtLeast(0), Unit("steps"), "Number of iterations."]
+AttackSteps = Annotated[int, AtLeast(1), Unit("steps"), "Number of iterations."]
 StepSize = Annotated[float | None, Above(0), Unit("pixel range"), "Length of a step, in the norm."]
 RandomStart = Annotated[bool, "Start at a random point of the ball instead of at x."]
 Restarts = Annotated[int, AtLeast(1), Unit("runs"), "Number of runs, each from another random start."]

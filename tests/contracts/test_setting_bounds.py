@@ -56,6 +56,32 @@ def test_values_out_of_range_are_refused_by_name(family: str) -> None:
     assert tried or family not in ("activations", "attribution", "adversarial", "synthesis")
 
 
+WHAT_ZERO_MEANS = {
+    "steps": "the start, as a control",  # of images that are made; not of attacks on given examples
+    "jitter": "no shift",
+    "refinement_rounds": "the first result",
+    "n_controls": "no control is retrained",
+    "n_random": "no random control, which the verdict says",
+    "n_rotations": "no rotated control, which the verdict says",
+    "n_criticisms": "prototypes alone",
+    "n_errors": "no errors are listed",
+}
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_a_count_of_zero_is_refused_where_it_means_nothing(name: str) -> None:
+    card, c = CARDS[name], shared_case("plain")
+    counts = [s for s in card.settings.values() if s.kind == "int" and s.unit and not s.is_required]
+    attacks_examples = card.returns in ("adversarial", "texts")
+    for setting in counts:
+        if setting.bounds.get("minimum") == 0:
+            assert setting.name in WHAT_ZERO_MEANS, setting.name
+            assert not (attacks_examples and setting.name == "steps")
+        else:
+            text = refused(c, lambda s=setting: call_example(card, c, **{s.name: 0}), InputError, setting.name)
+            assert f"{setting.name} must be" in text
+
+
 TAKE_LAYERS = [(n, s.name) for n, card in CARDS.items() for s in card.settings.values() if s.kind == "layers"]
 
 

@@ -21,6 +21,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit, loss, targeted_dlr
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -31,7 +32,6 @@ from ..parameters import (
     Restarts,
     RoundingBits,
     Seed,
-    Steps,
 )
 from ..settings import AtLeast, Unit, check_settings
 from ..validation import valid_seed
@@ -70,7 +70,7 @@ def apgd(
     n_targets: Annotated[
         int | None, AtLeast(1), Unit("classes"), "Number of most probable wrong classes that are targeted in turn."
     ] = None,
-    steps: Steps = 100,
+    steps: AttackSteps = 100,
     restarts: Restarts = 1,
     bits: RoundingBits = None,
     seed: Seed = 0,

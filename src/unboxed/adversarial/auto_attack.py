@@ -23,6 +23,7 @@ from ..engine.stable_repr import box_checkpoint_settings, cast_outputs_for_compa
 from ..inputs.pixels import Pixels
 from ..objectives import Objective, dlr
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CheckpointPath,
@@ -34,7 +35,6 @@ from ..parameters import (
     MaxQueries,
     RoundingBits,
     Seed,
-    Steps,
 )
 from ..settings import check_settings
 from ..validation import valid_seed
@@ -95,7 +95,7 @@ def auto_attack(
     ball: Ball = None,
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    steps: Steps = 100,
+    steps: AttackSteps = 100,
     queries: MaxQueries = 5000,
     checkpoint: CheckpointPath = None,
     callback: Annotated[

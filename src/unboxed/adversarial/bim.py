@@ -9,6 +9,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -20,7 +21,6 @@ from ..parameters import (
     Norm,
     RoundingBits,
     Seed,
-    Steps,
     StepSize,
 )
 from ..settings import check_settings
@@ -50,7 +50,7 @@ def bim(
     ball: Ball = None,
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    steps: Steps = 10,
+    steps: AttackSteps = 10,
     step: StepSize = None,
     early_stop: EarlyStop = True,
     eot: NModelNoiseDraws = 1,

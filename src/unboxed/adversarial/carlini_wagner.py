@@ -18,6 +18,7 @@ from ..cards import card
 from ..engine.optimize.constraints import MIN_DENOMINATOR, unbounded_ball, zero_grad_at_bounds
 from ..engine.rows import broadcast_rows
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -27,7 +28,6 @@ from ..parameters import (
     L2NormOnly,
     Labels,
     RoundingBits,
-    Steps,
 )
 from ..settings import Above, AtLeast, Unit, check_settings
 from .attack_state import AttackState
@@ -75,7 +75,7 @@ def carlini_wagner(
         float, AtLeast(0), Unit("logits"), "Margin by which the wrong class must exceed the correct one."
     ] = 0.0,
     binary_search_steps: Annotated[int, AtLeast(1), Unit("searches"), "Number of values of c that are tried."] = 5,
-    steps: Steps = 500,
+    steps: AttackSteps = 500,
     lr: Annotated[float | None, Above(0), "Learning rate of Adam."] = None,
     initial_c: Annotated[float | None, Above(0), "First value of c."] = None,
     early_stop: EarlyStop = True,

@@ -17,6 +17,7 @@ from ..cards import card
 from ..engine.optimize.constraints import L2, unbounded_ball
 from ..engine.rows import broadcast_rows
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -25,7 +26,6 @@ from ..parameters import (
     L2NormOnly,
     Labels,
     RoundingBits,
-    Steps,
 )
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState
@@ -56,7 +56,7 @@ def ddn(
     norm: L2NormOnly = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    steps: Steps = 100,
+    steps: AttackSteps = 100,
     init_eps: Annotated[float, Above(0), Unit("pixel range"), "Distance from x of the first image."] = 1.0,
     gamma: Annotated[float, Above(0), Below(1), "Fraction by which the distance changes in a step."] = 0.05,
     bits: RoundingBits = None,

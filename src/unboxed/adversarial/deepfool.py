@@ -19,6 +19,7 @@ from ..cards import card
 from ..engine.optimize.constraints import MIN_DENOMINATOR, Linf, NormBall, unbounded_ball
 from ..engine.rows import broadcast_rows
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -27,7 +28,6 @@ from ..parameters import (
     Labels,
     LinfOrL2Norm,
     RoundingBits,
-    Steps,
 )
 from ..settings import AtLeast, Unit, check_settings
 from .attack_state import AttackState
@@ -64,7 +64,7 @@ def deepfool(
     norm: LinfOrL2Norm = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    steps: Steps = 50,
+    steps: AttackSteps = 50,
     refinement_rounds: Annotated[
         int, AtLeast(0), Unit("rounds"), "Number of further runs from the boundary, each back towards x."
     ] = 2,

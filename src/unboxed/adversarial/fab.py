@@ -27,6 +27,7 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError
 from ..objectives import Objective, logit
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -38,7 +39,6 @@ from ..parameters import (
     Restarts,
     RoundingBits,
     Seed,
-    Steps,
 )
 from ..settings import Above, AtLeast, AtMost, Unit, check_settings
 from ..validation import valid_seed
@@ -86,7 +86,7 @@ def fab(
     n_targets: Annotated[
         int | None, AtLeast(1), Unit("classes"), "Number of most probable wrong classes that are targeted in turn."
     ] = None,
-    steps: Steps = 100,
+    steps: AttackSteps = 100,
     restarts: Restarts = 1,
     alpha_max: Annotated[float, AtLeast(0), AtMost(1), "Largest weight of the projection from x."] = 0.1,
     eta: Annotated[float, Above(0), "Factor by which a step is lengthened."] = 1.05,

@@ -21,6 +21,7 @@ from ..engine.optimize.constraints import L2, MIN_DENOMINATOR, project_to_radii,
 from ..engine.optimize.hyperplanes import DUAL_NORM_BY_NORM, vector_norms
 from ..engine.rows import broadcast_rows
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -29,7 +30,6 @@ from ..parameters import (
     Labels,
     Norm,
     RoundingBits,
-    Steps,
 )
 from ..settings import Above, Below, Unit, check_settings
 from .attack_state import AttackState, ScoreAndGradient
@@ -62,7 +62,7 @@ def fmn(
     norm: Norm = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    steps: Steps = 100,
+    steps: AttackSteps = 100,
     step: Annotated[float, Above(0), Unit("pixel range"), "Length of the first step, in L2."] = 1.0,
     gamma: Annotated[float, Above(0), Below(1), "Fraction by which the radius changes at first."] = 0.05,
     bits: RoundingBits = None,

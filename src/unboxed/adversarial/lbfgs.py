@@ -20,6 +20,7 @@ from ..engine.optimize.lbfgs import LBFGSState, concat_states, initial_state, wh
 from ..errors import InputError
 from ..objectives import Acts, Constant, Objective, layer_objective
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -29,7 +30,6 @@ from ..parameters import (
     L2NormOnly,
     Labels,
     RoundingBits,
-    Steps,
 )
 from ..settings import Above, AtLeast, Unit, check_settings
 from . import quantization
@@ -64,7 +64,7 @@ def lbfgs(
     norm: L2NormOnly = "l2",
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    steps: Steps = 50,
+    steps: AttackSteps = 50,
     n_searches: Annotated[int, AtLeast(1), Unit("searches"), "Number of values of c that are tried."] = 10,
     tolerance: Annotated[float, Above(0), "Relative gradient at which a minimization ends."] = 1e-4,
     early_stop: EarlyStop = True,

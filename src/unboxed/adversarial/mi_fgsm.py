@@ -11,6 +11,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -22,7 +23,6 @@ from ..parameters import (
     Norm,
     RoundingBits,
     Seed,
-    Steps,
     StepSize,
 )
 from ..settings import AtLeast, check_settings
@@ -52,7 +52,7 @@ def mi_fgsm(
     ball: Ball = None,
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
-    steps: Steps = 10,
+    steps: AttackSteps = 10,
     step: StepSize = None,
     decay: Annotated[float, AtLeast(0), "Fraction of the accumulated gradient that is kept after a step."] = 1.0,
     early_stop: EarlyStop = True,

@@ -11,6 +11,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.optimize.constraints import Ball
 from ..parameters import (
+    AttackSteps,
     AttackTarget,
     BatchSize,
     CustomAttackObjective,
@@ -24,7 +25,6 @@ from ..parameters import (
     Restarts,
     RoundingBits,
     Seed,
-    Steps,
     StepSize,
 )
 from ..settings import check_settings
@@ -55,7 +55,7 @@ def pgd(
     target: AttackTarget = None,
     objective: CustomAttackObjective = None,
     loss: Annotated[Literal["ce", "margin", "dlr"], "Loss that is maximized."] = "ce",
-    steps: Steps = 40,
+    steps: AttackSteps = 40,
     step: StepSize = None,
     random_start: RandomStart = True,
     restarts: Restarts = 1,
