@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
+import unboxed as ub
+from check_each import each
 from contracts.common import (
     CARDS,
     MethodCase,
@@ -16,7 +20,6 @@ from contracts.common import (
 )
 from contracts.trace import changes, snapshot
 from language.attending import TextTransformer, open_texts
-from unboxed.cards import Card
 from unboxed.errors import InputError, UnboxedWarning
 
 TAKE_TEXTS = sorted(n for n, c in CARDS.items() if c.texts)
@@ -25,39 +28,36 @@ NEED_TEXTS = sorted(n for n, c in CARDS.items() if "texts" in c.needs)
 pytestmark = pytest.mark.filterwarnings(f"ignore::{UnboxedWarning.__module__}.UnboxedWarning")
 
 
+@cache
+def open_text_box() -> ub.Box:
+    """A box that all tests share: none changes its model."""
+    return open_texts(TextTransformer())
+
+
 def text_case() -> MethodCase:
-    box = open_texts(TextTransformer())
+    box = open_text_box()
     x = box.validate_inputs(TEXTS)
     return MethodCase(box, x, box.predict(x))
 
 
-def exempt(contract: str, card: Card) -> None:
-    if why := card.exempt.get(contract):
-        pytest.skip(f"{card.key} is exempt from {contract}: {why}")
-
-
-@pytest.mark.parametrize("name", TAKE_TEXTS)
-def test_it_leaves_no_trace_and_gives_the_same_answer_again(name: str) -> None:
+@each(TAKE_TEXTS)
+def test_it_leaves_no_trace_and_gives_the_same_answer_again_also_split(name: str) -> None:
     c, card = text_case(), CARDS[name]
     before = snapshot(c.box.model)
     first = result_tensors(call_example_with_warnings(card, c))
     assert first
     assert changes(before, snapshot(c.box.model)) == []
-    assert result_difference_texts(result_tensors(call_example_with_warnings(card, c)), first, 0.0) == []
+    assert result_difference_texts(result_tensors(call_example_with_warnings(card, c)), first, 0.0) == [], "again"
+    if not has_parameters(card, "batch_size") or "splitting" in card.exempt:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 1)
+        assert c.box.batch_limit == 1
+        split = result_tensors(call_example_with_warnings(card, c))
+    assert result_difference_texts(split, first, 1e-9) == [], "split"
 
 
-@pytest.mark.parametrize("name", [n for n in TAKE_TEXTS if has_parameters(CARDS[n], "batch_size")])
-def test_splitting_a_batch_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = CARDS[name]
-    exempt("splitting", card)
-    c = text_case()
-    want = result_tensors(call_example_with_warnings(card, c))
-    monkeypatch.setattr("unboxed.box.MAX_AUTO_BATCH_ACTIVATION_BYTES", 1)
-    assert c.box.batch_limit == 1
-    assert result_difference_texts(result_tensors(call_example_with_warnings(card, c)), want, 1e-9) == []
-
-
-@pytest.mark.parametrize("name", NEED_TEXTS)
+@each(NEED_TEXTS)
 def test_what_needs_texts_says_so_of_images(name: str) -> None:
     c = make_case("plain", torch.float64)
     with pytest.raises(InputError, match=r"needs a model that takes texts \(Tokens\); this one takes Pixels"):
