@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from check_each import each
 from contracts.common import CARDS, call_example, shared_case
-from contracts.test_bad_input import refused
+from contracts.test_bad_input import leaving_no_trace, refusal, refused
 from contracts.test_texts import text_case
 from unboxed.errors import InputError
 from unboxed.settings import Setting
@@ -38,15 +39,17 @@ def values_outside(setting: Setting) -> Iterator[Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_out_of_range_are_refused_by_name(family: str) -> None:
-    c, problems = shared_case("plain"), list[str]()
-    tried = 0
-    for name, card in CARDS.items():
-        for setting in card.settings.values() if card.family == family else ():
+    c, problems, tried = shared_case("plain"), list[str](), 0
+    with leaving_no_trace(c):
+        for name, setting in [
+            (n, s) for n, card in CARDS.items() if card.family == family for s in card.settings.values()
+        ]:
             for value in values_outside(setting):
                 where = f"{name}({setting.name}={value!r})"
                 tried += 1
                 try:
-                    text = refused(c, lambda: call_example(card, c, **{setting.name: value}), InputError, where)  # noqa: B023
+                    call = partial(call_example, card, c, **{setting.name: value})
+                    text = refusal(call, InputError, where)
                 except Exception as error:
                     problems.append(f"{where}: {type(error).__name__} {error}"[:200])
                     continue
