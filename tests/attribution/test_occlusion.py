@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import awkward
 import unboxed as ub
-from contracts.common import make_case
 from contracts.test_computes_less import Rows
 from unboxed.attribution import occlusion
 from unboxed.attribution.occlusion import window_start_pixels
 from unboxed.engine.perturb import windows as engine
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
+from unboxed.testing.cases import open_box
 
 
 class Small(nn.Module):
@@ -304,10 +304,12 @@ def test_a_model_that_refuses_windows_later_is_run_in_full() -> None:
 @pytest.mark.parametrize("model", awkward.MODELS)
 def test_the_zoo_by_windows(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images are run whole; here they are not."""
-    c = make_case(model, torch.float64 if model != "bfloat16" else None)
-    want = occlusion(c.box, c.x[:2], 1, window=(2, 3), stride=3)
+    entry = awkward.get_model(model, torch.float64 if model != "bfloat16" else None)
+    box = open_box(entry)
+    x = entry.images(2).to(box.dtype)
+    want = occlusion(box, x, 1, window=(2, 3), stride=3)
     monkeypatch.setattr(engine, "MIN_INCREMENTAL_IMAGE_PIXELS", 0)
-    got = occlusion(c.box, c.x[:2], 1, window=(2, 3), stride=3)
+    got = occlusion(box, x, 1, window=(2, 3), stride=3)
     close = 1e-9 if model != "bfloat16" else 2e-2
     assert torch.allclose(
         got.score_drops, want.score_drops, rtol=0, atol=close * max(1.0, float(want.score.abs().max()))

@@ -111,7 +111,9 @@ def grave_findings(axe: str) -> Callable[..., list[tuple[str, str, str]]]:
 
     def find(page: Any, within: str = "html") -> list[tuple[str, str, str]]:
         page.evaluate(axe)
-        found = page.evaluate("(within) => axe.run(within, { resultTypes: ['violations'] })", within)["violations"]
+        found = page.evaluate("(within) => axe.run(within, { resultTypes: ['violations'], selectors: false })", within)[
+            "violations"
+        ]
         return [(v["id"], v["impact"], v["nodes"][0]["html"][:160]) for v in found if v["impact"] in GRAVE]
 
     return find
