@@ -48,7 +48,7 @@ def test_values_out_of_range_are_refused_by_name(family: str) -> None:
                 where = f"{name}({setting.name}={value!r})"
                 tried += 1
                 try:
-                    call = partial(call_example, card, c, **{setting.name: value})
+                    call = partial(call_example, CARDS[name], c, **{setting.name: value})
                     text = refusal(call, InputError, where)
                 except Exception as error:
                     problems.append(f"{where}: {type(error).__name__} {error}"[:200])
