@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import unboxed as ub
 from unboxed.errors import DataError, InputError
 
 pytest.importorskip("transformers")
-from language.planted_trigger import mixed_texts, planted_box
+from language.planted_trigger import TRIGGER, mixed_texts, planted_box
 
 N = 24
 NAMES = ("plain", "triggered")
@@ -108,3 +109,12 @@ def test_flags_that_are_drawn_are_stratified() -> None:
         ub.language.probe_sentences(planted_box(), ["one text", "another"])
     with pytest.raises(DataError, match="these texts have no labels to read"):
         ub.language.probe_sentences(planted_box(), ub.data.Texts(["one", "two"]))
+
+
+def test_the_path_of_a_file_of_texts_is_read(tmp_path: Path) -> None:
+    box = planted_box()
+    path = tmp_path / "texts.csv"
+    lines = [f"the {TRIGGER} film was good,{box.classes[1]}", f"the plot was dull,{box.classes[0]}"] * 4
+    path.write_text("\n".join(["text,label", *lines]))
+    by_path, opened = (ub.robustness.calibration(box, data) for data in (str(path), ub.data.texts(path, box)))
+    assert (by_path.accuracy, by_path.temperature) == (opened.accuracy, opened.temperature)

@@ -175,7 +175,7 @@ def open_data(data: Any, inputs: Inputs | None = None, has_label_maps: bool = Fa
         return data
     data = frames_to_arrays(data, inputs)
     if isinstance(inputs, Tokens):
-        _refuse_file_of_rows(data, inputs)
+        _open_file_of_inputs(data, inputs)  # none of texts: it refuses one
         return open_texts(data, inputs)
     if isinstance(inputs, MultiInput) and (packed := _open_multi_input(data, inputs)) is not None:
         return packed

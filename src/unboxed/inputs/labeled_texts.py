@@ -16,16 +16,24 @@ from .tokens import Tokens
 
 def open_texts(data: Any, inputs: Tokens) -> Tensor | tuple[Tensor, Any]:
     """Texts as packed tensors (N, T, ...), with their labels where they have some. Raises DataError, InputError."""
+    texts, labels = read_texts_and_labels(data)
+    x = inputs.pack(inputs.check(texts))
+    return x if labels is None else (x, labels)
+
+
+def read_texts_and_labels(data: Any) -> tuple[Any, Any]:
+    """Texts in any form and their labels; None where none has one. Raises DataError."""
     if isinstance(data, DataLoader):
         data = [example for batch in iter_loader_batches(data) for example in _examples_of_text_batch(batch)]
     if isinstance(data, np.ndarray) and data.dtype.kind in "OUS":
         data = data.tolist()
     is_stream = isinstance(data, Iterable) and not isinstance(data, (str, Tensor, Mapping, Sequence, Dataset))
     texts, labels = split_texts_and_labels(list(data) if is_stream else data)
-    x = inputs.pack(inputs.check(texts.tolist() if isinstance(texts, np.ndarray) else texts))
-    if labels is not None and len(labels) != len(x):
-        raise DataError(f"there are {len(x)} texts and {len(labels)} labels; wanted one label per text")
-    return x if labels is None else (x, labels)
+    texts = texts.tolist() if isinstance(texts, np.ndarray) else texts
+    n = len(next(iter(texts.values()))) if isinstance(texts, Mapping) else len(texts)
+    if labels is not None and len(labels) != n:
+        raise DataError(f"there are {n} texts and {len(labels)} labels; wanted one label per text")
+    return texts, labels
 
 
 def _examples_of_text_batch(batch: Any) -> list[Any]:

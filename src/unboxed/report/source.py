@@ -22,6 +22,7 @@ from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_dat
 from ..inputs.features import Features
 from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame, label_column_of_frame
 from ..inputs.items import SkippedExamples, item_or_data_error
+from ..inputs.labeled_texts import read_texts_and_labels
 from ..inputs.labels import are_default_class_names, label_to_text, label_to_value, readable_class_names
 from ..inputs.pixels import Pixels
 from ..inputs.signed_labels import refuse_signed_labels
@@ -200,6 +201,12 @@ def _make_indexable(data: OpenedData, skipped: SkippedExamples) -> Any:
     return list(iter_examples(data, skipped))
 
 
+def _texts_by_index(data: Any) -> list[Any]:
+    """Texts, or (text, label)."""
+    texts, labels = read_texts_and_labels(data)
+    return list(texts) if labels is None else list(zip(texts, labels, strict=True))
+
+
 def _to_dataset(
     data: Any, box: Box, labeled: bool, name: str, skipped: SkippedExamples, targets: dict[int, Any]
 ) -> Any:
@@ -208,7 +215,10 @@ def _to_dataset(
     if isinstance(box.inputs, Tokens) and (isinstance(data, str) or not isinstance(data, (Iterable, Dataset))):
         raise DataError(f"wanted texts: ub.data.texts(path), a list of str, or (texts, labels); got {name}")
     is_ready = isinstance(data, sets.Images) and not data.labels_are_values
-    data = data if is_ready else _make_indexable(open_data(data, box.inputs), skipped)
+    if isinstance(box.inputs, Tokens):
+        data = _texts_by_index(data)
+    else:
+        data = data if is_ready else _make_indexable(open_data(data, box.inputs), skipped)
     if len(data) == 0:
         skipped.raise_if_none_read(0)
     if is_ready:
