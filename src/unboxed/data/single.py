@@ -11,6 +11,7 @@ from ..errors import DataError, InputError
 from ..inputs.base import Inputs
 from ..inputs.examples import to_batch
 from ..inputs.images import require_pixels
+from ..inputs.items import SkippedExamples
 from ..inputs.pixel_arrays import image_to_tensor, is_single_image_source
 
 
@@ -40,6 +41,9 @@ def image(source: Any, like: Inputs | Box) -> Tensor:
     """
     pixels = require_pixels(like.inputs if isinstance(like, Box) else like)
     if is_single_image_source(source) or getattr(source, "ndim", 0) in (2, 3):
+        seen = SkippedExamples()
+        seen.note_8_bit_values(source)
+        seen.warn()
         return image_to_tensor(source, "the image", pixels)[None]
     try:
         return pixels.check(to_batch(source, pixels))

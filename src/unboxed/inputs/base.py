@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, warn
 
 MAX_PRINTED_COLUMNS_OR_CHANNELS = 5  # columns or channels that are printed one by one
 UNIT_RANGE_TOLERANCE = 1e-4  # resampling and float rounding leave an image this far outside of [0, 1]
@@ -138,3 +138,12 @@ def white_advice(high: float) -> str:
     if high > MAX_VALUE_UNLIKE_8_BITS:
         return "they look like 8-bit values, divide them by 255"
     return f"divide them by the largest value there can be: {high:.3g} if that is white, 255 of dark 8-bit images"
+
+
+def warn_of_small_white(largest: int) -> None:
+    """Warn of 8-bit images of which none is bright, by their largest value: white is hardly 255."""
+    if 0 < largest <= MAX_VALUE_UNLIKE_8_BITS:
+        warn(
+            f"the largest of these 8-bit values is {largest}, and they are divided by 255: if {largest} is white, pass "
+            f"floats, x / {largest}"
+        )

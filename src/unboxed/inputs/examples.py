@@ -73,19 +73,23 @@ class OpenedDataset:
         return len(self.data)
 
     def __getitem__(self, i: int) -> Any:
-        example = to_example(
-            item_or_data_error(self.data, i), self.inputs, f"example {i} of {data_name_for_errors(self.data)}"
-        )
+        return self._convert(i, item_or_data_error(self.data, i))
+
+    def _convert(self, i: int, item: Any) -> Any:
+        example = to_example(item, self.inputs, f"example {i} of {data_name_for_errors(self.data)}")
         return example if self.labels is None else (drop_label(example), self.labels[i])
 
     def iter_examples(self, skipped: SkippedExamples) -> Iterator[Any]:
         """All that can be read; the others are recorded."""
         for i in range(len(self)):  # some data sets never raise IndexError
             try:
-                example = self[i]
+                item = item_or_data_error(self.data, i)
+                example = self._convert(i, item)
             except BrokenImageError as error:
                 skipped.add(i, str(error))
                 continue
+            if isinstance(self.inputs, Pixels):
+                skipped.note_8_bit_values(item)
             yield example
 
 
@@ -108,6 +112,8 @@ class OpenedStream:
             except BrokenImageError as error:
                 skipped.add(i, str(error))
                 continue
+            if isinstance(self.inputs, Pixels):
+                skipped.note_8_bit_values(item)
             yield example
 
     def _iter_loader(self, skipped: SkippedExamples) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from ..errors import BrokenImageError, DataError, UnboxedError, warn
+from .base import warn_of_small_white
 
 MAX_SKIP_REASONS_IN_WARNING = 3  # in a warning
 ACCEPTED_DATA_TEXT = (
@@ -23,6 +24,7 @@ class SkippedExamples:
         self.rows: list[int] = []
         self.reasons: list[str] = []
         self.n_unnumbered = 0  # that a DataLoader left out: which rows they were is not known
+        self.largest_8_bit_value = 0  # of the images that came one by one as 8-bit values
 
     def add(self, row: int, reason: str) -> None:
         self.rows.append(row)
@@ -32,6 +34,12 @@ class SkippedExamples:
         self.n_unnumbered += n
         self.reasons += reasons
 
+    def note_8_bit_values(self, item: Any) -> None:
+        """Remember the largest value of an item, an image or (image, label), whose values are of 8 bits."""
+        value = item[0] if isinstance(item, (tuple, list)) and item else item
+        if str(getattr(value, "dtype", "")).removeprefix("torch.") == "uint8" and getattr(value, "ndim", 0) > 1:
+            self.largest_8_bit_value = max(self.largest_8_bit_value, int(value.max()))
+
     def dataset_rows(self, index: Tensor) -> Tensor:
         """Indices in the data of examples that were counted without the skipped ones."""
         index = index.clone()
@@ -40,7 +48,8 @@ class SkippedExamples:
         return index
 
     def warn(self) -> None:
-        """Say how many were left out, and why."""
+        """Say how many were left out, and why, and where no image is bright."""
+        warn_of_small_white(self.largest_8_bit_value)
         if n := self.count:
             summary = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
             warn(f"{summary}: {self._skipped_reasons_text()}")

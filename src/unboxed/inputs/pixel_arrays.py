@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..atomic_write import to_printable
-from ..errors import BrokenImageError, DataError, UnboxedWarning, warn
-from .base import MAX_VALUE_UNLIKE_8_BITS, UNIT_RANGE_TOLERANCE, white_advice
+from ..errors import BrokenImageError, DataError, UnboxedWarning
+from .base import MAX_VALUE_UNLIKE_8_BITS, UNIT_RANGE_TOLERANCE, warn_of_small_white, white_advice
 from .image_files import read_image, readable_formats, unreadable_file_reason, unreadable_image_reason
 from .images import (
     pil_to_tensor,
@@ -148,20 +148,9 @@ def integers_to_unit_range(image: Tensor, like: Pixels | None) -> Tensor:
     values = image.float()
     if image.dtype == torch.uint16 and values.numel():
         white = white_level_of_16_bit_images(values.max().item(), like)
-    if image.dtype == torch.uint8:
-        _warn_of_small_white(image)
+    if image.dtype == torch.uint8 and image.ndim > 3 and image.numel():  # of one image its pass over data says it
+        warn_of_small_white(int(image.max()))
     return values / white
-
-
-def _warn_of_small_white(images: Tensor) -> None:
-    """Warn of a batch of 8-bit images of which none is bright: its white is hardly 255. One may be a dark photo."""
-    if images.ndim < 4 or len(images) < 2 or not images.numel():
-        return
-    if 0 < (largest := int(images.max())) <= MAX_VALUE_UNLIKE_8_BITS:
-        warn(
-            f"the largest of these 8-bit values is {largest}, and they are divided by 255: if {largest} is white, pass "
-            f"floats, x / {largest}"
-        )
 
 
 def _to_unit_range(image: Tensor, where: str, like: Pixels | None, decode: DecodeFn | None) -> Tensor:
