@@ -293,6 +293,7 @@ def test_a_model_of_texts_is_tried_by_the_methods_that_take_them(text_box: ub.Bo
     assert diagnosis.refused == {}
     n_untried = len([c for c in cards() if not c.texts])
     assert f"{n_untried} that do not are left out" in diagnosis.model["texts"]
+    assert f"{len(diagnosis.working)} of {len(diagnosis.methods)} methods that take texts work" in repr(diagnosis)
     assert "texts" not in diagnosis_of("lstm").model
 
 

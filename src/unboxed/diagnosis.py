@@ -80,7 +80,8 @@ class Diagnosis(TableViewsMixin):
         refused = f", not {', '.join(self.refused)}" if self.refused else ""
         weights = self.model.get("weights", NO_NAN_TEXT)
         refused = f"; the weights hold {weights}{refused}" if weights != NO_NAN_TEXT else refused
-        return f"Diagnosis({len(self.working)} of {len(self.methods)} methods work{refused})"
+        kind = " that take texts" * ("texts" in self.model)
+        return f"Diagnosis({len(self.working)} of {len(self.methods)} methods{kind} work{refused})"
 
 
 @takes_texts

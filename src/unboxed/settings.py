@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from weakref import WeakKeyDictionary
 
 from .errors import InputError
-from .validation import check_float, check_int
+from .validation import REORDERED_INDEX_TEXT, check_float, check_int, is_index_reordered
 
 SettingKind = Literal["int", "float", "bool", "str", "choice", "ints", "floats", "strs", "tensor", "path", "object",
                "checkpoints",
@@ -191,9 +191,22 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
     """
     if getattr(getattr(next(iter(values.values()), None), "inputs", None), "is_text", False):  # of the box
         check_takes_texts(method)
+    _refuse_reordered_labels(method, values)
     for name, setting in _settings_with_checked_values(method):
         if (value := values.get(name, setting.default)) is not setting.default:
             setting.check(value)
+
+
+def _refuse_reordered_labels(method: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raise InputError for labels, or values for each example, whose rows are the inputs' in another order."""
+    tables = [name for name, value in values.items() if hasattr(value, "to_numpy")]
+    if len(tables) < 2:
+        return
+    kinds = {name: setting.kind for name, setting in settings_of(method).items()}
+    inputs = [values[name] for name in tables if kinds.get(name) in ("inputs", "data")]
+    others = [values[name] for name in tables if kinds.get(name) in ("labels", "target", "object")]
+    if any(is_index_reordered(x, y) for x in inputs for y in others):
+        raise InputError(REORDERED_INDEX_TEXT)
 
 
 TAKES_TEXTS_MARK = "takes_texts"

@@ -165,3 +165,15 @@ def _nearest_paths(path: Path) -> list[Path]:
         return []
     paths = [missing.with_name(name) / path.relative_to(missing) for name in names]
     return [p for p in paths if p.exists() and p != path]
+
+
+REORDERED_INDEX_TEXT = (
+    "the rows and their labels have one index in two orders; labels are matched by position, so put them in the order "
+    "of the rows: y.loc[x.index]"
+)
+
+
+def is_index_reordered(x: Any, y: Any) -> bool:
+    """Whether a table and its labels, of pandas, name the same rows in another order."""
+    index, of_labels = (list(getattr(part, "index", ())) if hasattr(part, "to_numpy") else [] for part in (x, y))
+    return index != of_labels and len(index) == len(of_labels) and {*index} == {*of_labels}

@@ -256,7 +256,8 @@ def to_batch(x: Any, inputs: Inputs) -> Any:
         warn("this DataLoader gives its examples in another order at each pass: what is called with it again, or with "
              "maps or labels made before, sees other examples")  # fmt: skip
     try:
-        return torch.cat(list(input_batches(open_data(x, inputs), EXAMPLES_PER_READ)))
+        skipped = SkippedExamples(renumbers=True)
+        return torch.cat(list(input_batches(open_data(x, inputs), EXAMPLES_PER_READ, skipped)))
     except DataError as error:
         raise InputError(str(error)) from error
 

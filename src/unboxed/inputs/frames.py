@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, UnclearLabelsError
-from ..validation import nearest_names, normalized_name
+from ..validation import REORDERED_INDEX_TEXT, is_index_reordered, nearest_names, normalized_name
 from .base import Inputs
 from .features import Features
 from .multi import MultiInput
@@ -34,17 +34,10 @@ def frames_to_arrays(data: Any, inputs: Inputs | None) -> Any:
     is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(inputs, MultiInput)
     if not is_pair or not any(is_data_frame(part) or _is_series(part) for part in data):
         return data
-    _refuse_reordered_index(*data)
+    if is_index_reordered(*data):
+        raise DataError(REORDERED_INDEX_TEXT)
     x = frame_to_rows(data[0], inputs) if is_data_frame(data[0]) else _column_to_inputs(data[0])
     return x, series_to_array(data[1])
-
-
-def _refuse_reordered_index(x: Any, y: Any) -> None:
-    """Raise DataError where the rows of a table and its labels have the same names in another order."""
-    index, of_labels = (list(getattr(part, "index", ())) if hasattr(part, "to_numpy") else [] for part in (x, y))
-    if index != of_labels and len(index) == len(of_labels) and {*index} == {*of_labels}:
-        raise DataError("the rows and their labels have one index in two orders; labels are matched by position, so "
-                        "put them in the order of the rows: y.loc[x.index]")  # fmt: skip
 
 
 def _refuse_row_of_frame(series: Any, inputs: Inputs | None) -> None:

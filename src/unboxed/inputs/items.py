@@ -11,16 +11,20 @@ from torch.utils.data import DataLoader, SequentialSampler
 from ..errors import BrokenImageError, DataError, UnboxedError, warn
 from .base import warn_of_small_white
 
-MAX_SKIP_REASONS_IN_WARNING = 3  # in a warning
+MAX_SKIP_REASONS_IN_WARNING, MAX_SKIPPED_ROWS_IN_WARNING = 3, 8
 ACCEPTED_DATA_TEXT = (
     "wanted a tensor (N, ...), a pair of tensors (x, y), or a Dataset or iterable of inputs or (input, label)"
 )
 
 
 class SkippedExamples:
-    """The examples of one pass that could not be read, with the reasons."""
+    """The examples of one pass that could not be read, with the reasons.
 
-    def __init__(self) -> None:
+    `renumbers`: results number the others from 0, which is said.
+    """
+
+    def __init__(self, renumbers: bool = False) -> None:
+        self.renumbers = renumbers
         self.rows: list[int] = []
         self.reasons: list[str] = []
         self.n_unnumbered = 0  # that a DataLoader left out: which rows they were is not known
@@ -52,7 +56,11 @@ class SkippedExamples:
         warn_of_small_white(self.largest_8_bit_value)
         if n := self.count:
             summary = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
-            warn(f"{summary}: {self._skipped_reasons_text()}")
+            rows = ", ".join(map(str, self.rows[:MAX_SKIPPED_ROWS_IN_WARNING]))
+            rows += ", ..." * (len(self.rows) > MAX_SKIPPED_ROWS_IN_WARNING)
+            named = f" (row{'s' * (len(self.rows) > 1)} {rows})" * bool(self.rows)
+            numbers = "; results number the others from 0" * self.renumbers
+            warn(f"{summary}: {self._skipped_reasons_text()}{named}{numbers}")
 
     def raise_if_none_read(self, n_read: int) -> None:
         """Raise DataError where nothing is left."""

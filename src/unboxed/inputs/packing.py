@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, InputError
 from .multi import MultiInput
 
 
@@ -37,6 +37,10 @@ def pack_batch(inputs: MultiInput, values: Any) -> Tensor:
     if isinstance(values, Tensor) and values.shape[1:] == inputs.shape:
         return values
     if not inputs.has_structure_of_parts(values):
+        try:
+            inputs.values_of_parts(values)  # names and number
+        except InputError as error:
+            raise DataError(f"an example of a model of several inputs is a dict or tuple of tensors: {error}") from None
         got = type(values).__name__
         raise DataError(f"an example of a model of several inputs is a dict or tuple of tensors; got {got}")
     return inputs.pack(inputs.check(values))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -137,7 +138,7 @@ def _broadcast_labels(labels: Constant, z: Tensor) -> Tensor:
 def to_class_tensor(y: object, what: str = "a class") -> Tensor:
     """Class numbers as a tensor. Raises InputError for anything but integers."""
     try:
-        values = y if isinstance(y, Tensor) else torch.as_tensor(y)
+        values = y if isinstance(y, Tensor) else torch.as_tensor(y.copy() if isinstance(y, np.ndarray) else y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} must be an int, or one int per example (N,); got {reprlib.repr(y)}") from error
     if not values.numel():
