@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from ..errors import InputError
 from . import colors
 from .colors import Uint8Array, to_float64_array
+from .embedding import class_colors
 from .sheet import ColorBar, Tile, contact_sheet
 
 if TYPE_CHECKING:
@@ -42,16 +44,32 @@ def attack_sheet(
 
 
 def input_change_sheet(
-    x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, title: str = "", max_examples: int = 6, side: int = 112
-) -> Image.Image:
-    """Inputs x and changed inputs z (N, C, H, W) above the changes, on one scale; {row name: captions} of the rows."""
+    x: Any, z: Any, captions: Mapping[str, Sequence[str]], *, title: str = "", max_examples: int = 6, side: int = 112,
+    more: Mapping[str, Sequence[Tile]] = MappingProxyType({}),
+) -> Image.Image:  # fmt: skip
+    """Inputs x and changed inputs z (N, C, H, W) above the changes, on one scale; {row name: captions} of the rows.
+
+    `more` are further rows, below.
+    """
     x, z = to_float64_array(x[:max_examples]), to_float64_array(z[:max_examples])
     changes = colors.sum_channels(z - x)
     vmax = colors.max_magnitude(changes)
     rows = (colors.image_to_rgb(x), colors.image_to_rgb(z), colors.signed_to_rgb(changes, vmax))
     tiles = [[*map(Tile, row, words)] for row, words in zip(rows, captions.values(), strict=True)]
     bar = ColorBar("signed", vmax, "change, in parts of the pixel range")
-    return contact_sheet(tiles, title=title, names=list(captions), bars=[bar], side=side)
+    tiles += [list(row[:max_examples]) for row in more.values()]
+    return contact_sheet(tiles, title=title, names=[*captions, *more], bars=[bar], side=side)
+
+
+def label_map_rows(before: Any, after: Any) -> dict[str, list[Tile]]:
+    """{row name: tiles} of the classes of scores (N, K, H, W) before and after, a color each; with what changed."""
+    first, then = (np.asarray(scores.detach().cpu().argmax(1)) for scores in (before, after))
+    palette = np.array([[*bytes.fromhex(c.removeprefix("#"))] for c in class_colors(before.shape[1])], np.uint8)
+    captions = [f"{share:.0%} of positions\nchanged" for share in (first != then).mean((1, 2))]
+    return {
+        "classes": [Tile(palette[m], "") for m in first],
+        "then": [Tile(palette[m], text) for m, text in zip(then, captions, strict=True)],
+    }
 
 
 def largest_round_magnification(vmax: float) -> float:

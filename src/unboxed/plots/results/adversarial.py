@@ -18,6 +18,7 @@ from ..attack_sheet import (
     attack_sheet,
     class_prob_text,
     input_change_sheet,
+    label_map_rows,
     largest_round_magnification,
 )
 from ..charts import bar_chart, line_chart
@@ -100,7 +101,15 @@ def _sheet_without_predictions(result: Adversarial) -> Image.Image:
         "change": [f"{norm} {float(result.distance[i]):.3g}" for i in rows],
     }
     x, z = (colors.to_float64_array(first_image_part(images))[rows] for images in (result.input, result.images))
-    return input_change_sheet(x, z, captions, title=_success_title(result))
+    return input_change_sheet(x, z, captions, title=_success_title(result), more=_label_maps(result, rows))
+
+
+def _label_maps(result: Adversarial, rows: list[int]) -> dict[str, list[Tile]]:
+    """Of a model that gives each position a class, the classes before and after; empty of other outputs."""
+    before, after = result.output_before, result.output_after
+    if before is None or after is None or before.ndim != 4 or before.shape[1] != len(result.classes):
+        return {}
+    return label_map_rows(before[rows], after[rows])
 
 
 def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
