@@ -21,7 +21,7 @@ def test_each_position_has_the_color_of_its_class() -> None:
     box, result = attacked()
     rows = label_map_rows(result.output_before, result.output_after)
     colors = [tuple(bytes.fromhex(c[1:])) for c in class_colors(4)]
-    for name, x in (("classes", result.input), ("then", result.images)):
+    for name, x in (("predicted", result.input), ("predicted then", result.images)):
         wanted = box(x).argmax(1)
         for tile, classes in zip(rows[name], wanted, strict=True):
             assert all(
@@ -31,7 +31,7 @@ def test_each_position_has_the_color_of_its_class() -> None:
             )
     share = float((box(result.input).argmax(1)[0] != box(result.images).argmax(1)[0]).double().mean())
     assert share > 0
-    assert rows["then"][0].caption.startswith(f"{share:.0%} of positions")
+    assert rows["predicted then"][0].caption.startswith(f"{share:.0%} of positions")
 
 
 def test_the_sheet_has_these_rows_for_maps_of_classes_alone() -> None:

@@ -67,8 +67,8 @@ def label_map_rows(before: Any, after: Any) -> dict[str, list[Tile]]:
     palette = np.array([[*bytes.fromhex(c.removeprefix("#"))] for c in class_colors(before.shape[1])], np.uint8)
     captions = [f"{share:.0%} of positions\nchanged" for share in (first != then).mean((1, 2))]
     return {
-        "classes": [Tile(palette[m], "") for m in first],
-        "then": [Tile(palette[m], text) for m, text in zip(then, captions, strict=True)],
+        "predicted": [Tile(palette[m], "") for m in first],
+        "predicted then": [Tile(palette[m], text) for m, text in zip(then, captions, strict=True)],
     }
 
 
