@@ -36,7 +36,7 @@ MAX_SUMMARY_LINES = 8  # of a result's text
 
 
 class ResultMixin(ResultViewsMixin):
-    """A result: what it says in a few lines, else its fields on one line, tensors by their shapes; and its views.
+    """A result: what it says in a few lines, the first as its repr; else its fields on one line; and its views.
 
     For dataclasses with `repr=False`.
     """
@@ -53,7 +53,7 @@ class ResultMixin(ResultViewsMixin):
 
     def __repr__(self) -> str:
         fields, text = self._fields_text(), str(self)
-        return fields if text == fields else f"{type(self).__name__}: {text}"
+        return fields if text == fields else f"{type(self).__name__}: {text.splitlines()[0]}"  # a line, as all reprs
 
     def _fields_text(self) -> str:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}  # type: ignore[arg-type]
