@@ -13,8 +13,9 @@ _NOTHING = nullcontext()
 
 def leaving_autocast() -> AbstractContextManager[object]:
     """A context outside the caller's autocast, on every device where it is enabled; else nothing, at no cost."""
-    enabled = [device for device in DEVICE_TYPES if torch.is_autocast_enabled(device)]
-    return _disabling_autocast(enabled) if enabled else _NOTHING
+    if not torch._C._is_any_autocast_enabled():
+        return _NOTHING
+    return _disabling_autocast([device for device in DEVICE_TYPES if torch.is_autocast_enabled(device)])
 
 
 @contextmanager

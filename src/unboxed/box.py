@@ -31,7 +31,7 @@ from .model.isolation import IsolatedModel, Mode, check_is_module
 from .model.language_models import is_next_token_output, output_names_of_model, scores_at_answer_position
 from .model.layers import Layers
 from .model.locks import holding_locks
-from .model.maskless_texts import PaddingCheck
+from .model.maskless_texts import padding_check_of
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem_text
 from .model.outputs import OutputKind, OutputReader, class_names_in_config, with_batch_axis
@@ -213,7 +213,7 @@ class Box(NotebookTablesMixin):
             warn_of_repeated_class_names(self.classes)
             if (autocast := self._options["autocast"]) is not None:
                 self._enable_autocast(autocast)
-            self._is_stale, self._check_padding = False, PaddingCheck(self.model)
+            self._is_stale, self._padding_check = False, padding_check_of(self.model, self.inputs)
         finally:
             self._is_opening = False
 
@@ -362,7 +362,7 @@ class Box(NotebookTablesMixin):
         paths = inner_addresses.values()
         needs_output = "output" in addresses or "logits" in addresses
         rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
-        padding = BatchPadding(len(x), max(len(x), self.min_rows))
+        padding = BatchPadding(n := x.shape[0], max(n, self.min_rows))
         hook_dicts = bool(inner_addresses or rewrites)
         with (
             capturing_activations(self.modules, paths, edits=rewrites, stop=not needs_output, padding=padding)
@@ -439,8 +439,8 @@ class Box(NotebookTablesMixin):
         x = self.inputs.check(to_batch(x, self.inputs))
         with state.leaving_inference_mode():
             packed = state.copy_to(self.inputs.pack(x), self.device, self.dtype)
-        if not self.stochastic:  # else the same text has other answers by chance
-            self._check_padding(self.inputs, x, packed, lambda h: self.read(h, "logits")["logits"])
+        if self._padding_check is not None and not self.stochastic:  # else the same text has other answers by chance
+            self._padding_check(x, packed, lambda h: self.read(h, "logits")["logits"])
         return packed
 
     def restore_structure(self, h: Tensor) -> Any:

@@ -221,10 +221,10 @@ def _outside_autocast(method: MethodT) -> MethodT:
     A model in mixed precision is a box with `autocast=`.
     """
 
+    from .autocast import leaving_autocast  # imports torch, as a module with a method does
+
     @wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
-        from .autocast import leaving_autocast
-
         with leaving_autocast():
             return method(*args, **kwargs)
 

@@ -38,7 +38,10 @@ def taking_other_spellings(function: FunctionT) -> FunctionT:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*spellings.translate_positional(args, kwargs), **spellings.translate_keywords(args, kwargs))
+        if not spellings.may_apply(args, kwargs):
+            return function(*args, **kwargs)
+        translated, named = spellings.translate(args, kwargs)
+        return function(*translated, **named)
 
     return cast(FunctionT, call)
 
@@ -54,12 +57,26 @@ class _Spellings:
     def name_by_alias(self) -> dict[str, str]:
         return {alias: name for name, setting in self.settings.items() for alias in setting.aliases}
 
-    def translate_positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    def may_apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether some argument may be in another spelling. In most calls none is, and none is translated."""
+        for name, value in (*zip(self.names, args, strict=False), *kwargs.items()):
+            setting = self.settings.get(name)
+            if setting is None:
+                if name in self.name_by_alias:
+                    return True
+            elif not _is_plain(setting, value):
+                return True
+        return False
+
+    def translate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        return self._translate_positional(args, kwargs), self._translate_keywords(args, kwargs)
+
+    def _translate_positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         named = zip(self.names, args, strict=False)
         read = [self._read(name, value, (*args, *kwargs.values())) for name, value in named]
         return [*read, *args[len(read) :]]
 
-    def translate_keywords(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _translate_keywords(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         renamed = {self.name_by_alias.get(name, name): value for name, value in kwargs.items()}
         positional = {*self.names[: len(args)]}
         for alias in kwargs.keys() & self.name_by_alias.keys():
@@ -70,11 +87,16 @@ class _Spellings:
 
     def _read(self, name: str, value: Any, values: Iterable[Any]) -> Any:
         setting = self.settings.get(name)
-        if setting is None or value is None or (isinstance(value, str) and setting.read is None):
+        if setting is None or _is_plain(setting, value):
             return value
         if setting.read is not None:
             return setting.read(value)
         return _addresses_of_modules(value, values) if setting.kind in LAYER_SETTING_KINDS else value
+
+
+def _is_plain(setting: Setting, value: Any) -> bool:
+    """Whether a setting's value surely has one spelling: it is none, or text that nothing reads."""
+    return value is None or (isinstance(value, str) and setting.read is None)
 
 
 def _other_setting_spellings(function: Callable[..., Any]) -> _Spellings | None:

@@ -104,6 +104,8 @@ def class_numbers(y: Any, classes: Sequence[str]) -> Any:
 
     Raises InputError for unknown names.
     """
+    if isinstance(y, Tensor) and y.ndim < 2 and not y.is_floating_point():  # as most are
+        return y
     if isinstance(y, str):
         return _class_number_of(y, classes)
     y = whole_numbers(series_to_array(y))

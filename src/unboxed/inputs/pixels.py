@@ -172,9 +172,9 @@ class Pixels:
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, if it is a batch of such images; else InputError that says what to do."""
-        shapes = (self.own_shape, self.shape, self.model_shape)
-        shape = next((s for s in shapes if isinstance(x, Tensor) and x.shape[1:] == s), self.own_shape)
-        low, high = min_and_max_of_valid_batch(x, shape, "images in [0, 1]")
+        shape = tuple(x.shape[1:]) if isinstance(x, Tensor) else ()
+        is_known = shape in (self.own_shape, self.shape, self.model_shape)
+        low, high = min_and_max_of_valid_batch(x, shape if is_known else self.own_shape, "images in [0, 1]")
         if low < -UNIT_RANGE_TOLERANCE or high > 1 + UNIT_RANGE_TOLERANCE:
             raise InputError(self._out_of_range_message(low, high))
         return x

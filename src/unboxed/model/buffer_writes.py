@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain, islice
 from operator import attrgetter, is_, methodcaller
@@ -126,12 +126,9 @@ def preserving_tensor_values(tensors: Sequence[Tensor]) -> Iterator[None]:
             s.restore()
 
 
-def preserving_buffer_registration(modules: Sequence[nn.Module]) -> AbstractContextManager[None]:
+class preserving_buffer_registration:
     """Restore the registered buffers afterwards: a model may replace them, or add some."""
-    return _PreserveBufferRegistration(modules)
 
-
-class _PreserveBufferRegistration:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
 
@@ -139,6 +136,8 @@ class _PreserveBufferRegistration:
         self.counts, self.names, self.tensors = self._registered_buffers()
 
     def __exit__(self, *error: object) -> None:
+        if not (self.names or any(map(GET_BUFFERS, self.modules))):
+            return
         counts, names, tensors = self._registered_buffers()
         if counts == self.counts and names == self.names and all(map(is_, tensors, self.tensors)):
             return
@@ -167,14 +166,9 @@ def _restore_registered_buffers(module: nn.Module, before: dict[str, Tensor | No
     module._buffers.update(before)
 
 
-def reporting_writes_on_exit(
-    tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]
-) -> AbstractContextManager[None]:
+class reporting_writes_on_exit:
     """On exit, call `on_write` for each of these tensors that was written to."""
-    return _ReportWritesOnExit(tensors, on_write)
 
-
-class _ReportWritesOnExit:
     def __init__(self, tensors: Sequence[Tensor], on_write: Callable[[Tensor], None]) -> None:
         self.tensors, self.on_write = tensors, on_write
 

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -123,12 +123,9 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def holding_locks(locks: Sequence[ModelLock]) -> AbstractContextManager[bool]:
+class holding_locks:
     """Acquire these locks for this thread; gives whether it did not have them before."""
-    return _HeldLocks(locks)
 
-
-class _HeldLocks:
     def __init__(self, locks: Sequence[ModelLock]) -> None:
         self.locks = locks
         self.acquired: list[ModelLock] = []

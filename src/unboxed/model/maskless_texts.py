@@ -20,23 +20,28 @@ class PaddingCheck:
     It is asked once for each shortest and longest text, until a weight is written.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, inputs: Tokens) -> None:
+        self.model, self.inputs = model, inputs
         self.harmless: set[tuple[int, ...]] = set()
 
-    def __call__(self, inputs: Inputs, x: Any, packed: Tensor, logits_of: Callable[[Tensor], Tensor]) -> None:
+    def __call__(self, x: Any, packed: Tensor, logits_of: Callable[[Tensor], Tensor]) -> None:
         """Raise InputError where padding changes answers, asked of the text with most padding.
 
         `packed` (N, T, D + 3) are the texts x; where x was packed before, nothing is asked again.
         """
         is_packed_before = isinstance(x, Tensor) and x.is_floating_point()
-        if is_packed_before or not isinstance(inputs, Tokens) or inputs.takes_mask:
+        if is_packed_before or self.inputs.takes_mask:
             return
-        n_tokens = int(inputs.mask(packed).sum(1).min())
+        n_tokens = int(self.inputs.mask(packed).sum(1).min())
         case = (n_tokens, packed.shape[1], *(0 if p.is_inference() else p._version for p in self.model.parameters()))
         if n_tokens < packed.shape[1] and case not in self.harmless:
-            _check_padding_changes_nothing(inputs, packed, n_tokens, logits_of)
+            _check_padding_changes_nothing(self.inputs, packed, n_tokens, logits_of)
             self.harmless.add(case)
+
+
+def padding_check_of(model: nn.Module, inputs: Inputs) -> PaddingCheck | None:
+    """The check of a model of texts; None for other inputs."""
+    return PaddingCheck(model, inputs) if isinstance(inputs, Tokens) else None
 
 
 def _check_padding_changes_nothing(

@@ -29,13 +29,11 @@ Modules = tuple[nn.Module, ...]
 GET_TRAINING = attrgetter("training")
 
 
-def setting_train_flags(modules: Modules, mode: str) -> AbstractContextManager[None]:
-    """While open, every submodule is in eval mode (`mode="as-is"`: unchanged); afterwards its own flag is restored."""
-    return _SettingTrainFlags(modules, mode)
+class setting_train_flags:
+    """While open, every submodule is in eval mode (`mode="as-is"`: unchanged); afterwards its own flag is restored.
 
-
-class _SettingTrainFlags:
-    """A class, as a generator would cost more than the flags do: each forward pass of a box enters it."""
+    A class, as a generator would cost more than the flags do: each forward pass of a box enters it.
+    """
 
     def __init__(self, modules: Modules, mode: str) -> None:
         self.modules, self.mode = modules, mode
@@ -265,7 +263,7 @@ def leaving_inference_mode() -> AbstractContextManager[None]:
 def copy_to(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A copy without its graph."""
     if x.dtype == dtype and x.device == device:
-        return x.detach().clone()
+        return x.detach().clone() if x.requires_grad else x.clone()
     return x.detach().to(device, dtype, copy=True)
 
 

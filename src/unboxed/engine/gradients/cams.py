@@ -165,7 +165,7 @@ def _compute_cam(
         else:
             acts = box.forward(x, {*objective.layers, *cam_layers.addresses})
             score = objective(acts)
-        if all(a in acts for a in cam_layers.addresses):
+        if acts.keys() >= {*cam_layers.addresses}:
             return _cam_from_layer_gradients(box, objective, score, acts, cam_layers, combine)
     return _compute_cam(box, objective, x, cam_layers, combine)  # its values were freed, or written over: run again
 
