@@ -28,23 +28,23 @@ def keyed_generator(device: torch.device, *parts: int | str) -> torch.Generator:
 
 def normal(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Standard normal values shaped like `like`, each row from its own generator on its device."""
-    return _draw_rows_with_own_generators(torch.randn, like, ("normal", stream, seed))
+    return _fill_rows_with_own_generators(Tensor.normal_, like, ("normal", stream, seed))
 
 
 def uniform(like: Tensor, seed: int, stream: str = "start") -> Tensor:
     """Uniform values in [0, 1) shaped like `like`, each row from its own generator on its device."""
-    return _draw_rows_with_own_generators(torch.rand, like, ("uniform", stream, seed))
+    return _fill_rows_with_own_generators(Tensor.uniform_, like, ("uniform", stream, seed))
 
 
-def _draw_rows_with_own_generators(
-    sampler: Callable[..., Tensor], like: Tensor, key_parts: tuple[int | str, ...]
+def _fill_rows_with_own_generators(
+    fill: Callable[..., Tensor], like: Tensor, key_parts: tuple[int | str, ...]
 ) -> Tensor:
     rng = torch.Generator(like.device)
-    samples = []
-    for i in range(len(like)):
+    samples = torch.empty(like.shape, device=like.device, dtype=like.dtype)
+    for i, row in enumerate(samples.unbind()):
         rng.manual_seed(derive_seed(*key_parts, i))
-        samples.append(sampler(like.shape[1:], generator=rng, device=like.device, dtype=like.dtype))
-    return torch.stack(samples)
+        fill(row, generator=rng)
+    return samples
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:

@@ -356,11 +356,11 @@ def test_a_rule_for_modules_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_that_draw_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alike(draw: Any, like: Tensor, parts: tuple[int | str, ...]) -> Tensor:
+    def alike(fill: Any, like: Tensor, parts: tuple[int | str, ...]) -> Tensor:
         generator = torch.Generator().manual_seed(rng.derive_seed(*parts))
-        return draw(like.shape[1:], generator=generator, dtype=like.dtype).expand_as(like).clone()
+        return fill(torch.empty_like(like[0]), generator=generator).expand_as(like).clone()
 
-    monkeypatch.setattr(rng, "_draw_rows_with_own_generators", alike)
+    monkeypatch.setattr(rng, "_fill_rows_with_own_generators", alike)
     with Fault:
         test_seed.test_rows_draw_for_themselves.check("pgd")
 

@@ -121,6 +121,18 @@ def test_a_model_that_was_changed_is_tried_again() -> None:
     assert faster_memory_format(box, ["logits"], MIN_ROWS) == torch.preserve_format
 
 
+def test_an_error_of_a_hook_is_not_remembered() -> None:
+    box = boxed(lambda h: h.flatten(1))
+
+    def fail(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        raise ValueError("a hook's own fault")
+
+    handle = box.model.conv.register_forward_hook(fail)  # type: ignore[union-attr,operator]
+    assert faster_memory_format(box, ["logits"], MIN_ROWS) == torch.preserve_format
+    handle.remove()
+    assert faster_memory_format(box, ["logits"], MIN_ROWS) == torch.channels_last
+
+
 def test_tables_and_maps_of_outputs_keep_theirs() -> None:
     table = ub.Box(nn.Linear(4, 2), ub.Features(("a", "b", "c", "d")))
     maps = ub.Box(nn.Conv2d(3, 2, 3, padding=1), ub.Pixels((3, 6, 6)))

@@ -41,21 +41,25 @@ _RUNS_IN_CHANNELS_LAST: WeakKeyDictionary[Layers, bool] = WeakKeyDictionary()
 
 
 def _runs_in_channels_last(box: Box) -> bool:
-    if box.layers not in _RUNS_IN_CHANNELS_LAST:
-        _RUNS_IN_CHANNELS_LAST[box.layers] = _gives_same_logits_in_channels_last(box)
-    return _RUNS_IN_CHANNELS_LAST[box.layers]
+    if box.layers in _RUNS_IN_CHANNELS_LAST:
+        return _RUNS_IN_CHANNELS_LAST[box.layers]
+    try:
+        is_same = _gives_same_logits_in_channels_last(box)
+    except Exception:  # a view of what is not contiguous
+        LOG.info("this model does not run in channels_last", exc_info=True)
+        if any(m._forward_hooks or m._forward_pre_hooks for m in box.modules.values()):
+            return False  # it may be a hook that raised: the next call tries again
+        is_same = False
+    _RUNS_IN_CHANNELS_LAST[box.layers] = is_same
+    return is_same
 
 
 def _gives_same_logits_in_channels_last(box: Box) -> bool:
     noise = box.noise(2)[: box.max_rows]
-    try:
-        usual, other = (
-            _logits(box, noise.to(memory_format=layout))  # as callers do: `contiguous` leaves one channel as it is
-            for layout in (torch.contiguous_format, torch.channels_last)
-        )
-    except Exception:  # a view of what is not contiguous
-        LOG.info("this model does not run in channels_last", exc_info=True)
-        return False
+    usual, other = (
+        _logits(box, noise.to(memory_format=layout))  # as callers do: `contiguous` leaves one channel as it is
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
     is_finite = usual.isfinite()  # a class may be masked by a logit of -inf
     if not is_finite.any() or not torch.equal(usual[~is_finite], other[~is_finite]):
         return False

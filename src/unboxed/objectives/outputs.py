@@ -131,8 +131,10 @@ def _to_class_constant(y: object) -> Constant:
 
 def _broadcast_labels(labels: Constant, z: Tensor) -> Tensor:
     """The class of each row (N,) of logits (N, K, ...). Raises InputError."""
-    _check_class_range(labels, len(z), z.shape[1])
-    return labels.to_like(z).expand(len(z))
+    n, n_classes = z.shape[:2]
+    _check_class_range(labels, n, n_classes)
+    classes = labels.to_like(z)
+    return classes if classes.ndim else classes.expand(n)
 
 
 def to_class_tensor(y: object, what: str = "a class") -> Tensor:

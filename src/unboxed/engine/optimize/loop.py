@@ -12,7 +12,7 @@ from ...box import Box
 from ...model.batching import BatchSize, map_in_batches
 from ...model.hooks import Acts
 from ...model.nan_checks import OPTIMIZED_INPUT_IN_ERRORS, check_no_nan
-from ...model.state import waits_for_device_on_read
+from ...model.state import setting_grad_mode, waits_for_device_on_read
 from ...objectives import Objective
 from ...rng import step_generator
 from ..cpu_cache import gradient_batch_size_and_max_rows
@@ -136,7 +136,7 @@ class _BatchOptimizer:
                 if self.config.frame_every and step % self.config.frame_every == 0:
                     self._write_active_inputs()
                     frames.append(self.state.input.clone())
-                history.append(self.state.score.clone())
+                history.append(self.state.score)  # each evaluation makes it anew
                 if not grads:
                     return True
                 self._anneal_lr(step)
@@ -145,7 +145,7 @@ class _BatchOptimizer:
 
     def _evaluate_param_grads(self, step: int, is_last: bool) -> list[Tensor]:
         """Score the active rows and, unless this evaluation is the last, find the gradient of each parameter."""
-        with torch.set_grad_enabled(not is_last):
+        with setting_grad_mode(not is_last):
             x = self.canvas()
             score, stop_value, score_grad = (
                 self._forward_with_grad_fn(x, step, is_last)
@@ -171,7 +171,7 @@ class _BatchOptimizer:
         layers = frozenset[str]() if self.stop_when is None else self.stop_when.layers
         acts = self.box.forward(self._apply_transform(x, step, is_last), self.objective.layers | layers)
         score = self.objective(acts)
-        with torch.no_grad():
+        with setting_grad_mode(False):
             stop_value = None if self.stop_when is None else self.stop_when(acts).detach()
         return score, stop_value, lambda: self._score_grad(score, acts, x, step)
 
@@ -212,15 +212,21 @@ class _BatchOptimizer:
             return
         all_active = len(active) == len(state.input)
         was_finished = state.finished if all_active else state.finished[active]
-        keep_previous = was_finished if self.freezes_finished else was_finished & ~finished
-        if self.sync_is_slow or keep_previous.any():
+        ever_finished = was_finished | finished
+        if (
+            self.sync_is_slow
+            or not torch.equal(ever_finished, finished)
+            or (self.freezes_finished and was_finished.any())
+        ):
             self._write_active_inputs()
+            keep_previous = was_finished if self.freezes_finished else was_finished & ~finished
             x = torch.where(broadcast_rows(keep_previous, x), state.input[active], x)
             score = torch.where(keep_previous, state.score[active], score)
         if all_active:
-            state.input, state.score, state.finished = x, score.clone(), was_finished | finished
+            state.input, state.score, state.finished = x, score.clone(), ever_finished
         else:
-            state.score[active], state.finished[active] = score, was_finished | finished
+            state.score = state.score.index_copy(0, active, score)
+            state.finished[active] = ever_finished
             self.unwritten_input = x  # a copy at each step would cost as much as the step
         if step == 0:
             state.initially_finished = state.finished.clone()
@@ -296,7 +302,7 @@ class _BatchOptimizer:
         grads = [
             g if self._is_known_finite(g) else g.nan_to_num(0, 0, 0) for g in grads
         ]  # without a gradient, no change
-        with torch.no_grad():
+        with setting_grad_mode(False):
             if isinstance(self.optimizer, PlainAscent) and self.config.post_step is None:
                 self._projected_ascent_step(grads)
             else:
