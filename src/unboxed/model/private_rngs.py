@@ -5,26 +5,35 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 PrivateRng: TypeAlias = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+PRIVATE_RNG_TYPES = get_args(PrivateRng)  # asked of every attribute: a union takes longer
+TYPES_WITHOUT_RNGS = frozenset({bool, int, float, str, type(None)})  # of most attributes
+NAMES_OF_MODULE_ITSELF = frozenset(vars(nn.Module()))  # what torch keeps of each module: parameters, hooks, ...
 
 
 def private_rngs(modules: Iterable[nn.Module]) -> tuple[PrivateRng, ...]:
     """The generators among the attributes of modules, alone or in lists, tuples and dicts; each once."""
-    return tuple({id(rng): rng for module in modules for v in vars(module).values() for rng in _rngs_in(v)}.values())
+    values = (
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if type(value) not in TYPES_WITHOUT_RNGS and name not in NAMES_OF_MODULE_ITSELF
+    )
+    return tuple({id(rng): rng for value in values for rng in _rngs_in(value)}.values())
 
 
 def _rngs_in(value: Any) -> Iterator[PrivateRng]:
-    if isinstance(value, PrivateRng):
+    if isinstance(value, PRIVATE_RNG_TYPES):
         yield value
     elif isinstance(value, (list, tuple, dict)):
         for part in value.values() if isinstance(value, Mapping) else value:
-            if isinstance(part, PrivateRng):
+            if isinstance(part, PRIVATE_RNG_TYPES):
                 yield part
 
 
