@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..box import Box
 from ..inputs.pixels import Pixels
+from ..model.identity import has_forward_hooks
 from ..model.layers import Layers
 from ..objectives import INPUT_OUTPUT_ADDRESSES
 
@@ -47,7 +48,7 @@ def _runs_in_channels_last(box: Box) -> bool:
         is_same = _gives_same_logits_in_channels_last(box)
     except Exception:  # a view of what is not contiguous
         LOG.info("this model does not run in channels_last", exc_info=True)
-        if any(m._forward_hooks or m._forward_pre_hooks for m in box.modules.values()):
+        if has_forward_hooks(box.modules.values()):
             return False  # it may be a hook that raised: the next call tries again
         is_same = False
     _RUNS_IN_CHANNELS_LAST[box.layers] = is_same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -45,6 +45,11 @@ def model_identity_and_hooks(modules: Sequence[nn.Module], mode: str) -> tuple[M
         values += map(read, tensors)
     flags = [m.training for m in modules] if mode == "as-is" else []
     return values + flags, [(hooks, key) for hooks in hook_dicts for key in _non_transient_hook_keys(hooks)]
+
+
+def has_forward_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of the modules has a forward hook: an error may then be the hook's."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
 def _non_transient_hook_keys(hooks: HooksByHandleId) -> list[int]:
