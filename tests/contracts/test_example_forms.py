@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
+from check_each import each
 from contracts.common import CARDS, MethodCase, call_example, each_method, has_parameters, result_tensors, shared_case
 
 BYTES = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -65,7 +65,7 @@ def same(a: Any, b: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@each(FORMS)
 def test_every_form_is_the_same_batch(form: str) -> None:
     assert torch.equal(shared_case("plain").box.validate_inputs(FORMS[form]()), X)
 
@@ -80,7 +80,7 @@ def test_every_method_reads_examples_once(name: str) -> None:
 ATTACKS = [n for n, c in CARDS.items() if c.family == "adversarial" and has_parameters(c, "x", "y", "eps")]
 
 
-@pytest.mark.parametrize("form", LABELED)
+@each(LABELED)
 def test_labels_may_come_with_the_examples(form: str) -> None:
     c = case(form)
     given = ub.adversarial.pgd(c.box, c.x, eps=0.2, steps=2)
@@ -89,10 +89,10 @@ def test_labels_may_come_with_the_examples(form: str) -> None:
     assert accuracy == (c.box.predict(X) == Y).double().mean()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@each(ATTACKS)
 def test_every_attack_takes_labels_from_the_examples(name: str) -> None:
     c, card = case("pair"), CARDS[name]
-    settings = {"steps": 2} if has_parameters(card, "steps") else {}
+    settings = {k: v for k, v in {"steps": 2, "queries": 50}.items() if has_parameters(card, k)}
     result = card.method(c.box, c.x, eps=0.2, **settings)
     assert same(result, card.method(c.box, X, Y, eps=0.2, **settings))
 

@@ -41,10 +41,9 @@ def values_outside(setting: Setting) -> Iterator[Any]:
 def test_values_out_of_range_are_refused_by_name(family: str) -> None:
     c, problems, tried = shared_case("plain"), list[str](), 0
     with leaving_no_trace(c):
-        for name, setting in [
-            (n, s) for n, card in CARDS.items() if card.family == family for s in card.settings.values()
-        ]:
-            for value in values_outside(setting):
+        for name, card in CARDS.items():
+            settings = card.settings.values() if card.family == family else ()
+            for setting, value in ((s, v) for s in settings for v in values_outside(s)):
                 where = f"{name}({setting.name}={value!r})"
                 tried += 1
                 try:
