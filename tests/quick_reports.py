@@ -30,12 +30,19 @@ def few_candidates(candidates: Any, box: Any, max_flops: float) -> dict[str, Any
     return {name: method for name, method in found.items() if name in kept}
 
 
-def make_reports_quick(patch: pytest.MonkeyPatch) -> None:
-    """Fewer examples, samples and steps in all sections, until the patch is undone."""
-    budget = importlib.import_module("unboxed.report.class_image_budget")
-    patch.setattr(budget, "PLANS", (budget.ClassImagePlan(10, 3, 0.1, 0.1),))  # all images, a tenth of the steps
+def make_verdicts_quick(patch: pytest.MonkeyPatch) -> None:
+    """Fewer methods, examples and draws, until the patch is undone."""
     context = importlib.import_module("unboxed.report.context")
     patch.setattr(context, "candidates", partial(few_candidates, context.candidates))
+    for name, value in SETTINGS["context"].items():
+        patch.setattr(context, name, value)
+
+
+def make_reports_quick(patch: pytest.MonkeyPatch) -> None:
+    """Fewer examples, samples and steps in all sections, too."""
+    make_verdicts_quick(patch)
+    budget = importlib.import_module("unboxed.report.class_image_budget")
+    patch.setattr(budget, "PLANS", (budget.ClassImagePlan(10, 3, 0.1, 0.1),))  # all images, a tenth of the steps
     for module, constants in SETTINGS.items():
         for name, value in constants.items():
             patch.setattr(importlib.import_module(f"unboxed.report.{module}"), name, value)

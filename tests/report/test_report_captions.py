@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unboxed as ub
+from quick_reports import make_verdicts_quick
 from unboxed.adversarial.changes import PredictionChange
 from unboxed.checks.methods import compute_map
 from unboxed.checks.ranking import attribution_cards, candidates
@@ -147,7 +148,9 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One report of a model, by a judge that is half as sure."""
     out, box, judge = tmp_path_factory.mktemp("captions"), opened(12.0), opened(6.0)
-    found = report(box, examples(), out, judge=judge, quiet=True, sections=SECTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        make_verdicts_quick(patch)
+        found = report(box, examples(), out, judge=judge, quiet=True, sections=SECTIONS)
     assert found.failures == {}
     return Made(box, judge, Page(found.path), json.loads((out / "report.json").read_text(encoding="utf-8")))
 

@@ -25,8 +25,11 @@ from language.planted_trigger import mixed_texts, planted_box
 
 @pytest.fixture(autouse=True)
 def few_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two methods, judged on few texts."""
     all_of, few = context.candidates, ("gradient", "attn_lrp")
     monkeypatch.setattr(context, "candidates", lambda *args: {n: m for n, m in all_of(*args).items() if n in few})
+    monkeypatch.setattr(context, "N_VERDICT_TEXTS", 4)
+    monkeypatch.setattr(context, "MAX_DRAWS_PER_TEST", 2)
 
 
 def facts(folder: Path) -> dict[str, Any]:
