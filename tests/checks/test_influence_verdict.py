@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,9 +115,23 @@ class FreshNoise:
         return Influence(torch.randn(len(x), len(train[1]), generator=self.generator), "one run", unit="similarity")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def retrainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Methods share the retrainings, by a file for each number of subsets."""
+    RETRAININGS.append(tmp_path_factory.mktemp("retrainings"))
+    yield
+    RETRAININGS.clear()
+
+
+RETRAININGS: list[Path] = []
+
+
 def judge(box: ub.Box, data: tuple[Tensor, Tensor], method: Any, train: Any = None, **settings: Any) -> Verdict:
     x, y = data[0][:12], data[1][:12]
-    return influence_verdict(box, x, method, y, data if train is None else train, **{"n_subsets": 20} | settings)
+    settings = {"n_subsets": 20} | settings
+    if isinstance(settings.get("training", train), ModelTraining):
+        settings = {"checkpoint": RETRAININGS[0] / f"{settings['n_subsets']}.pt"} | settings
+    return influence_verdict(box, x, method, y, data if train is None else train, **settings)
 
 
 def grades(verdict: Verdict) -> dict[str, str]:
