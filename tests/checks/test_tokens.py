@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -27,6 +29,22 @@ def test_planted_outliers_are_found_with_their_neuron(found: ub.checks.TokenChec
     assert [(n.layer, n.unit) for n in found.neurons] == [PLANTED]
     assert found.neurons[0].at_outliers > 100 * found.neurons[0].elsewhere
     assert (found.moved, found.moved_at_random) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("moved", "wanted", "tried"),
+    [({1: 0.3, 2: 0.95, 4: 1.0, 5: 1.0}, 2, [1, 2]), ({1: 0.2, 2: 0.5, 4: 0.5, 5: 0.4}, 2, [1, 2, 4, 5])],
+    ids=["the fewest that are enough", "none is enough"],
+)
+def test_the_fewest_neurons_are_taken_that_move_most(
+    monkeypatch: pytest.MonkeyPatch, moved: dict[int, float], wanted: int, tried: list[int]
+) -> None:
+    module, asked = import_module("unboxed.checks.tokens"), list[int]()
+    monkeypatch.setattr(module, "box_with_register", lambda box, blocks, neurons: len(neurons))
+    monkeypatch.setattr(module._ConceptSearch, "_moved", lambda search, n, rows: asked.append(n) or moved[n])
+    search: Any = module._ConceptSearch(*[None] * len(fields(module._ConceptSearch)))
+    assert search._fewest_that_move(range(5), None) == wanted
+    assert asked == tried
 
 
 def test_the_register_takes_them_and_keeps_the_answers(found: ub.checks.TokenCheck) -> None:
