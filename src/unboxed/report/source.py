@@ -20,7 +20,7 @@ from ..engine.read.examples import with_labels_of_table
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
 from ..inputs.features import Features
-from ..inputs.frames import LABEL_COLUMN_NAMES, is_data_frame, label_column_of_frame
+from ..inputs.frames import LABEL_COLUMN_NAMES, frames_to_arrays, is_data_frame, label_column_of_frame
 from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labeled_texts import read_texts_and_labels
 from ..inputs.labels import are_default_class_names, label_to_text, label_to_value, readable_class_names
@@ -216,7 +216,7 @@ def _to_dataset(
         raise DataError(f"wanted texts: ub.data.texts(path), a list of str, or (texts, labels); got {name}")
     is_ready = isinstance(data, sets.Images) and not data.labels_are_values
     if isinstance(box.inputs, Tokens):
-        data = _texts_by_index(data)
+        data = _texts_by_index(frames_to_arrays(data, box.inputs))
     else:
         data = data if is_ready else _make_indexable(open_data(data, box.inputs), skipped)
     if len(data) == 0:
