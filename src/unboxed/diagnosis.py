@@ -22,6 +22,7 @@ from .engine.read.output_values import predicted_output_values
 from .errors import UnboxedError, UnboxedWarning
 from .inputs.labels import are_default_class_names
 from .inputs.tokens import Tokens
+from .model.nan_checks import names_of_nan_weights
 from .objectives import Objective, logit, mean_over_positions
 from .parameters import InputBatch
 from .settings import Above, Unit, check_settings, takes_texts
@@ -265,8 +266,7 @@ MODEL_FACT_FN_BY_NAME: dict[str, Callable[[Box], str]] = {
 
 def _nan_weights_text(box: Box) -> str:
     """Which parameters and buffers hold NaN."""
-    tensors = (*box.model.named_parameters(), *box.model.named_buffers())
-    names = [name for name, value in tensors if value.is_floating_point() and not value.is_meta and value.isnan().any()]
+    names = names_of_nan_weights(box.model)
     more = ", ..." * (len(names) > MAX_LISTED_ALTERNATIVES)
     return f"NaN in {', '.join(names[:MAX_LISTED_ALTERNATIVES])}{more}" if names else NO_NAN_TEXT
 

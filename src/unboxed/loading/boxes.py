@@ -9,15 +9,17 @@ from torch import nn
 
 from ..argument_names import naming_arguments
 from ..box import Box
-from ..errors import ModelError
+from ..errors import ModelError, warn
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_in_timm_config
 from ..inputs.text_models import takes_token_ids
+from ..model.nan_checks import names_of_infinite_parameters, names_of_nan_weights
 from ..model.outputs import OutputKind
 from .checkpoints import weights as put
 from .huggingface import HF_CONFIG_FILE_NAME, HF_PROCESSOR_FILE_NAMES
 from .models import is_generator, model
 
+MAX_NAMED_WEIGHTS = 3  # in a warning
 COMMON_NORMALIZATIONS_TEXT = (
     "They are in that file of the model's origin; most are 0.5 and 0.5, or ImageNet's (0.485, 0.456, 0.406) and "
     "(0.229, 0.224, 0.225)"
@@ -65,11 +67,23 @@ def load(
     module, factory_inputs = model(spec, trained=weights is None, seed=seed)
     if weights is not None:
         put(module, weights)
+    _warn_of_nonfinite_weights(module)
     inputs = inputs or factory_inputs or inputs_in_timm_config(module)
     if inputs is None:
         raise ModelError(_missing_inputs_text(spec, module))
     is_image_map = outputs is None and is_generator(spec)  # its values in [0, 1] are no probabilities
     return Box(module, inputs, classes=classes, outputs="regression" if is_image_map else outputs)
+
+
+def _warn_of_nonfinite_weights(model: nn.Module) -> None:
+    """Say which weights hold NaN or infinite values: what such a model answers means nothing."""
+    for what, names in (("NaN", names_of_nan_weights(model)), ("infinite", names_of_infinite_parameters(model))):
+        if names:
+            more = f" and {len(names) - MAX_NAMED_WEIGHTS} more" if len(names) > MAX_NAMED_WEIGHTS else ""
+            warn(
+                f"the model's weights hold {what} values in {', '.join(names[:MAX_NAMED_WEIGHTS])}{more}: its answers "
+                "are then NaN or mean nothing. Load a checkpoint from before the training diverged"
+            )
 
 
 def _missing_inputs_text(spec: str, model: nn.Module) -> str:

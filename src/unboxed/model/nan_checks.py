@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import NaNError
 
@@ -16,6 +17,21 @@ OPTIMIZED_INPUT_IN_ERRORS = "the optimized input"
 NAN_HINT = (
     "Look for NaN in the model's weights, or for values that overflow in it; repair the model, or leave these rows out"
 )
+
+
+def names_of_nan_weights(model: nn.Module) -> list[str]:
+    """The parameters and buffers that hold NaN."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, value in tensors if _has_values(value) and value.isnan().any()]
+
+
+def names_of_infinite_parameters(model: nn.Module) -> list[str]:
+    """The parameters that hold infinite values; buffers may, as masks of attention do."""
+    return [name for name, value in model.named_parameters() if _has_values(value) and value.isinf().any()]
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and not is_lazy(tensor)
 
 
 def row_numbers_text(rows: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from ..errors import InputError, OutputError
 from ..inputs.base import Inputs
 from .class_axis import find_class_axis
 from .final_op import FinalOpNameRecorder, FinalOpRecorder
+from .given_output_kinds import refuse_other_kind
 from .hooks import tensors_in
 from .incremental import to_dense
 from .op_tables import FINAL_OP_NAME_BY_OUTPUT_KIND, SYMMETRIC_BOUNDED_OPS
@@ -72,6 +73,7 @@ class OutputReader:
         shape = self.select_tensor(raw).shape
         reader = OutputReader(self.pick, self.outputs, self._find_class_axis(shape, inputs, n_names, len(config_names)))
         n_outputs = reader.select_tensor(raw).shape[1]
+        refuse_other_kind(reader.select_tensor(raw), self.outputs)
         if self.outputs == "binary" and n_outputs > 1:
             raise OutputError(_not_binary_text(n_outputs))
         if self.outputs != "regression" and n_outputs == 1:
