@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unboxed as ub
+from check_each import each
 from unboxed.cards import Card, cards
 from unboxed.errors import NaNError, UnboxedWarning
 from unboxed.testing.cases import open_box
@@ -17,6 +18,7 @@ from unboxed.testing.models import get_model
 
 ATTRIBUTION = [c for c in cards() if c.family == "attribution"]
 OF_ATTENTION = [c for c in ATTRIBUTION if "attention" in c.needs]  # which the models here have not, but for one test
+BY_NAME = {c.method.__name__: c for c in ATTRIBUTION}
 SCORED = [c for c in ATTRIBUTION if c not in OF_ATTENTION]
 UNTOUCHED = (
     "attn_lrp",
@@ -54,22 +56,29 @@ def called(card: Card, box: ub.Box, x: Tensor, target: int) -> Any:
     return card.example(card.method, box, x, torch.full((len(x),), target))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("card", SCORED, ids=lambda c: c.method.__name__)
+OF_PROBABILITIES = ("lime", "rise")
+"""Of these, infinite logits make 0, or NaN of other classes too."""
+BAD_SCORES = [
+    (card.method.__name__, bad)
+    for card in SCORED
+    for bad in (math.nan, math.inf, -math.inf)
+    if math.isnan(bad) or card.method.__name__ not in OF_PROBABILITIES
+]
+
+
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
-def test_a_score_that_is_no_number_is_refused(card: Card, bad: float) -> None:
-    box = ub.Box(Net(bad), ub.Pixels((1, 10, 10)), outputs="logits")
-    probability = card.method.__name__ in ("lime", "rise")
-    if probability and math.isinf(bad):
-        pytest.skip("it explains the probability, of which infinite logits make 0, or NaN of other classes too")
+@each(BAD_SCORES)
+def test_a_score_that_is_no_number_is_refused(name: str, bad: float) -> None:
+    box, card = ub.Box(Net(bad), ub.Pixels((1, 10, 10)), outputs="logits"), BY_NAME[name]
     with pytest.raises(NaNError, match=r"score of .* is NaN or infinite for 1 of 3 inputs \(row 2\)") as caught:
         called(card, box, images(), 1)
     assert caught.value.rows == [2]
 
 
-@pytest.mark.parametrize("card", SCORED, ids=lambda c: c.method.__name__)
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
-def test_a_masked_class_next_to_the_target_is_no_fault(card: Card) -> None:
+@each(c.method.__name__ for c in SCORED)
+def test_a_masked_class_next_to_the_target_is_no_fault(name: str) -> None:
+    card = BY_NAME[name]
     box = ub.Box(Net(-math.inf), ub.Pixels((1, 10, 10)), outputs="logits")
     found = called(card, box, images(), 0)
     assert bool((found if isinstance(found, Tensor) else found.map).isfinite().all())
@@ -145,7 +154,7 @@ def test_what_is_hidden_may_be_what_the_model_cannot_do_without(name: str) -> No
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x.flatten(1)) + (0 * x[:, :, 4, 4].log())
 
-    (card,) = (c for c in ATTRIBUTION if c.method.__name__ == name)
+    card = BY_NAME[name]
     box = ub.Box(Needs(), ub.Pixels((1, 10, 10)), outputs="logits")
     with pytest.raises(NaNError, match="score of x with parts masked by the baseline is NaN"):
         called(card, box, images(), 1)
@@ -154,7 +163,7 @@ def test_what_is_hidden_may_be_what_the_model_cannot_do_without(name: str) -> No
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 @pytest.mark.parametrize("name", ["rise", "lime", "kernel_shap", "shapley", "feature_ablation", "occlusion"])
 def test_the_error_names_x_where_x_itself_has_no_score(name: str) -> None:
-    (card,) = (c for c in ATTRIBUTION if c.method.__name__ == name)
+    card = BY_NAME[name]
     box = ub.Box(Net(math.nan), ub.Pixels((1, 10, 10)), outputs="logits")
     with pytest.raises(NaNError, match="score of x is NaN"):
         called(card, box, images(), 1)

@@ -70,7 +70,7 @@ WHAT_ZERO_MEANS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(CARDS))
+@each(sorted(CARDS))
 def test_a_count_of_zero_is_refused_where_it_means_nothing(name: str) -> None:
     card, c = CARDS[name], shared_case("plain")
     counts = [s for s in card.settings.values() if s.kind == "int" and s.unit and not s.is_required]
