@@ -26,12 +26,12 @@ N, PAIRS = 16, 5
 @contextmanager
 def in_full() -> Iterator[None]:
     """Each pair of image and channel runs through the whole model."""
-    cheapest = _VariantRunner.cheapest_mode
-    _VariantRunner.cheapest_mode = lambda self, count: "whole"  # type: ignore[method-assign]
+    cheapest = _VariantRunner.cheapest_exact_run_mode
+    _VariantRunner.cheapest_exact_run_mode = lambda self, count: "whole"  # type: ignore[method-assign]
     try:
         yield
     finally:
-        _VariantRunner.cheapest_mode = cheapest  # type: ignore[method-assign]
+        _VariantRunner.cheapest_exact_run_mode = cheapest  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
 
 MNIST = os.environ.get("UNBOXED_MNIST")  # the folder of the IDX files; None: the user's cache
 EPS, STEPS, STEP = 0.3, 40, 2.5 * 0.3 / 40
-BATCHES = (500, 100, 50)  # of foolbox
+BATCHES = (500, 250, 100, 50)  # of foolbox
 NETS = ("mnist-cnn", "mnist-judge", "mnist-robust")
 Peer = Callable[[], Tensor]
 
