@@ -201,3 +201,17 @@ def test_what_can_not_be_predicted_is_said(folder: Path) -> None:
         done = invoke(folder, "photo", *words)
         assert done.exit_code == 2
         assert text in " ".join(done.output.split())
+
+
+def test_an_accuracy_below_chance_points_to_the_order_of_the_classes(folder: Path) -> None:
+    rows = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    predicted = module(folder, "rows")(rows).argmax(1)
+    for shift in (0, 1):  # the classes' own order, and another
+        lines = [f"{a},{b},{int(k + shift) % 3}" for (a, b), k in zip(rows.tolist(), predicted.tolist(), strict=True)]
+        (folder / "rows.csv").write_text("\n".join(["age,bmi,label", *lines]))
+        words = "--model", f"{folder / 'mine.py'}:rows", "--data", str(folder / "rows.csv")
+        done = invoke(folder, "rows", *words[2:])
+        attacked = CliRunner().invoke(app, ["attack", *words, "--eps", "0.01", "-q", "-o", str(folder / "a")])
+        for output in (done.output, attacked.output):
+            assert ("is below the 33.3% of guessing" in " ".join(output.split())) == bool(shift)
+            assert ("Give the names in the order of the outputs: --classes" in " ".join(output.split())) == bool(shift)

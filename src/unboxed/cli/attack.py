@@ -19,6 +19,7 @@ from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checkpointing import tensor_digest
 from ..engine.optimize.constraints import format_eps, unbounded_ball
+from ..engine.proportion import below_chance_text
 from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import indexed_labeled_examples
 from ..engine.read.output_values import indexed_examples_with_output_values
@@ -215,6 +216,8 @@ def _print_robustness_result(result: Robustness, figure: Path | str, out: Path, 
         lines.append(f"adversarial images of the strongest attack at the largest eps: {out / IMAGES_DIR}")
     n = count_noun(len(result.is_correct), "example")
     console.print(f"clean accuracy {result.clean_accuracy} of {n}, 95% intervals in brackets", highlight=False)
+    if text := below_chance_text(result.clean_accuracy, len(result.classes)):
+        console.print(text, style="yellow", highlight=False)
     console.print(_accuracy_table(result))
     for finding in result.masking_findings:
         console.print(f"gradient masking: {finding}", style="yellow", highlight=False)

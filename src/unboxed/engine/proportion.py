@@ -43,3 +43,14 @@ class Proportion:
     def __str__(self) -> str:
         lower, upper = self.wilson_interval
         return f"{self.value:.1%} ({lower:.1%} to {upper:.1%})"
+
+
+def below_chance_text(accuracy: Proportion, n_classes: int) -> str:
+    """What an accuracy says that is below that of guessing, its interval included; "" for another."""
+    if n_classes < 2 or not accuracy.n or accuracy.wilson_interval[1] >= 1 / n_classes:
+        return ""
+    return (
+        f"an accuracy of {accuracy.value:.1%} is below the {1 / n_classes:.1%} of guessing: the labels, or the classes, "
+        "may be in another order than the model's outputs. Give the names in the order of the outputs: --classes "
+        "(classes= in Python)"
+    )
