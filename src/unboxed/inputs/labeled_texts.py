@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
+from .frames import frames_to_arrays, is_data_frame
 from .items import iter_loader_batches
 from .tokens import Tokens
 
@@ -25,6 +26,7 @@ def read_texts_and_labels(data: Any) -> tuple[Any, Any]:
     """Texts in any form and their labels; None where none has one. Raises DataError."""
     if isinstance(data, DataLoader):
         data = [example for batch in iter_loader_batches(data) for example in _examples_of_text_batch(batch)]
+    data = data if is_data_frame(data) else frames_to_arrays(data, None)
     if isinstance(data, np.ndarray) and data.dtype.kind in "OUS":
         data = data.tolist()
     is_stream = isinstance(data, Iterable) and not isinstance(data, (str, Tensor, Mapping, Sequence, Dataset))
