@@ -50,7 +50,7 @@ def below_chance_text(accuracy: Proportion, n_classes: int) -> str:
     if n_classes < 2 or not accuracy.n or accuracy.wilson_interval[1] >= 1 / n_classes:
         return ""
     return (
-        f"an accuracy of {accuracy.value:.1%} is below the {1 / n_classes:.1%} of guessing: the labels, or the classes, "
+        f"an accuracy of {accuracy.value:.1%} is below the {1 / n_classes:.1%} of guessing: the labels or classes "
         "may be in another order than the model's outputs. Give the names in the order of the outputs: --classes "
         "(classes= in Python)"
     )
