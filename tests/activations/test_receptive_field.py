@@ -16,6 +16,9 @@ Span = tuple[int, int]
 
 def opened(*layers: nn.Module, side: tuple[int, int] = (24, 18)) -> ub.Box:
     torch.manual_seed(0)
+    for layer in layers:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.reset_parameters()  # those it was made with may be dead
     body = nn.Sequential(*layers)
     out = body(torch.rand(1, 1, *side)).flatten(1).shape[1]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(out, 3)).eval()

@@ -40,7 +40,7 @@ def test_results_have_reprs_of_one_line(name: str) -> None:
         result = call_example(CARDS[name], make_case("plain"))
     for part in result if isinstance(result, tuple) else (result,):
         assert isinstance(part, ResultMixin)
-        assert repr(part).startswith(f"{type(part).__name__}(")
+        assert repr(part).startswith((f"{type(part).__name__}(", f"{type(part).__name__}: "))
         assert "\n" not in repr(part)
         assert "tensor(" not in repr(part)
 

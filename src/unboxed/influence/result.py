@@ -67,7 +67,10 @@ class Influence(ResultMixin):
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def summary_lines(self) -> Iterator[str]:
-        yield f"{self.method}: {self.n_train} training examples for {self.n_queries} queries, in {self.unit}"
+        solver = str(self.settings.get("solver", "")).partition("(")[0]
+        method = f"{self.method} (solver {solver})" if solver else self.method
+        queries = "1 query" if self.n_queries == 1 else f"{self.n_queries} queries"
+        yield f"{method}: {self.n_train} training examples for {queries}; {self.unit}"
         for q, (best, worst) in enumerate(zip(self.top(3).tolist(), self.bottom(3).tolist(), strict=True)):
             helpful, harmful = (", ".join(f"{i} ({float(self.scores[q, i]):+.3g})" for i in k) for k in (best, worst))
             yield f"query {q}: the most helpful {helpful}; the most harmful {harmful}"
