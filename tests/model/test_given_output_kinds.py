@@ -41,6 +41,21 @@ def test_another_kind_is_refused_with_the_one_that_it_is(kind: str, said: str, a
         opened(kind, said)
 
 
+@pytest.mark.parametrize(("kind", "advice"), [("probs", 'outputs="probs"'), ("sigmoids", 'outputs="multilabel"')])
+def test_probabilities_are_never_read_as_logits(kind: str, advice: str) -> None:
+    with pytest.raises(OutputError, match=f'outputs="logits", but the model gives .*Pass {advice}'):
+        opened(kind, "logits")
+    assert opened("logits", "logits").outputs == opened("logprobs", "logits").outputs == "logits"
+
+
+def test_logits_between_0_and_1_are_logits() -> None:
+    class Small(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).clamp(0.1, 0.9)
+
+    assert ub.Box(Small(3, 4), ub.Features(tuple("abc")), outputs="logits").outputs == "logits"
+
+
 def test_one_logit_is_no_probability() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 1))

@@ -74,6 +74,8 @@ class OutputReader:
         reader = OutputReader(self.pick, self.outputs, self._find_class_axis(shape, inputs, n_names, len(config_names)))
         n_outputs = reader.select_tensor(raw).shape[1]
         refuse_other_kind(reader.select_tensor(raw), self.outputs)
+        if self.outputs == "logits" and n_outputs > 1:
+            reader._refuse_probabilities(raw, run)
         if self.outputs == "binary" and n_outputs > 1:
             raise OutputError(_not_binary_text(n_outputs))
         if self.outputs != "regression" and n_outputs == 1:
@@ -137,6 +139,19 @@ class OutputReader:
         if run is not None and _in_unit_interval(h) and self._looks_like_probabilities(inputs, run):
             raise OutputError(UNCLEAR_PROBABILITIES_ADVICE)
         return "logits"
+
+    def _refuse_probabilities(self, raw: Any, run: RunModelFn) -> None:
+        """Raise OutputError for what a softmax or a sigmoid gives: as logits it would pass through a second softmax."""
+        h = self.select_tensor(raw).detach().double()
+        if not _in_unit_interval(h):
+            return
+        kind = "probs" if _sums_to_one(h.sum(1)) else "multilabel" if self._ends_in_sigmoid(run) else None
+        if kind is not None:
+            what = "probabilities that sum to 1" if kind == "probs" else "what a sigmoid gives"
+            raise OutputError(
+                f'outputs="logits", but the model gives {what}, from {float(h.min()):.3g} to {float(h.max()):.3g}. Pass '
+                f'outputs="{kind}": the logits before it are then found'
+            )
 
     def _refuse_symmetric_final_op(self, raw: Any, run: RunModelFn) -> None:
         """Raise OutputError where the last op is a tanh or another that ends at -1 and 1, and no function undoes it."""
