@@ -149,8 +149,8 @@ class OutputReader:
         if kind is not None:
             what = "probabilities that sum to 1" if kind == "probs" else "what a sigmoid gives"
             raise OutputError(
-                f'outputs="logits", but the model gives {what}, from {float(h.min()):.3g} to {float(h.max()):.3g}. Pass '
-                f'outputs="{kind}": the logits before it are then found'
+                f'outputs="logits", but the model gives {what}, from {float(h.min()):.3g} to {float(h.max()):.3g}. '
+                f'Pass outputs="{kind}": the logits before it are then found'
             )
 
     def _refuse_symmetric_final_op(self, raw: Any, run: RunModelFn) -> None:
