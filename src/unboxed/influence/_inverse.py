@@ -63,8 +63,9 @@ class InverseCurvature:
         return {"solver": name, "damping": self.damping, "l2": c.l2, "curvature": c.kind}
 
     def solve(self, vectors: Parameters) -> dict[str, Tensor]:
-        """Solutions {name: (K, ...)} for K vectors {name: (K, ...)}."""
-        return self.solver(self.curvature, vectors, self.damping)
+        """Solutions {name: (K, ...)} for K vectors {name: (K, ...)}, in the order of the vectors."""
+        solutions = self.solver(self.curvature, vectors, self.damping)
+        return {name: solutions[name] for name in vectors}
 
     def solve_for_loss_gradients(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Solutions {name: (Q, ...)} for the gradients of each of Q examples' losses."""

@@ -113,6 +113,8 @@ def _loss_gradient_projection_and_slope(
         loss = gradients.losses(x, y, parameters).sum()
         check_depends_on_parameters(loss)
         grads = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, materialize_grads=True)
-        projection = torch.stack([(g * v.to(g.dtype)).sum() for g, v in zip(grads, s.values(), strict=True)]).sum()
+        projection = torch.stack(
+            [(g * s[name].to(g.dtype)).sum() for name, g in zip(parameters, grads, strict=True)]
+        ).sum()
         slope = torch.autograd.grad(projection, x, allow_unused=True)[0] if projection.requires_grad else None
     return projection.detach(), torch.zeros_like(x).detach() if slope is None else slope
