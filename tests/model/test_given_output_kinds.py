@@ -53,7 +53,12 @@ def test_logits_between_0_and_1_are_logits() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x).clamp(0.1, 0.9)
 
-    assert ub.Box(Small(3, 4), ub.Features(tuple("abc")), outputs="logits").outputs == "logits"
+    class Decision(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.one_hot(super().forward(x).argmax(1), 4).float()
+
+    for model in (Small(3, 4), Decision(3, 4)):
+        assert ub.Box(model, ub.Features(tuple("abc")), outputs="logits").outputs == "logits"
 
 
 def test_one_logit_is_no_probability() -> None:

@@ -45,7 +45,7 @@ def test_a_large_model_gets_fewer_steps(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(dream, "MAX_DREAM_FLOPS", 1.0)
     c = make_case("plain")
     text = page(c.box, (c.x, c.y), tmp_path)
-    assert "This model is large" in text
+    assert "To save time: " in text
     assert "texture is left out" in text
     assert text.count(", example ") == 2 + text.count("input, example")  # one layer of each of two examples
 

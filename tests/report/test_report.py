@@ -219,6 +219,17 @@ def test_the_judge_has_the_last_word_on_class_images(made: Any) -> None:
     assert set(facts["findings"]["class-images"]["differences"]) == set(NAMES)
 
 
+def test_a_morph_that_the_model_is_less_sure_of_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["unboxed.report.change"], "MORPH_CONFIDENCE", 1 - 1e-6)
+    _, page, facts = quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["morphs"])
+    finding = facts["findings"]["morphs"]
+    n = len(finding["outcomes"])
+    assert [(o["changed"], o["reached"]) for o in finding["outcomes"]] == [(True, False)] * n
+    assert finding["answer"].startswith(f"{n} of {n} examples could be changed step by step into another class (0 of")
+    assert "predicted, with less than p" in page.source.replace("\u00a0", " ")
+    assert "not reached" not in page.source.replace("\u00a0", " ")
+
+
 def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> None:
     _, page, facts = made
     found = re.findall(r'<script type="application/json">(.*?)</script>', page.source, re.DOTALL)
@@ -229,6 +240,7 @@ def test_morphs_come_with_frames_and_probabilities_for_the_slider(made: Any) -> 
         assert len(morph["frames"]) == len(morph["probs"]) == len(morph["steps"]) == len(morph["alts"]) > 1
         assert morph["steps"][-1] == fact["steps"]
         assert max(morph["probs"][-1]) == pytest.approx(fact["p"], abs=1e-4)
+        assert fact["changed"]
     assert changes[0]["example"] == 8
     assert changes[0]["target"] == "low right"
     assert page.has("The judge predicts the target class for 6 of 6 results")  # it is the model itself

@@ -179,7 +179,7 @@ def test_points_of_a_swarm_do_not_overlap_where_they_are_many() -> None:
 
 def test_a_table_that_is_cut_says_that_more_columns_change() -> None:
     changes = [ColumnChange(f"column {i}", 0.0, 2.0 - i / 10, 2.0 - i / 10, "") for i in range(7)]
-    row = CounterfactualRow("title", 3, "a", "b", True, 0.1, 0.9, changes)
+    row = CounterfactualRow("title", 3, "a", "b", True, True, 0.1, 0.9, changes)
     leads = [next(b for b in _counterfactual_blocks(row, n) if isinstance(b, Paragraph)).text for n in (5, 7)]
     assert "with these columns (and 2 others, by less) changed, the probability of b goes" in leads[0]
     assert "with these columns changed, the probability of b goes" in leads[1]

@@ -32,6 +32,17 @@ def test_no_recipe_gives_an_empty_image(recipe: str, channels: int) -> None:
     assert result.probs.argmax(1).tolist() == [0, 1, 2, 3]
 
 
+def test_a_class_that_is_not_reached_is_warned_of() -> None:
+    hidden = model()
+    with torch.no_grad():
+        hidden[4].weight[1], hidden[4].bias[1] = hidden[4].weight[0], hidden[4].bias[0] - 1  # class 0 always beats it
+    b = ub.Box(hidden, ub.Pixels((1, 16, 16)), classes=("a", "b", "c", "d"))
+    with pytest.warns(UnboxedWarning, match=r"1 of 4 images are not predicted as their class, such as b \(p 0\.\d+\)"):
+        result = class_image(b, recipe="faithful")
+    assert result.is_predicted.tolist() == [True, False, True, True]
+    class_image(b, recipe="faithful", steps=2)  # few steps were asked for
+
+
 def test_a_model_without_gradient_on_black_is_bypassed_and_warned_of() -> None:
     inactive = model()
     with torch.no_grad():

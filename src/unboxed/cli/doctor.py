@@ -65,5 +65,5 @@ def _method_names_by_status_markup(checks: Sequence[MethodCheck]) -> dict[tuple[
 def _status_markup(check: MethodCheck) -> tuple[str, str]:
     if not check.works:
         return "[red]no[/]", escape(rewrite_advice_for_command_line(f"{check.reason}; {check.remedy}"))
-    notes = [*check.notes, *["stopped early, without an error so far: the model is large"] * (not check.is_complete)]
+    notes = [*check.notes, *["stopped early, without an error so far, to save time"] * (not check.is_complete)]
     return ("[yellow]note[/]" if check.notes else "[green]works[/]"), escape("; ".join(notes))

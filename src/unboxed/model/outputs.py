@@ -143,7 +143,8 @@ class OutputReader:
     def _refuse_probabilities(self, raw: Any, run: RunModelFn) -> None:
         """Raise OutputError for what a softmax or a sigmoid gives: as logits it would pass through a second softmax."""
         h = self.select_tensor(raw).detach().double()
-        if not _in_unit_interval(h):
+        is_decision, is_constant = bool(((h == 0) | (h == 1)).all()), bool((h == h[:1]).all())
+        if not _in_unit_interval(h) or is_decision or is_constant:  # a one-hot decision has no logits before it
             return
         kind = "probs" if _sums_to_one(h.sum(1)) else "multilabel" if self._ends_in_sigmoid(run) else None
         if kind is not None:

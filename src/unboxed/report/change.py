@@ -24,6 +24,7 @@ from .rows import (
     CounterfactualFinding,
     best_counterfactuals,
     find_counterfactuals,
+    is_predicted,
     is_table,
     show_by_type,
     show_counterfactuals,
@@ -38,6 +39,7 @@ MAX_MORPH_ITERATIONS, MIN_MORPH_STEP_BUDGET = 200, 40
 MAX_MORPH_FLOPS = 4e11  # of all morphs; a step takes three forward passes
 N_MORPHS_OF_LARGE_MODEL = 2  # where more could not take all steps
 MAX_VALUES_OF_ALL_FRAMES = 40_000_000  # of all frames: photos keep fewer of them
+MORPH_CONFIDENCE = 0.9  # probability of the target at which a morph is done
 MIN_VISIBLE_PIXEL_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
 
 
@@ -59,6 +61,7 @@ class MorphOutcome:
     example: int  # its index in the data
     target: str
     target_index: int
+    changed: bool  # whether the model predicts the target, in the last frame
     reached: bool  # the confidence that was wanted
     steps: int
     p: float  # of the target, in the last frame
@@ -78,14 +81,13 @@ class MorphFinding(Finding):
     max_steps: int  # of each
     frames: Morph = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     classes: tuple[str, ...] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
-
     n_followed: int = 1  # of the outcomes, the first
 
     def cover(self, place: int) -> Sequence[Figure]:
         if place >= self.n_followed:
             return ()
         outcome = self.outcomes[place]
-        words = f"morphed to {outcome.target}" if outcome.reached else f"toward {outcome.target}: not\u00a0reached"
+        words = f"morphed to {outcome.target}" if outcome.changed else f"toward {outcome.target}: not\u00a0reached"
         return [_morph_frame_figure(outcome, _morph_frames(self, place)[-1], COVER_SIDE_PIXELS, words)]
 
 
@@ -106,11 +108,14 @@ def find(context: ReportContext) -> MorphFinding:
     examples = context.examples([p.index for p in plans])
     x = context.inputs([p.index for p in plans])
     frame_every = max(1, math.ceil(x[0].numel() * steps * len(x) / MAX_VALUES_OF_ALL_FRAMES))
-    morphs = morph(context.box, x, torch.tensor([p.target for p in plans]), steps=steps, frame_every=frame_every)
+    targets = torch.tensor([p.target for p in plans])
+    morphs = morph(context.box, x, targets, steps=steps, frame_every=frame_every, confidence=MORPH_CONFIDENCE)
     outcomes = [_morph_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
-    n_reached = sum(outcome.reached for outcome in outcomes)
+    n_changed, n_reached = (sum(getattr(outcome, name) for outcome in outcomes) for name in ("changed", "reached"))
+    confident = "" if n_reached == n_changed else f" ({n_reached} of them until p {MORPH_CONFIDENCE})"
     return MorphFinding(
-        answer=f"{n_reached} of {count_noun(len(plans), 'example')} could be changed step by step into another class; "
+        answer=f"{n_changed} of {count_noun(len(plans), 'example')} could be changed step by step into another class"
+        f"{confident}; "
         f"the size of the change is {format_range([o.change for o in outcomes])} (Euclidean norm).",
         interrupted=morphs.interrupted,
         outcomes=outcomes,
@@ -172,6 +177,7 @@ def _morph_outcome(
         example=example.row,
         target=context.class_name(plan.target),
         target_index=plan.target,
+        changed=is_predicted(context, morphs.probs[-1, morph_index], plan.target),
         reached=bool(morphs.confidence_reached[morph_index]),
         steps=int(morphs.steps[morph_index]),
         p=float(morphs.probs[-1, morph_index, plan.target]),
@@ -188,10 +194,7 @@ def _judge_check_of_morphs(context: ReportContext, plans: Sequence[MorphPlan], m
     if judge is None:
         return CheckNote(no_judge_reason)
     targets, n = [p.target for p in plans], len(plans)
-    after, before = (
-        classify_by_judge(judge, morphs.frames[-1], targets),
-        classify_by_judge(judge, morphs.input, targets),
-    )
+    after, before = (classify_by_judge(judge, images, targets) for images in (morphs.frames[-1], morphs.input))
     text = (
         f"The judge predicts the target class for {after.n_recognized or 'none'} of {count_noun(n, 'result')} "
         f"(mean\u00a0p\u00a0{after.mean_target_prob:.2f})"
@@ -217,7 +220,7 @@ def show(finding: MorphFinding) -> list[Block]:
 def _reduced_steps_cautions(finding: MorphFinding) -> list[Block]:
     if finding.max_steps == MAX_MORPH_ITERATIONS:
         return []
-    text = f"This model is large: {count_noun(len(finding.outcomes), 'morph')} of at most {finding.max_steps} steps. "
+    text = f"To save time: {count_noun(len(finding.outcomes), 'morph')} of at most {finding.max_steps} steps. "
     return [Caution(text + "unboxed run morph takes any example, and more steps.")]
 
 
@@ -229,7 +232,7 @@ def best(finding: MorphFinding) -> list[Block]:
 def _morph_strip(finding: MorphFinding, morph_index: int) -> FigureGrid:
     outcome, frames = finding.outcomes[morph_index], _morph_frames(finding, morph_index)
     shown = [frames[t] for t in draw.evenly_spaced_indices(len(frames), N_FRAMES_IN_STRIP)]
-    until = "until the model predicts" if outcome.reached else "toward"
+    until = "until the model predicts" if outcome.changed else "toward"
     name = f"{outcome.source.heading}, changed step by step {until} {outcome.target}:"
     return FigureGrid([_morph_frame_figure(outcome, frame) for frame in shown], name)
 
@@ -280,10 +283,11 @@ def _most_probable_classes_of_frames(frames: Sequence[MorphFrame], target: int) 
 def _morph_caption_lines(outcome: MorphOutcome, last_frame: MorphFrame) -> tuple[str, ...]:
     source, p = outcome.source, format_named_prob(float(last_frame.probs[outcome.target_index]))
     label = "" if source.label is None else f"; label {source.label}"
+    unsure = f"predicted, with less than p {MORPH_CONFIDENCE}" if outcome.changed else "not reached"
     lines = [
         f"{source.heading}: predicted {source.prediction_text}{label}.",
         f"{count_noun(last_frame.step, 'step')} toward {outcome.target}: {p} "
-        f"({'reached' if outcome.reached else 'not reached'}), changed by {outcome.change:.2f} (Euclidean norm).",
+        f"({'reached' if outcome.reached else unsure}), changed by {outcome.change:.2f} (Euclidean norm).",
     ]
     if outcome.max_change < MIN_VISIBLE_PIXEL_CHANGE:
         lines.append("The ascent hardly moved; this morph shows nothing.")

@@ -173,7 +173,7 @@ def show(finding: ChannelsFinding) -> list[Block]:
     layers = list(finding.layers.values())
     blocks: list[Block] = [MethodInterpretation.of(channels, *_check_against_best_examples(layers))]
     if finding.steps < CHANNEL_PLANS[0][-1]:
-        text = f"This model is large: fewer channels, and {finding.steps} steps instead of {CHANNEL_PLANS[0][-1]}. "
+        text = f"To save time: fewer channels, and {finding.steps} steps instead of {CHANNEL_PLANS[0][-1]}. "
         blocks.append(Caution(text + "unboxed run channels makes images of any channel in full."))
     for layer in layers:
         blocks += _channel_layer_blocks(layer)

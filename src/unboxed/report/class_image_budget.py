@@ -58,6 +58,6 @@ def reduced_plan_cautions(plan: ClassImagePlan) -> list[Block]:
     if plan.is_full:
         return []
     share = plan.control_step_share
-    text = f"This model is large: fewer classes and starts, and {share:.0%} of the usual steps of the controls"
+    text = f"To save time: fewer classes and starts, and {share:.0%} of the usual steps of the controls"
     of_images = f" ({plan.step_share:.0%} of the images)" if plan.step_share != share else " and of the images"
     return [Caution(f"{text}{of_images}. unboxed run class_image makes images of any class in full.")]

@@ -201,10 +201,7 @@ def show(finding: DreamFinding) -> list[Block]:
     if finding.steps < MAX_STEPS_PER_OCTAVE or finding.is_reduced:
         reduced = ", and fewer sizes and layers" if finding.is_reduced else ""
         blocks.append(
-            Caution(
-                f"This model is large: {finding.steps} longer steps per size instead of "
-                f"{MAX_STEPS_PER_OCTAVE}{reduced}."
-            )
+            Caution(f"To save time: {finding.steps} longer steps per size instead of {MAX_STEPS_PER_OCTAVE}{reduced}.")
         )
     blocks += [FigureGrid(_dream_figures(finding, i)) for i in range(len(finding.examples))]
     return [*blocks, *_texture_blocks(finding), _dream_sheet_links(finding)]

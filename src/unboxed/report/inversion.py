@@ -64,7 +64,7 @@ def find(context: ReportContext) -> InversionFinding:
     x = context.inputs(indices)
     layers, steps = _layers_and_steps_within_budget(context, x)
     if steps == 0:
-        raise NotApplicable("Left out: this model is large, and an inversion of a few steps shows nothing of a layer.")
+        raise NotApplicable("Left out to save time: an inversion of few steps shows nothing of a layer.")
     inverted = require_uninterrupted(inversions(context.box, x, layers, steps=steps, seed=context.seed))
     correlations = _pixel_correlation(inverted.images, x.to(inverted.images))  # (L, N)
     predicted = _judge_predictions(context, x, inverted)  # (L + 1, N)
@@ -131,9 +131,7 @@ def show(finding: InversionFinding) -> list[Block]:
     ]
     if finding.steps < MAX_STEPS_PER_LAYER:
         blocks.append(
-            Caution(
-                f"This model is large: {count_noun(finding.steps, 'step')} per layer instead of {MAX_STEPS_PER_LAYER}."
-            )
+            Caution(f"To save time: {count_noun(finding.steps, 'step')} per layer instead of {MAX_STEPS_PER_LAYER}.")
         )
     return [
         *blocks,

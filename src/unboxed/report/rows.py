@@ -183,7 +183,8 @@ class CounterfactualRow:
     example: int  # its index in the data
     before: str
     target: str
-    reached: bool
+    changed: bool  # whether the model predicts the target then
+    reached: bool  # the confidence that was wanted
     p_before: float  # of the target
     p_after: float
     changes: list[ColumnChange]
@@ -197,6 +198,11 @@ class CounterfactualFinding(Finding):
     n_followed: int = 1  # of the rows, the first
 
 
+def is_predicted(context: ReportContext, probs: Tensor, k: int) -> bool:
+    """Whether these probabilities (K,) are of class k: the largest, or of labels of their own more than a half."""
+    return bool(probs[k] > 0.5) if not context.survey.exclusive_classes else int(probs.argmax()) == k
+
+
 def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int, str]]) -> CounterfactualFinding:
     """Of rows by their index in the survey, the class to become and a title."""
     x, targets = context.inputs([i for i, _, _ in plans]), torch.tensor([k for _, k, _ in plans])
@@ -207,6 +213,7 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
             context.survey.rows[i],
             context.class_name(int(context.survey.predicted[i])),
             context.class_name(k),
+            is_predicted(context, result.probs[-1, n], k),
             bool(result.confidence_reached[n]),
             float(result.probs[0, n, k]),
             float(result.probs[-1, n, k]),
@@ -214,9 +221,9 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
         )
         for n, (i, k, title) in enumerate(plans)
     ]
-    n_reached = sum(row.reached for row in rows)
+    n_changed = sum(row.changed for row in rows)
     largest = max((abs(c.change) for row in rows for c in row.changes), default=0.0)
-    answer = (f"{n_reached} of {count_noun(len(rows), 'row')} changed to another class; no {context.input_nouns.value} "
+    answer = (f"{n_changed} of {count_noun(len(rows), 'row')} changed to another class; no {context.input_nouns.value} "
               f"by more than {largest:.2g} {context.input_nouns.unit}.")  # fmt: skip
     n_followed = min(len(rows), len(context.followed_indices))
     return CounterfactualFinding(answer=answer, rows=rows, n_followed=n_followed, interrupted=result.interrupted)
@@ -233,7 +240,7 @@ def best_counterfactuals(finding: CounterfactualFinding) -> list[Block]:
 
 
 def _counterfactual_blocks(row: CounterfactualRow, n_columns: int = MAX_DRAWN_TABLE_COLUMNS) -> list[Block]:
-    reached = "" if row.reached else " (not reached)"
+    reached = "" if row.changed else " (not reached)"
     n_more = len(row.changes) - n_columns
     more = f" (and {count_noun(n_more, 'other')}, by less)" if n_more > 0 else ""
     lead = (

@@ -104,7 +104,8 @@ def find(context: ReportContext) -> ClassImageFinding:
     names = [context.class_name(k) for k in classes]
     robust = images["robust"].images
     differences = _rms_difference_between_starts(robust.view(plan.n_starts, len(classes), *robust.shape[1:]))
-    answer = _class_images_answer_text(judged, len(classes))
+    n_predicted = int(images["robust"].is_predicted[: len(classes)].sum())
+    answer = _class_images_answer_text(judged, len(classes), n_predicted)
     return ClassImageFinding(
         answer=answer,
         headline=(answer,) if judged else (),
@@ -122,10 +123,11 @@ def find(context: ReportContext) -> ClassImageFinding:
     )
 
 
-def _class_images_answer_text(judged: dict[RecipeName, JudgePredictions], n_classes: int) -> str:
+def _class_images_answer_text(judged: dict[RecipeName, JudgePredictions], n_classes: int, n_predicted: int) -> str:
     if not judged:
         classes = count_noun(n_classes, "class", "classes")
-        return f"An image made for each of {classes}; no second model was given that checks what they show."
+        own = "" if n_predicted == n_classes else f", {n_predicted} of which the model predicts as their class"
+        return f"An image made for each of {classes}{own}; no second model was given that checks what they show."
     robust, control = judged["robust"], judged["noise"]
     images = f"{robust.n_recognized} of {len(robust.predicted)} images made for a class"
     recognized = f"A second model, the judge, recognizes {images}"
@@ -154,6 +156,7 @@ def _class_images(context: ReportContext, recipe: RecipeName, classes: list[int]
     n_starts, steps = plan.n_starts if recipe == "robust" else 1, plan.steps(recipe)
     with warnings.catch_warnings():  # the page says it above the row concerned
         warnings.filterwarnings("ignore", "the gradient is exactly zero", UnboxedWarning)
+        warnings.filterwarnings("ignore", ".* not predicted as their class", UnboxedWarning)
         images = class_image(context.box, classes * n_starts, recipe=recipe, steps=steps, seed=context.seed)
     return require_uninterrupted(images)
 

@@ -47,6 +47,11 @@ class ClassImages(GeneratedImages):
     targets: Tensor  # (N,) the class of each image
     probs: Tensor  # (N, K) the model's own probabilities: near 1 by construction, so that they prove nothing
 
+    @property
+    def is_predicted(self) -> Tensor:
+        """(N,) whether the model itself predicts the class of each image: else the optimization did not get there."""
+        return self.probs.argmax(1) == self.targets.to(self.probs.device)
+
 
 @card(
     name="Class image",
@@ -115,7 +120,7 @@ def class_image(
         result = CLASS_IMAGE_RECIPE_BY_NAME[recipe].run(box, targets, n_steps, frame_every, seed, batch_size)
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(result.input, batch_size=batch_size))
     _warn_gradient_before_relu(result.before_clamp)
-    return ClassImages.from_result(
+    images = ClassImages.from_result(
         result,
         box,
         targets=targets,
@@ -124,6 +129,9 @@ def class_image(
         method="Class image",
         names=tuple(box.classes[k] for k in targets.tolist()),
     )
+    if not images.interrupted and n_steps >= CLASS_IMAGE_RECIPE_BY_NAME[recipe].steps and box.outputs != "multilabel":
+        _warn_not_predicted(images, n_steps)
+    return images
 
 
 def _warn_gradient_before_relu(before_clamp: Tensor) -> None:
@@ -131,6 +139,16 @@ def _warn_gradient_before_relu(before_clamp: Tensor) -> None:
         warn(
             f"the gradient was exactly zero in some steps for {n} of {len(before_clamp)} images: "
             "it was taken before the ReLU there"
+        )
+
+
+def _warn_not_predicted(images: ClassImages, n_steps: int) -> None:
+    if wrong := (~images.is_predicted).nonzero()[:, 0].tolist():
+        k = wrong[0]
+        p = float(images.probs[k, images.targets[k]])
+        warn(
+            f"{len(wrong)} of {len(images.targets)} images are not predicted as their class, such as {images.names[k]} "
+            f"(p {p:.2g}): the optimization did not get there; more steps may (steps={4 * n_steps})"
         )
 
 
