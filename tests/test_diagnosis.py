@@ -228,6 +228,26 @@ def test_notes_are_the_warnings_of_methods(try_only: Callable[..., None]) -> Non
     assert any("zero everywhere" in note for note in check.notes)
 
 
+def test_what_is_found_on_noise_is_said_to_be_of_noise(try_only: Callable[..., None]) -> None:
+    from unboxed.cli.parsing import rewrite_advice_for_command_line
+
+    try_only("grad_cam")
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1, bias=False))
+    with torch.no_grad():
+        model[3].weight.abs_().neg_()
+    box = ub.Box(model, IMAGES, outputs="binary")
+    noise, given = doctor(box), doctor(box, torch.rand(2, 1, 8, 8))
+    first = next(iter(noise.model.items()))
+    assert first == ("tried on", diagnosis_module.TRIED_ON_NOISE_TEXT)
+    assert "give --data" in rewrite_advice_for_command_line(first[1])
+    assert next(iter(given.model.items())) == ("tried on", "your inputs")
+    (of_noise,), (of_given,) = noise.methods, given.methods
+    assert of_noise.notes
+    assert all(note.startswith("on noise: ") for note in of_noise.notes)
+    assert of_given.notes
+    assert not any("noise" in note for note in of_given.notes)
+
+
 def test_the_inputs_to_try_on(try_only: Callable[..., None]) -> None:
     try_only("gradient", "rollout")
     case = make_case("plain")

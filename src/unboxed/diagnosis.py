@@ -33,6 +33,7 @@ MIN_FORWARD_CALL_BUDGET, MIN_FORWARD_ROW_BUDGET = 3, 16  # model runs that a met
 MAX_FLOPS_PER_METHOD = 1e11  # per method
 MAX_LISTED_ALTERNATIVES = 3
 NO_NAN_TEXT = "no NaN"
+TRIED_ON_NOISE_TEXT = "noise, whose maps say nothing of real inputs: pass x= to try the methods on yours"
 REPORT_BUG_TEXT = "this is a bug of the method, please report it"
 
 
@@ -53,7 +54,7 @@ class MethodCheck:
 
 @dataclass(frozen=True)
 class Diagnosis(TableViewsMixin):
-    """What works on a model: `model` are facts on it, {what: text}, and `methods` a check of each method."""
+    """What works on a model: `model` are facts on it and on what was tried, {what: text}; `methods` are the checks."""
 
     model: Mapping[str, str]
     methods: tuple[MethodCheck, ...]
@@ -103,7 +104,8 @@ def doctor(
 
     Args:
         box: The opened model.
-        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1], or texts. None takes noise.
+        x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1], or texts. None takes noise, of which
+            the warnings of methods then are ("on noise: ...").
         max_flops: Largest cost of trying one method, about; then it is stopped. A method that is stopped without an
             error counts as working, and its check says that it is not complete.
         quiet: No progress bar.
@@ -130,7 +132,9 @@ def doctor(
     tried = [card for card in cards() if card.texts or not isinstance(box.inputs, Tokens)]
     bar = tqdm(tried, disable=quiet, file=sys.stderr, leave=False, desc="Trying each method")
     checks = [_check_method_or_with_objective(card, limited, inputs, labels, row_budget) for card in bar]
-    facts = _model_facts(box)
+    if x is None:  # a warning may be of the noise, not of the model
+        checks = [replace(check, notes=tuple(f"on noise: {note}" for note in check.notes)) for check in checks]
+    facts = {"tried on": TRIED_ON_NOISE_TEXT if x is None else "your inputs"} | _model_facts(box)
     if n_untried := len(cards()) - len(tried):
         facts["texts"] = f"{len(tried)} methods take them; {n_untried} that do not are left out"
     return Diagnosis(facts, tuple(_with_alternatives_as_remedy(check, checks) for check in checks))

@@ -29,6 +29,7 @@ OBJECTIVE_CODE_PATTERN = r"(-?ub\.logit\(\w+\)(?: - (?:ub\.logit\(\w+\)|[\d.]+))
 COMMAND_LINE_ADVICE_BY_PATTERN: Mapping[str, str] = {
     r"\b(outputs|classes|root|norm)=\"(\w+)\"": r"--\1 \2",
     r"\bpass classes=(?!\S)": "pass --classes",
+    r"\bpass x=(?!\S)": "give --data",
     r"Name it: ub\.data\.table\(.*?\), --label": "Name it: --label",
     r"Of a DataFrame or a file, name the column: ub\.data\.table\(.*?\)": "Of a table, name the column: --label COLUMN",
     r"pass inputs=ub\.Pixels\(.*?, on the command line ": "give ",
