@@ -19,8 +19,7 @@ from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checkpointing import tensor_digest
 from ..engine.optimize.constraints import format_eps, unbounded_ball
-from ..engine.proportion import below_chance_text
-from ..engine.read.class_labels import has_class_labels
+from ..engine.read.class_labels import class_order_notes, has_class_labels, label_assumption
 from ..engine.read.examples import indexed_labeled_examples
 from ..engine.read.output_values import indexed_examples_with_output_values
 from ..errors import DataError
@@ -106,7 +105,8 @@ def run_attack(
         quiet=quiet,
         minimal_attack=_minimal_attack(norm_name, bits),
     )
-    results_json = result.to_dict() | {"skipped": skipped_files(data)}
+    class_order = class_order_notes(label_assumption(data), result.clean_accuracy, len(result.classes))
+    results_json = result.to_dict() | {"skipped": skipped_files(data), "class_order": class_order}
     write_bytes(
         out / RESULTS_FILE, encode_utf8(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     )
@@ -117,7 +117,8 @@ def run_attack(
     if as_json:
         print(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        _print_robustness_result(result, no_figure if figure_path is None else figure_path, out, checkpoint_path)
+        figure = no_figure if figure_path is None else figure_path
+        _print_robustness_result(result, class_order, figure, out, checkpoint_path)
     return result
 
 
@@ -204,8 +205,10 @@ def _class_name_for_file(name: str) -> str:
     return "".join(k if k.isalnum() else "-" for k in name)[:40]
 
 
-def _print_robustness_result(result: Robustness, figure: Path | str, out: Path, checkpoint_path: Path) -> None:
-    """Print the numbers and the files; `figure` is its file, or why there is none."""
+def _print_robustness_result(
+    result: Robustness, class_order: Sequence[str], figure: Path | str, out: Path, checkpoint_path: Path
+) -> None:
+    """Print the numbers, what is to be read beside them and the files; `figure` is its file, or why there is none."""
     from rich.console import Console
 
     console = Console()
@@ -216,8 +219,8 @@ def _print_robustness_result(result: Robustness, figure: Path | str, out: Path, 
         lines.append(f"adversarial images of the strongest attack at the largest eps: {out / IMAGES_DIR}")
     n = count_noun(len(result.is_correct), "example")
     console.print(f"clean accuracy {result.clean_accuracy} of {n}, 95% intervals in brackets", highlight=False)
-    if text := below_chance_text(result.clean_accuracy, len(result.classes)):
-        console.print(text, style="yellow", highlight=False)
+    for note in class_order:
+        console.print(note, style="yellow", highlight=False, markup=False)
     console.print(_accuracy_table(result))
     for finding in result.masking_findings:
         console.print(f"gradient masking: {finding}", style="yellow", highlight=False)

@@ -21,8 +21,8 @@ from ..box import Box
 from ..data.tables import inputs_of_table
 from ..data.texts import Texts
 from ..engine.cpu_cache import data_examples_per_batch
-from ..engine.proportion import Proportion, below_chance_text
-from ..engine.read.class_labels import has_class_labels, labels_to_classes
+from ..engine.proportion import Proportion
+from ..engine.read.class_labels import class_order_notes, has_class_labels, label_assumption, labels_to_classes
 from ..engine.read.examples import ExamplesWithUnreadLabels, batches_with_unread_labels, has_value_labels
 from ..engine.read.output_values import check_output_values, predicted_output_values
 from ..engine.results import nonfinite_to_none
@@ -46,7 +46,7 @@ class Predictions:
     records: list[Record]
     n_labeled: int
     scores: Mapping[str, Any]  # {name: a number with its 95 % interval}
-    n_classes: int
+    class_order: list[str]  # what is to be read beside an accuracy
 
 
 def open_examples(spec: str, box: Box, **settings: Any) -> Any:
@@ -92,7 +92,9 @@ def predict(box: Box, data: Any, max_examples: int | None, top: int, maps_dir: P
         statistics += _add_labels(box, data, batch.labels, logits, made)
         records += made
     found = torch.cat(statistics) if statistics else torch.empty(0, 1)
-    return Predictions(records, len(found), _scores(box, found) if len(found) else {}, box.n_outputs)
+    scores = _scores(box, found) if len(found) else {}
+    notes = class_order_notes(label_assumption(data), scores.get("accuracy"), box.n_outputs)
+    return Predictions(records, len(found), scores, notes)
 
 
 # -- the examples ------------------------------------------------------------------------------------------------------
@@ -228,7 +230,12 @@ def _score_dict(score: Any) -> dict[str, float]:
 
 def _to_dict(found: Predictions, data: Any) -> dict[str, Any]:
     scores = {name: _score_dict(score) for name, score in found.scores.items()}
-    return {"scores": scores, "predictions": found.records, "skipped": skipped_files(data)}
+    return {
+        "scores": scores,
+        "class_order": found.class_order,
+        "predictions": found.records,
+        "skipped": skipped_files(data),
+    }
 
 
 def _columns(records: Sequence[Record]) -> list[str]:
@@ -267,8 +274,8 @@ def _print_predictions(found: Predictions, out: Path | None, maps_dir: Path | No
         )
         examples = count_noun(found.n_labeled, "labeled example")
         console.print(f"{name} {value}, {examples}; 95% interval in brackets", highlight=False)
-    if (accuracy := found.scores.get("accuracy")) and (text := below_chance_text(accuracy, found.n_classes)):
-        console.print(text, style="yellow", highlight=False)
+    for note in found.class_order:
+        console.print(note, style="yellow", highlight=False, markup=False)
     if has_maps:
         text = f"label maps: {maps_dir}" if maps_dir else "-o predictions.csv writes the maps, too, to predictions/"
         console.print(text, highlight=False)

@@ -14,7 +14,7 @@ from ..errors import BrokenImageError, UnboxedWarning
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.class_files import resolve_class_names
-from ..inputs.labels import are_default_class_names, match_labels_to_classes
+from ..inputs.labels import ClassByLabel, are_default_class_names, match_labels_to_classes
 from ..inputs.pixels import Pixels
 from .sets import Images, LabeledImage
 
@@ -54,9 +54,12 @@ class LabeledFiles(Images):
         source = f"{self.names_source} of {to_printable(str(self.root))}"
         names = self.label_names or {}
         class_by_label = (
-            match_labels_to_classes(names, classes, made_from_names=True, names_source=source) if names else {}
+            match_labels_to_classes(names, classes, made_from_names=True, names_source=source)
+            if names
+            else ClassByLabel[int]()
         )
         relabeled = copy.copy(self)
+        relabeled.label_assumption = class_by_label.assumption
         relabeled._labels = [class_by_label.get(label, label) for label in self._labels]
         relabeled.label_names = {k: names[label] for label, k in class_by_label.items()}
         if len(self.classes) != len(classes) or not are_default_class_names(classes):  # numbers are not names

@@ -15,6 +15,7 @@ from ..errors import DataError, warn
 from ..inputs.features import Features
 from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column, nearest_columns_text
 from ..inputs.labels import (
+    ClassByLabel,
     classes_from_label_names,
     classes_named_by_labels,
     label_to_text,
@@ -94,11 +95,15 @@ def read_rows(
         return rows
     numbered = tuple(classes_from_label_names(names)) if classes is None else tuple(classes)
     number_of = (
-        {n: i for i, n in enumerate(numbered)} if classes is None else match_label_names_to_classes(names, numbered)
+        ClassByLabel((n, i) for i, n in enumerate(numbered))
+        if classes is None
+        else match_label_names_to_classes(names, numbered)
     )
     y = torch.tensor([number_of[name] for name in names])
     numbered = classes_named_by_labels(numbered, number_of)
-    return FeatureRows(source.name, x, y, numbered, inputs, n_unlabeled=n_unlabeled)
+    rows = FeatureRows(source.name, x, y, numbered, inputs, n_unlabeled=n_unlabeled)
+    rows.label_assumption = number_of.assumption
+    return rows
 
 
 def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], source: Path) -> Tensor:

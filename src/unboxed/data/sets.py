@@ -31,12 +31,13 @@ class Batch(_BatchFields):
     classes: tuple[str, ...] = ()
     label_names: Mapping[int, str] | None = None
     labels_are_names = False
-    name, label_name = "", ""
+    name, label_name, label_assumption = "", "", ""
 
     def copy_label_names_from(self, dataset: Images) -> Batch:
         """Write the label names of a data set into this batch, and return it."""
         self.classes, self.labels_are_names, self.name = dataset.classes, dataset.labels_are_names, dataset.name
         self.label_names, self.label_name = dataset.label_names, dataset.label_name
+        self.label_assumption = dataset.label_assumption
         return self
 
 
@@ -54,6 +55,7 @@ class Images(Dataset[LabeledImage], ABC):
     labels_are_values = False  # numbers of a regression, no classes
     label_name = ""  # of the column that holds these numbers
     label_names: Mapping[int, str] | None = None  # where not every label has a name; None: `classes`
+    label_assumption = ""  # what was guessed when labels were matched to the classes of a model
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -62,6 +62,8 @@ class Texts(Dataset[tuple[str, int]]):
         (Texts('texts', 2 texts, 2 classes), ('good film', 1))
     """
 
+    label_assumption = ""  # what was guessed when labels were matched to the classes of a model
+
     def __init__(
         self,
         texts: Sequence[str],
@@ -134,8 +136,10 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
     if blank := [line for line, text, _ in rows if not text]:
         raise DataError(f"line {blank[0]} of {source} has an empty text; give each line a text, or leave it out")
     n_rows, rows = len(rows), _labeled_rows(source, rows)
-    labels, found = _numbered(source, rows, names)
-    return Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem), n_rows - len(rows))
+    labels, found, assumption = _numbered(source, rows, names)
+    opened = Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem), n_rows - len(rows))
+    opened.label_assumption = assumption
+    return opened
 
 
 Row = tuple[int, str, Any]
@@ -175,18 +179,18 @@ def _labeled_rows(source: Path, rows: list[tuple[int, str, str]]) -> list[tuple[
 
 def _numbered(
     source: Path, rows: Sequence[tuple[int, str, str]], classes: Sequence[str] | None
-) -> tuple[list[int] | None, Sequence[str]]:
-    """The class numbers of the labels, None where there are none, and the class names. Raises DataError."""
+) -> tuple[list[int] | None, Sequence[str], str]:
+    """The class numbers of the labels, None without any, the class names and what is a guess. Raises DataError."""
     named = [label for *_, label in rows if label]
     if not named:
-        return None, classes or ()
+        return None, classes or (), ""
     numbered = classes_from_label_names(named)
     if classes is None:
-        return [numbered.index(name) for name in named], numbered
+        return [numbered.index(name) for name in named], numbered, ""
     known = {k: name for k, name in enumerate(numbered) if name in set(named)}
     number = match_labels_to_classes(known, classes, made_from_names=True, names_source=f"labels of {source}")
     number_of = {name: number[numbered.index(name)] for name in named}
-    return [number_of[name] for name in named], classes_named_by_labels(classes, number_of)
+    return [number_of[name] for name in named], classes_named_by_labels(classes, number_of), number.assumption
 
 
 def _read_table(source: Path) -> Iterator[Row]:

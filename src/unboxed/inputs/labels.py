@@ -17,24 +17,23 @@ from torch import Tensor
 
 from ..atomic_write import to_printable
 from ..errors import DataError, InputError, warn
-from ..validation import nearest_names, suggestion_text
+from ..validation import suggestion_text
 from .frames import series_to_array
+from .label_messages import (
+    MAX_NAMES_IN_MESSAGE,
+    WORDNET_SYNSET_PATTERN,
+    assumed_name_order_text,
+    numeric_names_text,
+    unmatched_labels_message,
+)
 
 Label = TypeVar("Label", bound=Hashable)
 ClassLabels = int | str | Sequence[int | str] | Tensor | NDArray[Any]  # of examples: numbers, or names of classes
 
 WHOLE_NUMBER_PATTERN = re.compile(r"(-?\d+)(?:\.0*)?")  # also as spreadsheets and pandas write them
 MAX_CLASS_NUMBER = 99_999  # names with larger numbers, such as dates, are no class numbers
-MAX_NAMES_IN_MESSAGE = 5  # in a message
-WORDNET_SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
-CLASS_NAMES_ADVICE = "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or "
-FOLDERS_ADVICE = "rename the subfolders, or leave labels out: all images in one folder"
-LABELS_ADVICE = "rename the labels, or leave them out: a table or file without their column, x without y"
 SEVERAL_LABELS_HINT = (
     "; of a yes or no per label open the model with outputs='multilabel', of one-hot labels give label.argmax()"
-)
-SYNSET_ADVICE = (
-    "These are WordNet ids: give --classes imagenet_class_index.json, or a file of lines like n02108089 boxer. "
 )
 
 
@@ -185,9 +184,15 @@ def readable_class_names(classes: tuple[str, ...]) -> tuple[str, ...]:
     return unique_class_names(names)
 
 
+class ClassByLabel(dict[Label, int]):
+    """{label: class of the model}, and what of it is a guess, "" where nothing is."""
+
+    assumption = ""
+
+
 def match_label_names_to_classes(
     names: Sequence[str], classes: Sequence[str], names_source: str = "labels"
-) -> dict[str, int]:
+) -> ClassByLabel[str]:
     """{name: class of the model} of labels that are names, as of class folders. Raises DataError."""
     distinct = sort_names_naturally(dict.fromkeys(names))
     return match_labels_to_classes({n: n for n in distinct}, classes, made_from_names=True, names_source=names_source)
@@ -208,41 +213,46 @@ def classes_from_label_names(names: Sequence[str]) -> list[str]:
 
 def match_labels_to_classes(
     names: Mapping[Label, str] | Sequence[str], classes: Sequence[str], *, made_from_names: bool, names_source: str
-) -> dict[Label, int]:
+) -> ClassByLabel[Label]:
     """{label: class of the model}, from the names of the labels and the classes of the model.
 
     They are matched by name; case, spaces, `-`, `_` and leading zeros of a number don't matter, and a WordNet id or one
     of its names stands for a whole line `n02108089 boxer`. Names that are numbers, and no class is called so, are
     numbers of outputs. Without a match, labels keep their numbers where nothing contradicts that: of class folders
     (`made_from_names`) only if there are as many as classes and the classes were not named. What is a guess is warned
-    of. `names_source` names the source in errors. Raises DataError.
+    of, and kept as `assumption`. `names_source` names the source in errors. Raises DataError.
     """
     name_of: dict[Any, str] = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
-    texts, numbers = list(name_of.values()), {label: k for k, label in enumerate(name_of)}
+    texts, numbers = list(name_of.values()), ClassByLabel((label, k) for k, label in enumerate(name_of))
     if texts == list(classes):
         return numbers
     matched = _match_by_name(name_of, classes)
     if len(matched) == len(name_of):
-        _warn_of_text_sorted_folders(texts, classes)
-        return matched
+        return _warned(matched, _text_sorted_folders_text(texts, classes))
     same_count, classes_are_numbers = len(texts) == len(classes), are_default_class_names(classes)
     if made_from_names and not matched and not classes_are_numbers and _are_output_numbers(texts, len(classes)):
-        _warn_of_numeric_names(texts, classes, names_source)
-        return {label: int(name) for label, name in name_of.items()}
+        outputs = ClassByLabel((label, int(name)) for label, name in name_of.items())
+        return _warned(outputs, numeric_names_text(texts, classes, names_source))
     if made_from_names and classes_are_numbers and same_count and not matched:
-        _warn_of_assumed_name_order(texts, names_source)
-        return numbers
+        return _warned(numbers, assumed_name_order_text(texts, names_source))
     agrees = same_count and all(label == k for label, k in matched.items())
     if made_from_names or not (classes_are_numbers or agrees):
-        raise DataError(_unmatched_labels_message(name_of, classes, matched, names_source))
-    return {label: label for label in name_of}
+        raise DataError(unmatched_labels_message(name_of, classes, matched, names_source))
+    return ClassByLabel((label, label) for label in name_of)
+
+
+def _warned(class_by_label: ClassByLabel[Label], assumption: str) -> ClassByLabel[Label]:
+    class_by_label.assumption = assumption
+    if assumption:
+        warn(assumption)
+    return class_by_label
 
 
 def _are_output_numbers(names: Sequence[str], n_classes: int) -> bool:
     return all(name.isdecimal() and int(name) < n_classes for name in names)
 
 
-def _match_by_name(name_of: Mapping[Any, str], classes: Sequence[str]) -> dict[Any, int]:
+def _match_by_name(name_of: Mapping[Any, str], classes: Sequence[str]) -> ClassByLabel[Any]:
     """The labels whose name a class has. Raises DataError for a name of several classes."""
     by_name, by_part = defaultdict(list), defaultdict(list)
     for k, name in enumerate(classes):
@@ -250,7 +260,9 @@ def _match_by_name(name_of: Mapping[Any, str], classes: Sequence[str]) -> dict[A
         for part in _synset_id_and_names(name):
             by_part[part].append(k)
     found = {label: _candidate_classes(name, by_name, by_part) for label, name in name_of.items()}
-    return {label: _single_candidate_class(name_of[label], ks, classes) for label, ks in found.items() if ks}
+    return ClassByLabel(
+        (label, _single_candidate_class(name_of[label], ks, classes)) for label, ks in found.items() if ks
+    )
 
 
 def _candidate_classes(name: str, by_name: Mapping[str, list[int]], by_part: Mapping[str, list[int]]) -> list[int]:
@@ -292,59 +304,16 @@ def _normalize_name(name: str) -> str:
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def _warn_of_text_sorted_folders(names: Sequence[str], classes: Sequence[str]) -> None:
-    """Warn that a model trained on folders sorted as text (10 before 2) has another order of classes."""
-    if are_default_class_names(classes) and sorted(names) != sorted(names, key=lambda name: int(_normalize_name(name))):
-        assumption = (
-            f"{sorted(names, key=lambda name: int(_normalize_name(name)))[-1]!r} is matched to that output of the model"
-        )
-        advice = "if it was trained on folders sorted as text (10 before 2, as torchvision's ImageFolder does), give "
-        warn(f"class names that are numbers mean outputs: {assumption}; {advice}its classes in that order: "
-                      "--classes (classes= in Python)")  # fmt: skip
-
-
-def _warn_of_numeric_names(names: Sequence[str], classes: Sequence[str], names_source: str) -> None:
-    pairs = [f"{name} is {classes[int(name)]}" for name in names[:MAX_NAMES_IN_MESSAGE]]
-    rest = f", and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
-    warn(f"the {names_source} are numbers, so they mean outputs of the model: {', '.join(pairs)}{rest}")
-
-
-def _warn_of_assumed_name_order(names: Sequence[str], names_source: str) -> None:
-    order = "the order of their names" if [*names] == sorted(names) else "their order there"
-    assumption = f"the {names_source} are matched to the {len(names)} classes in {order}: "
-    advice = "if the model has another order, give --classes (classes= in Python)"
-    warn(f"{assumption}{_first_names_text(names, numbered=True)}; {advice}")
-
-
-def _unmatched_labels_message(
-    name_of: Mapping[Any, str], classes: Sequence[str], matched: Mapping[Any, int], names_source: str
-) -> str:
-    unmatched = [name for label, name in name_of.items() if label not in matched]
-    if not matched:
-        subject = f"the {names_source} ({_first_names_text(unmatched)}) are not"
-    else:
-        subject = (
-            f"{len(unmatched)} of the {len(name_of)} {names_source} ({_first_names_text(unmatched)}) are not among"
-        )
-    suggestions = [
-        f"{name!r} is nearest to {_quote_names(closest)}"
-        for name in unmatched[:MAX_NAMES_IN_MESSAGE]
-        if (closest := nearest_names(name, classes))
-    ]
-    hint = f"; {', '.join(suggestions)}" if suggestions else ""
-    synsets = SYNSET_ADVICE if all(WORDNET_SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
-    counted = "; outputs are counted from 0" if all(name.isdecimal() for name in unmatched) else ""
-    classes_text = f"the model's {len(classes)} classes ({_first_names_text(classes)})"
-    advice = CLASS_NAMES_ADVICE + (FOLDERS_ADVICE if names_source.startswith("subfolders") else LABELS_ADVICE)
-    return f"{subject} {classes_text}{hint}{counted}. {synsets}{advice}"
-
-
-def _quote_names(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _first_names_text(names: Sequence[str], numbered: bool = False) -> str:
-    shown = [f"{i} is {name}" if numbered else name for i, name in enumerate(names[:MAX_NAMES_IN_MESSAGE])]
-    return ", ".join(shown) + (
-        f", and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
+def _text_sorted_folders_text(names: Sequence[str], classes: Sequence[str]) -> str:
+    """That a model trained on folders sorted as text (10 before 2) has another order of classes; "" of others."""
+    if not are_default_class_names(classes):
+        return ""
+    by_number = sorted(names, key=lambda name: int(_normalize_name(name)))
+    if sorted(names) == by_number:
+        return ""
+    assumption = f"{by_number[-1]!r} is matched to that output of the model"
+    advice = "if it was trained on folders sorted as text (10 before 2, as torchvision's ImageFolder does), give "
+    return (
+        f"class names that are numbers mean outputs: {assumption}; {advice}its classes in that order: "
+        "--classes (classes= in Python)"
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..engine.proportion import Proportion
+from ..engine.read.class_labels import class_order_notes
 from .context import ReportContext
 from .label_maps import worst_map_sentence
 from .score_intervals import accuracy_interval_text, score_interval_text
@@ -32,6 +34,7 @@ def title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[
     if s.accuracy is not None:
         return f"{format_percent(s.accuracy)} accuracy", (
             f"Measured on {examples_text}{accuracy_interval_text(s)}.{_unknown_split_note(context)}",
+            *class_order_sentences(context),
             *_misclassification_sentences(context),
         )
     if s.exclusive_classes:
@@ -41,6 +44,16 @@ def title_and_headline(context: ReportContext, scored: dict[str, Any]) -> tuple[
         low, high = (f"{float(end):.3g}" for end in s.outputs.aminmax())
         title = f"Outputs from {low} to {high}" if low != high else f"Its output is always {low}"
     return title, (f"Measured on {examples_text}. {no_accuracy_reason(context)}, so there is no accuracy.",)
+
+
+def class_order_sentences(context: ReportContext) -> list[str]:
+    """What is to be read beside the accuracy: a guess about the order of classes, and one that is below guessing."""
+    s = context.survey
+    if s.is_correct is None:
+        return []
+    accuracy = Proportion(len(s.rows) - len(s.misclassified), len(s.rows))
+    notes = class_order_notes(context.data.label_assumption, accuracy, len(s.classes))
+    return [f"{note[0].upper()}{note[1:]}." for note in notes]
 
 
 def _unknown_split_note(context: ReportContext) -> str:

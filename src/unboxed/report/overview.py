@@ -25,6 +25,7 @@ from .context import ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding, examples_block
 from .headline import (
     MAX_CONFUSED_PAIRS_IN_JSON,
+    class_order_sentences,
     confused_positions_sentence_or_empty,
     no_accuracy_reason,
     title_and_headline,
@@ -74,6 +75,7 @@ class OverviewFinding(Finding):
     skipped: str  # what could not be read
     skipped_files: list[tuple[str, str]]
     no_accuracy_reason: str
+    class_order: list[str]  # what is to be read beside the accuracy: a guess about the order of classes
     folded_confusions: list[tuple[str, str, int]] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     matrix_classes: list[str] = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     matrix: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (K, K) labels x predictions, of these classes
@@ -141,6 +143,7 @@ def find(context: ReportContext) -> OverviewFinding:
         no_accuracy_reason="" if s.exclusive_classes else no_accuracy_reason(context),
         folded_confusions=pairs,
         matrix_classes=[context.class_name(k) for k in shown_classes],
+        class_order=class_order_sentences(context),
         matrix=s.confusion[shown_classes][:, shown_classes],
         n_omitted_classes=len(s.classes) - len(shown_classes),
         followed=context.examples(context.followed_indices) if context.has_images else [],

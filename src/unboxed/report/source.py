@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .. import data as sets
 from ..atomic_write import to_printable
 from ..box import Box
-from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, has_class_labels
+from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, has_class_labels, label_assumption
 from ..engine.read.examples import with_labels_of_table
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
@@ -23,7 +23,7 @@ from ..inputs.features import Features
 from ..inputs.frames import LABEL_COLUMN_NAMES, frames_to_arrays, is_data_frame, label_column_of_frame
 from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labeled_texts import read_texts_and_labels
-from ..inputs.labels import are_default_class_names, label_to_text, label_to_value, readable_class_names
+from ..inputs.labels import ClassByLabel, are_default_class_names, label_to_text, label_to_value, readable_class_names
 from ..inputs.pixels import Pixels
 from ..inputs.signed_labels import refuse_signed_labels
 from ..inputs.tokens import Tokens
@@ -68,7 +68,10 @@ class ReportData:
             names = dataset_class_names(self._data)
         known = (target,) if target else names.names_in_label_order()
         self.classes = _class_names_of_box_or_data(known, box)
-        self._class_of_label = names.class_by_label(box, data_name_for_messages(data)) if self.labeled else {}
+        self._class_of_label = (
+            names.class_by_label(box, data_name_for_messages(data)) if self.labeled else ClassByLabel()
+        )
+        self.label_assumption = label_assumption(data) or self._class_of_label.assumption  # about the order of classes
         self._box = box
 
     def __len__(self) -> int:

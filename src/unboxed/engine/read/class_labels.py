@@ -13,12 +13,14 @@ from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.forms import HF_LABEL_COLUMN_NAMES
 from ...inputs.labels import (
+    ClassByLabel,
     ClassLabels,
     label_to_value,
     match_label_names_to_classes,
     match_labels_to_classes,
     whole_numbers,
 )
+from ..proportion import Proportion, below_chance_text
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class LabelNames:
         """The names of labels 0, 1, 2, ...: a number where a label has none."""
         return tuple(self.names.get(k, str(k)) for k in range(max(self.names, default=-1) + 1))
 
-    def class_by_label(self, box: Box, source: str) -> dict[int, int]:
+    def class_by_label(self, box: Box, source: str) -> ClassByLabel[int]:
         """{label: class of the box}, by name; empty where there is nothing to match. Raises DataError."""
         classes = class_names_for_matching(box)
         if not self.names or classes is None:
-            return {}
+            return ClassByLabel()
         kind = self.names_source if self.made_from_names else "classes"
         return match_labels_to_classes(
             self.names, classes, made_from_names=self.made_from_names, names_source=f"{kind} of {source}"
@@ -115,6 +117,20 @@ def _class_index_of_label(
     if value is None:
         return -1
     return class_by_name[value] if isinstance(value, str) else class_by_label.get(value, value)
+
+
+def label_assumption(data: Any) -> str:
+    """What was guessed when labels were matched to classes as data were opened; "" where nothing was."""
+    if assumption := getattr(data, "label_assumption", ""):
+        return str(assumption)
+    inner = getattr(data, "dataset", None)
+    return "" if inner is None else label_assumption(inner)
+
+
+def class_order_notes(assumption: str, accuracy: Proportion | None, n_classes: int) -> list[str]:
+    """What is to be read beside an accuracy: a guess about the order of classes, and one that is below guessing."""
+    below_chance = "" if accuracy is None else below_chance_text(accuracy, n_classes)
+    return [text for text in (assumption, below_chance) if text]
 
 
 def data_name_for_messages(data: Any) -> str:
