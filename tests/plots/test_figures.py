@@ -252,6 +252,7 @@ def test_a_map_that_is_positive_everywhere_still_starts_at_zero() -> None:
 
     rgb, text = map_to_rgb_and_range_text(torch.linspace(0.7, 1, 64).view(1, 8, 8))
     assert text == "0 to 1"
+    assert map_to_rgb_and_range_text(torch.linspace(0, 1, 64).view(1, 8, 8))[1] == "0 to 1"  # a CAM, somewhere zero
     assert (rgb.astype(int).sum(-1) < SIGNED_COLORMAP[len(SIGNED_COLORMAP) * 8 // 10].astype(int).sum()).all()
     assert map_to_rgb_and_range_text(torch.full((1, 4, 4), 0.7))[1] == "the same everywhere"
     assert map_to_rgb_and_range_text(torch.linspace(-1, 2, 64).view(1, 8, 8))[1].startswith("±")

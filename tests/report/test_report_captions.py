@@ -6,10 +6,12 @@ import base64
 import io
 import json
 import re
+import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,6 +233,24 @@ def test_maps_are_of_the_class_and_by_the_method_that_are_named(made: Made) -> N
             assert f.head == f"why {name}"
             seen.add(name)
     assert len(seen) > 2
+
+
+def test_the_map_of_the_followed_example_is_on_its_own_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside an example whose map is a hundred times as large it was white."""
+    module: Any = sys.modules["unboxed.report.attribution"]
+    monkeypatch.setattr(module, "checks_text", lambda verdict: "passes its checks")
+    maps = torch.stack([torch.linspace(-1, 1, 16), torch.linspace(-0.01, 0.01, 16)]).view(2, 1, 4, 4)
+    column = module.MapColumn(module.PREDICTION, 1.0, ["a", "b"], maps)
+    examples: Any = [SimpleNamespace(x=torch.zeros(1, 4, 4))] * 2
+    finding = module.AttributionFinding(
+        answer="", method="gradient", verdict=None, scales={}, groups={"all": examples}, columns=[column], notes=[],
+        followed=[1],
+    )  # fmt: skip
+    (figure,) = finding.cover(0)
+    own = draw.shared_vmax(maps[1])
+    assert own < 0.02
+    assert figure.lines[-1] == f"scale ±{own:.3g}"
+    assert (figure.picture.image == draw.signed_map_to_rgb(maps[1], own)).all()
 
 
 def test_frames_of_a_morph_have_the_probabilities_next_to_them(made: Made) -> None:

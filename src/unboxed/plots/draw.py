@@ -41,7 +41,7 @@ def map_to_rgb_and_range_text(m: Any) -> tuple[Uint8Array, str]:
     rgb = colors.signed_to_rgb(summed, vmax)
     if not summed.size or (summed == summed.flat[0]).all():
         return rgb, "the same everywhere"
-    return rgb, f"0 to {vmax:.2g}" if (summed > 0).all() else f"±{vmax:.2g}"
+    return rgb, f"0 to {vmax:.2g}" if (summed >= 0).all() else f"±{vmax:.2g}"
 
 
 def shared_vmax(*maps: Any) -> float:

@@ -102,8 +102,11 @@ class AttributionFinding(Finding):
         return attribution_cards()[self.method].name
 
     def cover(self, place: int) -> Sequence[Figure]:
-        figure = _map_figure(self, 0, self.followed[place], COVER_SIDE_PIXELS)
-        scale = f"scale ±{self.columns[0].scale:.3g}"
+        """The map on its own scale: in the section, the maps of all examples share one."""
+        i, column = self.followed[place], self.columns[0]
+        own = replace(column, scale=draw.shared_vmax(column.maps[i]))
+        figure = _map_figure(replace(self, columns=[own]), 0, i, COVER_SIDE_PIXELS)
+        scale = f"scale ±{own.scale:.3g}"
         return [replace(figure, lines=(f"by {self.method_name}", checks_text(self.verdict), *figure.lines, scale))]
 
 
