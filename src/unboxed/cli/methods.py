@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from ..cards import DESCRIPTION_BY_AXIOM, DESCRIPTION_BY_NEED, DESCRIPTION_BY_RETURN_KIND, Card, cards, find_card
 from ..settings import Setting
+from .example_lines import example_line
 from .setting_values import option_name
 
 
@@ -50,7 +51,7 @@ def print_method(name: str, *, as_json: bool) -> None:
             escape(setting.help),
         )
     console.print(table)
-    console.print(f"unboxed run {card.key} --model zoo:digits-cnn --data digits:test", highlight=False, style="dim")
+    console.print(escape(example_line(card)), highlight=False, style="dim", soft_wrap=True)
 
 
 def card_notes(card: Card) -> dict[str, str]:

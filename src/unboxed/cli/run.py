@@ -7,12 +7,12 @@ import json as json_module
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import DataError, InputError
 from ..settings import Setting, check_takes_texts
@@ -55,6 +55,18 @@ TENSORS_FILE = "tensors.safetensors"  # all values, of which the numbers have a 
 CLASHING_OPTION_NAME_PREFIX = "method_"  # of a setting with the name of a shared option
 
 
+class MethodCommand(TyperCommand):
+    """A command that names all required options that are missing at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not {"--help", *ctx.help_option_names} & set(args):
+            given, _, _ = self.make_parser(ctx).parse_args(list(args))
+            missing = [p.opts[0] for p in self.params if p.required and p.name not in given]
+            if len(missing) > 1:
+                ctx.fail(f"Missing options {', '.join(map(repr, missing))}.")
+        return super().parse_args(ctx, args)
+
+
 class MethodCommandGroup(TyperGroup):
     """One command per card."""
 
@@ -77,7 +89,7 @@ def make_method_command(card: Card) -> typer.Typer:
     """The command of one method: the options that all methods share, and one per setting."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     summary = f"{card.shows}\n\nIt does not show: {card.does_not_show}"
-    app.command(card.key, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(
+    app.command(card.key, cls=MethodCommand, help=summary, short_help=card.shows, epilog=f"Source: {card.source}")(
         _make_command_function(card)
     )
     return app
@@ -139,6 +151,20 @@ def _is_command_line_option(setting: Setting) -> bool:
     return setting.kind not in SETTING_KINDS_READ_FROM_DATA or setting.name not in ("x", "y", "data")
 
 
+def required_options(card: Card) -> list[Setting]:
+    """The settings that a command line must give, beside the model and the data."""
+    return [s for s in card.settings.values() if _is_command_line_option(s) and _is_required_option(s)]
+
+
+def _is_required_option(setting: Setting) -> bool:
+    return setting.is_required and not _is_labels_of_data(setting)
+
+
+def _is_labels_of_data(setting: Setting) -> bool:
+    """Whether it holds the labels of the inputs, which the data have unless they are given."""
+    return setting.name == "labels" and setting.kind == "labels" and setting.is_required
+
+
 def _unclashing_option_name(setting: Setting) -> str:
     clash = setting.name in SHARED_OPTION_NAMES
     return f"{CLASHING_OPTION_NAME_PREFIX}{setting.name}" if clash else setting.name
@@ -149,11 +175,13 @@ def _setting_to_option_parameter(name: str, setting: Setting) -> inspect.Paramet
     unit = f" [{setting.unit}]" if setting.unit else ""
     limits = f" {setting.range[0].upper()}{setting.range[1:]}." if setting.range else ""
     default = "" if setting.is_required or setting.default is None else f" Default: {setting.default}."
+    default = " Default: those of the data." if _is_labels_of_data(setting) else default
     option = typer.Option(
         option_name(name), help=f"{setting.help}{unit}{limits}{default}", metavar=setting.kind.upper()
     )
-    annotation: Any = Annotated[str, option] if setting.is_required else Annotated[str | None, option]
-    default_value = inspect.Parameter.empty if setting.is_required else None
+    is_required = _is_required_option(setting)
+    annotation: Any = Annotated[str, option] if is_required else Annotated[str | None, option]
+    default_value = inspect.Parameter.empty if is_required else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_value, annotation=annotation)
 
 
@@ -179,7 +207,7 @@ def run(
     box = box if images is None or names is not None else box_with_data_class_names(images, box)
     settings |= _parse_settings(card, texts, box, other, lambda kind: kind in SETTING_KINDS_PARSED_AFTER_CLASSES)
     settings |= {"quiet": quiet} if "quiet" in card.settings else {}
-    examples = arguments_from_data(card, box, images, n)
+    examples = arguments_from_data(card, box, images, n, given=settings)
     result = card.method(*_boxes_for_method(card, box, other), **examples, **settings)
     data_of_result = settings.get("train", images if "data" in examples else examples.get("x"))
     write_result(card, box, result, out, data=data_of_result, as_json=json)
@@ -192,7 +220,15 @@ def _parse_settings(
     """The values of the settings of the chosen kinds; names that end in "_b" are of the second model."""
     chosen = {name: text for name, text in texts.items() if is_chosen(card.settings[name].kind)}
     boxes = {name: other if other is not None and name.endswith("_b") else box for name in chosen}
-    return {name: parse_setting_value(card.settings[name], text, boxes[name]) for name, text in chosen.items()}
+    values = {name: parse_setting_value(card.settings[name], text, boxes[name]) for name, text in chosen.items()}
+    return {name: value[0] if _is_one_for_all(card, name, value) else value for name, value in values.items()}
+
+
+def _is_one_for_all(card: Card, name: str, value: Any) -> bool:
+    """Whether one number came where the method takes a number, or several: `index=3` or `index=[3, 8]`."""
+    if card.settings[name].kind not in ("ints", "floats") or not isinstance(value, list) or len(value) != 1:
+        return False
+    return type(value[0]) in get_args(get_type_hints(card.method)[name])
 
 
 def _boxes_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
@@ -201,12 +237,21 @@ def _boxes_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:
     return [box, box if other is None else other][:wanted]
 
 
-def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> dict[str, Any]:
-    """The inputs, labels and data of a method, from the first n examples. Raises DataError where there are none."""
+def arguments_from_data(
+    card: Card, box: Box, images: Any, n_examples: int, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """The inputs, labels and data of a method, from the first n examples, but those that are given.
+
+    Raises DataError where there are none.
+    """
     from ..data.texts import Texts
     from ..engine.read.examples import first_inputs
 
-    wanted = {s.name: s for s in card.settings.values() if not _is_command_line_option(s) and s.name != "quiet"}
+    wanted = {
+        s.name: s for s in card.settings.values()
+        if s.name not in {*given, "quiet"} and (not _is_command_line_option(s) or _is_labels_of_data(s))
+    }  # fmt: skip
+    labels = next((s for name, s in wanted.items() if name in ("y", "labels")), None)
     if images is None:
         if missing := [name for name, s in wanted.items() if s.is_required]:
             raise DataError(f"{card.key} needs {' and '.join(missing)}: give examples with --data")
@@ -214,13 +259,14 @@ def arguments_from_data(card: Card, box: Box, images: Any, n_examples: int) -> d
     values: dict[str, Any] = {"data": images}
     if isinstance(images, Texts):
         values["x"], values["y"] = images.first(n_examples)
-        if values["y"] is None and "y" in wanted and wanted["y"].is_required:
+        if values["y"] is None and labels is not None and labels.is_required:
             raise DataError(f"{card.key} needs labels, and {images.name} has texts without them")
-    elif "y" in wanted:
-        x, values["y"] = _inputs_and_labels(box, images, n_examples, is_required=wanted["y"].is_required)
+    elif labels is not None:
+        x, values["y"] = _inputs_and_labels(box, images, n_examples, is_required=labels.is_required)
         values["x"] = box.restore_structure(x)
     elif "x" in wanted:
         values["x"] = box.restore_structure(first_inputs(box, images, n_examples))
+    values["labels"] = values.get("y")
     return {name: values[name] for name in wanted}
 
 

@@ -61,6 +61,9 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
         return [ITEM_TYPE_BY_KIND[setting.kind](part.strip()) for part in text.split(",")]
     if setting.kind in ("target", "labels", "objective"):
         return parse_objective(text) if "(" in text else _parse_classes(text, box)
+    if setting.kind == "checkpoints":
+        literal = _parse_literal(text)
+        return [part.strip() for part in text.split(",")] if literal == text else literal
     if setting.kind == "inputs":
         from ..loading.input_files import read_inputs
 
