@@ -321,4 +321,5 @@ def test_rectangles_run_as_windows_lose_what_they_lose_in_full_runs(
     assert len(asked) == (4 if segments == ("squares", 5) else 1)
     monkeypatch.setattr(module, "_scores_with_rectangles_masked", lambda *args: None)
     want = method(box, x, y, segments=segments)
-    assert float((got - want).abs().max()) <= 1e-5 * float(want.abs().max())
+    # Losses are differences of scores, and rounded as those are.
+    assert float((got - want).abs().max()) <= 3e-6 * float(box(x).abs().max())
