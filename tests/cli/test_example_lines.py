@@ -17,6 +17,7 @@ from unboxed.cards import Card, cards, find_card
 from unboxed.cli import app
 from unboxed.cli.example_lines import example_line
 from unboxed.cli.run import make_method_command
+from unboxed.data import uci
 
 LINE_START = "unboxed run "
 MADE_IN_PYTHON = {"rewrite": "edits", "unrolled": "training", "removal": "training"}
@@ -47,6 +48,8 @@ RUN = ("influence_functions", "perturb", "nearest_training_examples", "projectio
 def test_lines_run_as_printed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "60")
+    pixels, labels = uci._load_digits()
+    monkeypatch.setattr(uci, "_load_digits", lambda: (pixels[:150], labels[:150]))
     for k in (1, 2, 3):
         torch.save(ub.load("zoo:digits-cnn").model.state_dict(), f"EPOCH{k}.pt")
     printed = CliRunner().invoke(app, ["methods", name]).output.splitlines()
