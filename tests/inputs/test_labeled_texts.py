@@ -17,6 +17,10 @@ from language.planted_trigger import TRIGGER, mixed_texts, planted_box
 
 N = 24
 NAMES = ("plain", "triggered")
+FORMS = (
+    "(texts, labels)", "(texts, tensor)", "(texts, names)", "(column, column)", "pairs", "a generator", "Texts",
+    "DataLoader", "ids",
+)  # fmt: skip
 
 
 def forms() -> dict[str, Any]:
@@ -37,7 +41,7 @@ def forms() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("form", list(forms()))
+@pytest.mark.parametrize("form", FORMS)
 def test_calibration_takes_texts_with_labels_in_any_form(form: str) -> None:
     made = mixed_texts(N)
     result = ub.robustness.calibration(planted_box(), forms()[form], n_bins=5)
