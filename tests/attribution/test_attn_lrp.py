@@ -244,3 +244,21 @@ def test_an_op_out_of_sight_is_named_with_its_layer() -> None:
 def test_its_card_says_what_is_claimed_of_patents() -> None:
     for method in (attn_lrp, ub.attribution.lrp):
         assert "patented" in method.card.patents  # type: ignore[attr-defined]
+
+
+def test_a_number_that_is_added_is_a_bias() -> None:
+    """Of outputs (N,) it has as many axes as a bias of channels before positions."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.shift = nn.Linear(3, 1), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x).squeeze(-1) + self.shift  # (N,)
+
+    box, x = ub.Box(Shifted(), ub.Features(("a", "b", "c")), outputs="regression"), torch.rand(2, 3)
+    made = attn_lrp(box, x)
+    shift = box.model.shift.detach() + box.model.linear.bias.detach()
+    torch.testing.assert_close(made.conservation.held_back["biases"].sum(1), shift.expand(2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made.map, x * box.model.linear.weight.detach(), rtol=1e-4, atol=1e-5)

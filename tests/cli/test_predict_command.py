@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import unboxed as ub
 from unboxed.cli import app
 from unboxed.cli.predict import open_examples, predict, run_predict
+from unboxed.data.texts import open_texts
 from unboxed.errors import UnboxedWarning
 
 SOURCE = """
@@ -215,3 +216,31 @@ def test_an_accuracy_below_chance_points_to_the_order_of_the_classes(folder: Pat
         for output in (done.output, attacked.output):
             assert ("is below the 33.3% of guessing" in " ".join(output.split())) == bool(shift)
             assert ("Give the names in the order of the outputs: --classes" in " ".join(output.split())) == bool(shift)
+
+
+@pytest.mark.parametrize(("model", "labels"), [("rows", (None, "1", "2")), ("price", (None, 1.0, 2.5))])
+def test_what_has_no_label_is_predicted_and_keeps_its_place(folder: Path, model: str, labels: Any) -> None:
+    """Left out, it took the numbers of all that follow it."""
+    table = folder / "some.csv"
+    cells = ["" if k is None else k for k in labels]
+    table.write_text(
+        "age,bmi,label\n" + "".join(f"{a},{b},{k}\n" for (a, b), k in zip(ROWS.tolist(), cells, strict=True))
+    )
+    box = ub.load(f"{folder / 'mine.py'}:{model}", outputs="regression" if model == "price" else None)
+    found = predict(box, open_examples(str(table), box), None, 1)
+    assert [record["example"] for record in found.records] == [0, 1, 2]
+    assert [record.get("label") for record in found.records] == list(labels)
+    assert found.n_labeled == 2
+    if model == "rows":
+        assert [r["prediction"] for r in found.records] == [box.classes[k] for k in box.predict(ROWS).tolist()]
+    else:  # the column of the true values is called "label"
+        assert [r["output"] for r in found.records] == pytest.approx(box(ROWS)[:, 0].tolist())
+
+
+def test_a_text_without_a_label_is_predicted_and_keeps_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text,label\na,pos\nb,\nc,neg\n")
+    with pytest.warns(UnboxedWarning, match="label"):
+        assert len(ub.data.texts(path)) == 2
+    kept = open_texts(path, keep_unlabeled=True)
+    assert (kept.texts, kept.labels, kept.classes) == (["a", "b", "c"], [1, -1, 0], ("neg", "pos"))

@@ -17,6 +17,9 @@ from unboxed.engine.read import edited_runs
 from unboxed.report import attribution as section
 from unboxed.report import context as contexts
 from unboxed.report import report
+from unboxed.report.checks import verdicts_and_unaffordable_methods
+from unboxed.report.source import ReportData
+from unboxed.report.survey import collect_outputs_and_labels
 
 ROOT = Path(ub.__file__).parent
 
@@ -40,6 +43,22 @@ def test_a_bug_in_a_section_is_shown_in_the_report_and_logged(
         written = report(box, x, tmp_path, sections=[section.SECTION], quiet=True)
     assert "planted" in str(written.failures)
     assert "planted" in written.path.read_text()
+    assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
+
+
+def test_a_bug_in_a_method_takes_its_verdict_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The section on whether explanations can be believed was lost, with the verdicts on all other methods."""
+    box, x = opened()
+    source = ReportData(x, box)
+    context = contexts.ReportContext(box, source, collect_outputs_and_labels(box, source, None), judge=box)
+    monkeypatch.setattr(contexts.ReportContext, "candidates", {"gradient": ub.attribution.gradient, "lrp": bug})
+    with caplog.at_level(logging.WARNING, "unboxed"):
+        verdicts, _ = verdicts_and_unaffordable_methods(context)
+    assert verdicts["gradient"].tests
+    assert verdicts["lrp"].grade == "not applicable"
+    assert "planted; this is a bug" in verdicts["lrp"].sentence
     assert any(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
 
 

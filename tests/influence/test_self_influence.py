@@ -115,3 +115,13 @@ def test_a_gradient_that_is_not_finite_names_its_example() -> None:
     with pytest.raises(NaNError, match="1 of 12 training examples") as caught:
         self_influence(ub.Box(Root(), INPUTS, outputs="logits"), (x, y), curvature="identity")
     assert caught.value.rows == [5]
+
+
+def test_a_model_that_is_one_layer_has_the_scores_of_that_layer() -> None:
+    torch.manual_seed(0)
+    alone, x = torch.nn.Linear(4, 3), torch.randn(12, 4)
+    y, names = x[:, :3].argmax(1), ("a", "b", "c", "d")
+    one, layered = (ub.Box(m, ub.Features(names), outputs="logits") for m in (alone, torch.nn.Sequential(alone)))
+    got, want = (ub.influence.self_influence(box, (x, y)) for box in (one, layered))
+    assert got.layers == ("weight", "bias")
+    torch.testing.assert_close(got.scores, want.scores, rtol=0, atol=0)

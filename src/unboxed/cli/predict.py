@@ -35,6 +35,7 @@ from ..validation import check_int
 from .parsing import open_dataset, skipped_files
 
 MAX_PRINTED_ROWS, MAX_TEXT_CHARACTERS = 50, 48
+OTHER_COLUMNS = ("example", "file", "text", "label", "map")  # of the predictions beside the answers
 MAX_CLASSES_OF_MAP_IMAGE = 256  # of one byte per position
 Record = dict[str, Any]  # {column: value} of one example
 
@@ -50,9 +51,9 @@ class Predictions:
 
 
 def open_examples(spec: str, box: Box, **settings: Any) -> Any:
-    """The data that an option names; rows without labels where it is not clear which column has them."""
+    """The data that an option names, also what has no label; nothing has one if it is not clear which column does."""
     try:
-        return open_dataset(spec, box, **settings)
+        return open_dataset(spec, box, **settings, keep_unlabeled=True)
     except UnclearLabelsError as error:
         warn(f"predicted without labels: {error}")
         return TensorDataset(torch.as_tensor(inputs_of_table(spec, box.inputs)))  # type: ignore[arg-type]
@@ -133,7 +134,7 @@ def _value_names(box: Box, data: Any) -> tuple[str, ...]:
     """The names of the outputs; of one number, that of the column which holds the true values, with its unit."""
     name = getattr(data, "label_name", "")
     if box.outputs == "regression" and box.classes == ("0",):
-        return (name or "output",)
+        return (name if name and name not in OTHER_COLUMNS else "output",)
     return readable_class_names(box.classes)
 
 

@@ -66,12 +66,13 @@ class FeatureRows(Images):
 
 def read_rows(
     source: Path, columns: dict[str, list[Any]], inputs: Features, classes: Sequence[str] | None, *,
-    is_regression: bool = False, label: str | None = None,
+    is_regression: bool = False, label: str | None = None, keep_unlabeled: bool = False,
 ) -> FeatureRows:  # fmt: skip
     """The rows of a table {column: values} that has the inputs' columns, in any order, and perhaps one of labels.
 
-    Rows without a label beside others are left out with a warning. Raises DataError for a missing column, values that
-    are no numbers, and other columns of which none says that it is the labels'.
+    Rows without a label beside others are left out with a warning, or kept with the label -1, NaN of numbers. Raises
+    DataError for a missing column, values that are no numbers, and other columns of which none says that it is the
+    labels'.
     """
     x = select_feature_columns(columns, inputs.names, source)
     if label in inputs.names:
@@ -85,21 +86,23 @@ def read_rows(
     kept = [i for i, name in enumerate(names) if name]
     if not kept:
         raise DataError(f"{source}: {len(names)} rows have no {column!r}, such as row 0")
-    if n_unlabeled := len(names) - len(kept):
+    n_unlabeled = 0 if keep_unlabeled else len(names) - len(kept)
+    if n_unlabeled:
         warn(f"{source.name}: {missing_labels_text(n_unlabeled, len(names))}")
         x, names = x[kept], [names[i] for i in kept]
     if is_regression:
-        numbers = torch.tensor([finite_number(name, column, source) for name in names])
+        numbers = torch.tensor([finite_number(name, column, source) if name else math.nan for name in names])
         rows = FeatureRows(source.name, x, numbers, (), inputs, is_regression, n_unlabeled)
         rows.label_name = column
         return rows
-    numbered = tuple(classes_from_label_names(names)) if classes is None else tuple(classes)
+    given = [name for name in names if name]
+    numbered = tuple(classes_from_label_names(given)) if classes is None else tuple(classes)
     number_of = (
         ClassByLabel((n, i) for i, n in enumerate(numbered))
         if classes is None
-        else match_label_names_to_classes(names, numbered)
+        else match_label_names_to_classes(given, numbered)
     )
-    y = torch.tensor([number_of[name] for name in names])
+    y = torch.tensor([number_of[name] if name else -1 for name in names])
     numbered = classes_named_by_labels(numbered, number_of)
     rows = FeatureRows(source.name, x, y, numbered, inputs, n_unlabeled=n_unlabeled)
     rows.label_assumption = number_of.assumption

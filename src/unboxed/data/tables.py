@@ -86,14 +86,17 @@ def table(
 
 
 def open_table(
-    path: Any, like: Inputs | Box, classes: Sequence[str] | None = None, label: str | None = None
-) -> LabeledFiles | FeatureRows:
-    """As `table`, for callers that say themselves what is left out."""
+    path: Any, like: Inputs | Box, classes: Sequence[str] | None = None, label: str | None = None, *,
+    keep_unlabeled: bool = False,
+) -> LabeledFiles | FeatureRows:  # fmt: skip
+    """As `table`, for callers that say themselves what is left out; rows of numbers without a label may be kept."""
     is_regression = isinstance(like, Box) and like.outputs == "regression"
     classes, like = resolve_classes_and_inputs(like, classes)
     if isinstance(like, Features):
         source, columns = _read_values_by_column(path)
-        return read_rows(source, columns, like, classes, is_regression=is_regression, label=label)
+        return read_rows(
+            source, columns, like, classes, is_regression=is_regression, label=label, keep_unlabeled=keep_unlabeled
+        )
     if getattr(like, "is_text", False):
         raise DataError(
             "a table of texts is opened by ub.data.texts(path, box); ub.data.table is for numbers and images"

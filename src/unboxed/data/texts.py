@@ -126,6 +126,13 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
         ...     ub.data.texts(path).first(2)
         TextBatch(x=['a good film', 'a bad film'], y=tensor([1, 0]))
     """
+    return open_texts(path, like, classes)
+
+
+def open_texts(
+    path: Any, like: Box | None = None, classes: Sequence[str] | None = None, *, keep_unlabeled: bool = False
+) -> Texts:
+    """As `texts`; those without a label beside others may be kept."""
     source, read_rows = _rows_of_frame(path) if is_data_frame(path) else _rows_of_file(path)
     read = list(read_rows)
     names = class_names_for_matching(like) if like is not None and classes is None else classes
@@ -135,7 +142,7 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
         raise DataError(f"{source} is empty: it has no texts")
     if blank := [line for line, text, _ in rows if not text]:
         raise DataError(f"line {blank[0]} of {source} has an empty text; give each line a text, or leave it out")
-    n_rows, rows = len(rows), _labeled_rows(source, rows)
+    n_rows, rows = len(rows), rows if keep_unlabeled else _labeled_rows(source, rows)
     labels, found, assumption = _numbered(source, rows, names)
     opened = Texts([text for _, text, _ in rows], labels, found, to_printable(source.stem), n_rows - len(rows))
     opened.label_assumption = assumption
@@ -186,11 +193,15 @@ def _numbered(
         return None, classes or (), ""
     numbered = classes_from_label_names(named)
     if classes is None:
-        return [numbered.index(name) for name in named], numbered, ""
+        return [numbered.index(label) if label else -1 for *_, label in rows], numbered, ""
     known = {k: name for k, name in enumerate(numbered) if name in set(named)}
     number = match_labels_to_classes(known, classes, made_from_names=True, names_source=f"labels of {source}")
     number_of = {name: number[numbered.index(name)] for name in named}
-    return [number_of[name] for name in named], classes_named_by_labels(classes, number_of), number.assumption
+    return (
+        [number_of[label] if label else -1 for *_, label in rows],
+        classes_named_by_labels(classes, number_of),
+        number.assumption,
+    )
 
 
 def _read_table(source: Path) -> Iterator[Row]:

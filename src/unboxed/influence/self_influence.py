@@ -86,7 +86,7 @@ def self_influence(
         box: The opened model, trained.
         train: Labeled training examples: (x, y), a Dataset of (input, class), or a DataLoader.
         layers: Addresses of the layers, as `box.layers` lists them. Only their parameters are taken to change. None:
-            the last layer with parameters; with the identity all parameters.
+            the last layer with parameters; with the identity, and where no layer has any, all parameters.
         curvature: What the gradients are measured by. "gauss_newton" is the curvature of the mean loss over the
             training examples (for classes, the Fisher matrix), of up to 4,096 parameters; "identity" gives squared
             gradient norms, as TracIn at one checkpoint does.
@@ -118,7 +118,7 @@ def self_influence(
     _refuse_batch_dependent(box)
     x, y = read_training_examples(box, train)
     is_identity = curvature == "identity"
-    layers = [_last_layer_with_parameters(box)] if layers is None and not is_identity else layers
+    layers = _last_layer_with_parameters(box) if layers is None and not is_identity else layers
     gradients = ExampleGradients(box, layers, batch_size=batch_size)
     names = tuple(gradients.parameters) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     if is_identity:
@@ -192,12 +192,10 @@ def _finite_scores_of_gradients(
     return scores
 
 
-def _last_layer_with_parameters(box: Box) -> str:
-    """The last layer with parameters. Raises LayerError where there is none."""
+def _last_layer_with_parameters(box: Box) -> list[str] | None:
+    """The last layer with parameters; None, which is all parameters, where the model itself has them, not a layer."""
     rows = [row for row in box.layers.leaves if row.n_parameters]
-    if not rows:
-        raise LayerError('no module of this model has parameters of its own; give curvature="identity"')
-    return rows[-1].path
+    return [rows[-1].path] if rows else None
 
 
 def _refuse_batch_dependent(box: Box) -> None:

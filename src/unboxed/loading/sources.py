@@ -13,7 +13,7 @@ from .. import data as sets
 from ..box import Box
 from ..data.folders import is_image_name, single_image
 from ..data.tables import TABLE_SUFFIXES, open_table
-from ..data.texts import TEXT_SUFFIXES, texts
+from ..data.texts import TEXT_SUFFIXES, open_texts
 from ..engine.read.class_labels import class_names_for_matching, has_class_labels
 from ..errors import DataError
 from ..inputs.base import Inputs
@@ -84,6 +84,7 @@ def dataset_with_model_classes(
     *,
     quiet: bool = False,
     label: str | None = None,
+    keep_unlabeled: bool = False,
 ) -> Dataset[Any]:
     """The data set that a text names, with labels that mean the model's classes.
 
@@ -94,6 +95,7 @@ def dataset_with_model_classes(
         classes: Class names, where the model has none.
         quiet: No progress bar while downloading.
         label: The column of labels of a table; None takes one called so.
+        keep_unlabeled: Keep rows and texts without a label, which are left out with a warning where others have one.
 
     Returns:
         A Dataset of (image, label). That of a factory is as it is made where labels are no classes: for regression,
@@ -111,7 +113,7 @@ def dataset_with_model_classes(
     if label is not None and (isinstance(box.inputs, Tokens) or not _is_table_file(spec)):
         raise DataError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {spec}")
     if isinstance(box.inputs, Tokens) and Path(spec).suffix.lower() in TEXT_SUFFIXES:
-        return texts(spec, box, classes)
+        return open_texts(spec, box, classes, keep_unlabeled=keep_unlabeled)
     if Path(spec).suffix.lower() in ARRAY_SUFFIXES and Path(spec).is_file():
         return TensorDataset(box.restore_structure(read_array(Path(spec), box)))
     if _is_factory_spec(spec) and not has_class_labels(box):
@@ -119,7 +121,7 @@ def dataset_with_model_classes(
     names_files = Path(spec).is_dir() or _is_table_file(spec)
     known_classes = class_names_for_matching(box) if names_files else classes
     if _is_table_file(spec):
-        return open_table(spec, box, known_classes, label)
+        return open_table(spec, box, known_classes, label, keep_unlabeled=keep_unlabeled)
     return data(spec, like=box.inputs, root=root, classes=known_classes, quiet=quiet)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
 from .source import ReportData
 from .survey import Survey, evenly_spaced_indices, map_score_text
+from .verdict_notes import verdict_or_failure
 from .word_effects import require_text_inputs, word_effects
 from .words import format_named_prob, format_number, quoted
 
@@ -169,8 +170,9 @@ class ReportContext:
 
     def verdict(self, name: str) -> Verdict:
         """The verdict on an attribution method, read from the cache where an earlier report has it."""
-        flops, method = self.verdict_flops(name), self.candidates[name]
-        found = self.verdict_cache.verdict(self.box, self.verdict_inputs, method, **self._verdict_settings)
+        flops, method, x = self.verdict_flops(name), self.candidates[name], self.verdict_inputs
+        judge = partial(self.verdict_cache.verdict, self.box, x, method, **self._verdict_settings)
+        found = verdict_or_failure(judge, name, len(x))
         self.verdict_flops_spent += flops if found.grade != NOT_APPLICABLE else 0.0
         return found
 

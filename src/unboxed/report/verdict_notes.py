@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 from ..cards import Card
-from ..checks.verdict import FAIL, GRADES, INCONCLUSIVE, PASS, Verdict
+from ..checks.verdict import (
+    FAIL,
+    GRADES,
+    INCONCLUSIVE,
+    NOT_APPLICABLE,
+    PASS,
+    Verdict,
+    capitalize_and_end_with_period,
+)
+from ..diagnosis import REPORT_BUG_TEXT
+from ..errors import UnboxedError
 from .blocks import RankedMethod
 from .finding import CheckNote
+from .words import error_sentence
+
+LOG = logging.getLogger("unboxed")
 
 MAP_LEGEND = "Red speaks for that class, blue against it."
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
@@ -36,3 +52,15 @@ def ranked_method(verdict: Verdict, card: Card | None, more: str = "") -> Ranked
     shows, does_not_show = (card.shows, card.does_not_show) if card else ("", "")
     sentence = verdict.sentence + more
     return RankedMethod(verdict.method, verdict.badge, sentence, shows, does_not_show, TONE_BY_GRADE[verdict.grade])
+
+
+def verdict_or_failure(judge: Callable[[], Verdict], method: str, n_examples: int) -> Verdict:
+    """The verdict, or of a method with a bug one that says so: it is no reason to lose the verdicts on the others."""
+    try:
+        return judge()
+    except UnboxedError:
+        raise
+    except Exception as error:
+        LOG.warning("the method %r failed", method, exc_info=True)
+        sentence = capitalize_and_end_with_period(f"{error_sentence(error)}; {REPORT_BUG_TEXT}")
+        return Verdict(method, NOT_APPLICABLE, "fails on this model", sentence, (), n_examples)

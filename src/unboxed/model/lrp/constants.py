@@ -53,5 +53,7 @@ def _constant_part(
 
 def _is_bias(t: Tensor, out: Tensor) -> bool:
     """Whether one value per channel is added, at all positions; else positions or examples may differ."""
+    if t.ndim <= 1:
+        return True
     is_before_positions = t.ndim == out.ndim - 1 and t.numel() == t.shape[0]  # (C, 1, 1) of (N, C, H, W)
-    return t.ndim <= 1 or is_before_positions or (t.ndim == out.ndim > 2 and t.numel() == t.shape[1])
+    return is_before_positions or (t.ndim == out.ndim > 2 and t.numel() == t.shape[1])
