@@ -49,12 +49,13 @@ class ChannelImages:
     """The images of one layer's channels, and the examples that activate them most; all are means over positions."""
 
     channels: list[int]  # (K,)
-    times_best_example: Tensor  # (K,) activation of the image, over that of the best example; NaN where none activates
+    times_best_example: Tensor  # (K,) activation of the image, over that of the best example; NaN where that is none
+    is_above_best_example: Tensor  # (K,) bool
     examples: int  # among which the best was searched
     best_activation: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (K,) of the examples
     best_examples: dict[int, Example] = field(
         metadata=METADATA_OF_FIELD_NOT_IN_JSON
-    )  # {i: that of the i-th channel}, live ones
+    )  # {i: that of the i-th channel}, of those that are above 0 at any position of any example
     images: Channels = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
     layer: Layer = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)
 
@@ -113,36 +114,39 @@ def _make_compared_channel_images(context: ReportContext, layer: Layer, max_chan
     with warnings.catch_warnings():  # the page names the dead channels
         warnings.filterwarnings("ignore", ".* units seem dead", UnboxedWarning)
         images = require_uninterrupted(channels(context.box, address, units, steps=steps, seed=context.seed))
-    best_activation, best_example, n_examples = _best_activations_and_examples(context, address, units)
+    best_activation, best_example, is_live, n_examples = _best_activations_and_examples(context, address, units)
     transformed = _randomly_transformed_images(images.images, context.seed)
-    image_activation = _spatial_mean_activations(context, transformed.flatten(0, 1), address)[:, units].view(
-        N_RANDOM_TRANSFORMS, len(units), len(units)
-    )
-    is_live = best_activation > 0
+    image_activations, _ = _spatial_means_and_peaks(context, transformed.flatten(0, 1), address, units)
+    image_activation = image_activations.view(N_RANDOM_TRANSFORMS, len(units), len(units)).mean(0).diagonal()  # (K,)
     live = is_live.nonzero().flatten().tolist()
     examples = dict(zip(live, context.examples(best_example[live].tolist()), strict=True))
-    ratio = torch.where(is_live, image_activation.mean(0).diagonal() / best_activation, math.nan)
-    return ChannelImages(images.targets.tolist(), ratio, n_examples, best_activation, examples, images, layer)
+    ratio = torch.where(best_activation > 0, image_activation / best_activation, math.nan)
+    is_above = image_activation > best_activation
+    return ChannelImages(images.targets.tolist(), ratio, is_above, n_examples, best_activation, examples, images, layer)
 
 
-def _spatial_mean_activations(context: ReportContext, x: Tensor, address: str) -> Tensor:
-    """Means over positions, (N, C)."""
+def _spatial_means_and_peaks(
+    context: ReportContext, x: Tensor, address: str, units: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Means over positions and largest values of these channels, (N, K) each."""
     parts = [
-        context.box.read(x[i : i + READ_BATCH_EXAMPLES], [address])[address]
+        context.box.read(x[i : i + READ_BATCH_EXAMPLES], [address])[address][:, units].flatten(2)  # (N, K, positions)
         for i in range(0, len(x), READ_BATCH_EXAMPLES)
     ]
-    return torch.cat([h.flatten(2).mean(2) for h in parts]).cpu()
+    return torch.cat([h.mean(2) for h in parts]).cpu(), torch.cat([h.amax(2) for h in parts]).cpu()
 
 
 def _best_activations_and_examples(
     context: ReportContext, address: str, units: list[int]
-) -> tuple[Tensor, Tensor, int]:
-    """The largest activation of each channel, the example that has it, and among how many examples."""
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Of each channel the largest mean over positions, the example that has it, and whether any is above 0 anywhere;
+    and among how many examples."""
     indices = draw.evenly_spaced_indices(len(context.survey.rows), MAX_EXAMPLES_COMPARED_WITH_IMAGES)
     parts = [indices[i : i + READ_BATCH_EXAMPLES] for i in range(0, len(indices), READ_BATCH_EXAMPLES)]
-    values = torch.cat([_spatial_mean_activations(context, context.inputs(part), address)[:, units] for part in parts])
-    best, best_index = values.max(0)
-    return best, torch.tensor(indices)[best_index], len(indices)
+    found = [_spatial_means_and_peaks(context, context.inputs(part), address, units) for part in parts]
+    means, peaks = (torch.cat(values) for values in zip(*found, strict=True))
+    best, best_index = means.max(0)
+    return best, torch.tensor(indices)[best_index], peaks.amax(0) > 0, len(indices)
 
 
 def _randomly_transformed_images(x: Tensor, seed: int) -> Tensor:
@@ -184,15 +188,17 @@ def show(finding: ChannelsFinding) -> list[Block]:
 
 
 def _check_against_best_examples(layers: Sequence[ChannelImages]) -> CheckNote:
+    n = sum(len(c.best_examples) for c in layers)
+    if not n:
+        return CheckNote("No example activates any of these channels, so there is nothing to compare the images with.")
+    above = sum(bool(c.is_above_best_example[i]) for c in layers for i in c.best_examples)
     ratio = torch.cat([c.times_best_example for c in layers])
     ratio = ratio[~ratio.isnan()]
-    if not len(ratio):
-        return CheckNote("No example activates any of these channels, so there is nothing to compare the images with.")
-    above = int((ratio > 1).sum())
-    text = (f"{above} of {len(ratio)} generated images activate their channel more than the best of "
-            f"{count_noun(layers[0].examples, 'example')} does, even rotated, zoomed and shifted at random "
-            f"(median {float(ratio.median()):.1f} times as much).")  # fmt: skip
-    return CheckNote(text, "good" if above == len(ratio) else "" if 2 * above > len(ratio) else "bad")
+    median = f" (median {float(ratio.median()):.1f} times as much)" if len(ratio) else ""
+    examples = count_noun(layers[0].examples, "example")
+    text = (f"{above} of {n} generated images activate their channel more than the best of {examples} does, even "
+            f"rotated, zoomed and shifted at random{median}.")  # fmt: skip
+    return CheckNote(text, "good" if above == n else "" if 2 * above > n else "bad")
 
 
 def _channel_layer_blocks(channel_images: ChannelImages) -> list[Block]:
@@ -216,14 +222,23 @@ def _channel_layer_blocks(channel_images: ChannelImages) -> list[Block]:
 
 
 def _channel_figure(channel_images: ChannelImages, index: int) -> Figure:
-    k, ratio = channel_images.channels[index], float(channel_images.times_best_example[index])
-    text = "no example activates\u00a0it" if math.isnan(ratio) else f"{ratio:.1f}× the best example"
+    k, is_above = channel_images.channels[index], bool(channel_images.is_above_best_example[index])
+    is_dead, text = index not in channel_images.best_examples, _comparison_text(channel_images, index)
     picture = PageImage(
         colors.image_to_rgb(channel_images.images.images[index]),
         f"image of channel {k} of {layer_display_name(channel_images.images.layer)}; {text}",
         FIGURE_SIDE_PIXELS,
     )
-    return Figure(picture, f"channel {k}", (text,), "" if math.isnan(ratio) or ratio > 1 else "bad")
+    return Figure(picture, f"channel {k}", (text,), "" if is_dead or is_above else "bad")
+
+
+def _comparison_text(channel_images: ChannelImages, index: int) -> str:
+    if index not in channel_images.best_examples:
+        return "no example activates\u00a0it"
+    ratio = float(channel_images.times_best_example[index])
+    if math.isnan(ratio):  # a mean below 0 is no measure: before an activation function
+        return f"{'above' if channel_images.is_above_best_example[index] else 'below'} the best example"
+    return f"{ratio:.1f}× the best example"
 
 
 def _best_example_figure(channel_images: ChannelImages, index: int, example: Example) -> Figure:
