@@ -49,6 +49,7 @@ class Explanation(ResultMixin):
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)  # with others than a method's own
     side_maps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)  # {class: maps}, of two
     columns: tuple[str, ...] = field(default=(), repr=False)  # of a table
+    is_mean_over_positions: bool = field(default=False, repr=False)  # of the outputs of a label map
     interrupted: bool = False
 
     def __repr__(self) -> str:
@@ -204,7 +205,7 @@ class _ExplanationBuilder(MethodRun):
             self.classes.append(int(resolve_target(box, x, versus)[0]))
             if self.classes[0] == self.classes[1]:
                 raise InputError(f"target and versus are both {box.classes[self.classes[0]]!r}: give another class")
-        self.score, self.top_outputs = self._score(), _top_outputs(box, x)
+        self.score, self.top_outputs = self._score(), _top_outputs(box, x, self.classes)
         self.side_maps: dict[str, dict[str, Tensor]] = {
             readable_class_names(box.classes)[k]: {} for k in self.classes[1:] and self.classes
         }
@@ -239,6 +240,7 @@ class _ExplanationBuilder(MethodRun):
             input=self.box.restore_structure(self.x), side_maps={c: dict(m) for c, m in self.side_maps.items()},
             settings={n: partial_settings_text(self.methods[n]) for n in order}, interrupted=self.interrupted,
             columns=tuple(map(str, getattr(self.box.inputs, "names", ()))),
+            is_mean_over_positions=bool(self.box.output_map_shape),
         )  # fmt: skip
 
 
@@ -260,16 +262,18 @@ def _card_or_display_name(method: AttributionMethodFn) -> str:
 def partial_settings_text(method: AttributionMethodFn) -> str:
     """The settings of a `functools.partial`."""
     keywords = method.keywords if isinstance(method, partial) else {}
-    return "".join(f", {name}={value}" for name, value in keywords.items())
+    settings = ", ".join(f"{name}={value}" for name, value in keywords.items())
+    return f" (with {settings})" if settings else ""
 
 
 def _output_name(box: Box, k: int) -> str:
     return f"output {box.classes[k]}" if box.outputs == "regression" else readable_class_names(box.classes)[k]
 
 
-def _top_outputs(box: Box, x: Tensor) -> dict[str, float]:
+def _top_outputs(box: Box, x: Tensor, explained: Sequence[int]) -> dict[str, float]:
+    """The largest outputs, and those that are explained."""
     logits = box(x)
-    values = logits if box.outputs == "regression" else box.probs_from_logits(logits)
-    top = torch.topk(mean_over_positions(values)[0], min(N_TOP_OUTPUTS, values.shape[1]))
+    values = mean_over_positions(logits if box.outputs == "regression" else box.probs_from_logits(logits))[0]  # (K,)
+    largest = values.topk(min(N_TOP_OUTPUTS, len(values))).indices.tolist()
     names = readable_class_names(box.classes)
-    return {names[k]: v for v, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
+    return {names[k]: float(values[k]) for k in dict.fromkeys([*largest, *explained])}

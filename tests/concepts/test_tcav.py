@@ -53,6 +53,7 @@ def test_the_used_concept_is_significant_and_the_others_are_not() -> None:
     assert (r.p_values[:, 0] < 0.01).tolist() == [True, False, False]
     assert (r.verdict, r.n_examples, r.sizes) == ("pass", int(planted()[2].sum()), (40, 40, 40))
     assert "rises with 'first'" in r.reason
+    assert "the score of class 1 depends no more than on random examples on 'third'" in r.sentence(1, 0)
     assert r.is_claimed[0, 0]
 
 

@@ -147,10 +147,11 @@ class ConceptScores(ResultMixin):
         low, high = self.score_interval(c, k)
         score, cosine = float(self.scores[c, k].double().mean()), float(self.alignment[c, k])
         spread = float(self.random_alignment[c, k].double().square().mean().sqrt())
+        direction = "rises" if cosine > 0 else "falls"
+        how = f"{direction} with" if bool(self.is_significant[c, k]) else "depends no more than on random examples on"
         return (
-            f"in {self.layers[k]!r} the score of {self.target} {'rises' if cosine > 0 else 'falls'} with "
-            f"{self.concepts[c]!r}: TCAV {score:.2f} (90% of the random sets: "
-            f"{low:.2f} to {high:.2f}), mean cosine {cosine:+.3f}, of random "
+            f"in {self.layers[k]!r} the score of {self.target} {how} {self.concepts[c]!r}: TCAV {score:.2f} "
+            f"(90% of the random sets: {low:.2f} to {high:.2f}), mean cosine {cosine:+.3f}, of random "
             f"examples {spread:.3f} ({self._p_value_text(self.p_values[c, k])}, corrected)"
         )
 

@@ -64,7 +64,8 @@ def prediction_sentence(explanation: Explanation) -> str:
 def top_outputs_text(explanation: Explanation) -> str:
     """The largest outputs in words."""
     format_value = (lambda v: f"{v:.3g}") if explanation.is_regression else format_named_prob
-    return ", ".join(f"{name} ({format_value(v)})" for name, v in explanation.top_outputs.items())
+    listed = ", ".join(f"{name} ({format_value(v)})" for name, v in explanation.top_outputs.items())
+    return f"{listed}, on average over its positions" if explanation.is_mean_over_positions else listed
 
 
 def _trust_sentence(explanation: Explanation) -> str:
