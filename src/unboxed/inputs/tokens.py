@@ -41,7 +41,8 @@ class Tokens:
     model without an argument for the mask, and whose answers padding changes, takes texts of one length at a time.
 
     Args:
-        tokenizer: A Hugging Face tokenizer, or a function of a text that returns its ids (a list of ints).
+        tokenizer: A Hugging Face tokenizer, or a function of a text that returns its ids (a list of ints). Maps name
+            ids; where it has a method `convert_ids_to_tokens(ids)`, which returns their words, they name words.
         max_length: Largest number of tokens; longer texts are refused. None takes what tokenizer and model say.
         truncate: Cut longer texts instead.
         embedding: Address of the embedding layer. None finds it.
