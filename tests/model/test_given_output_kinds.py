@@ -77,3 +77,43 @@ def test_what_they_are_is_taken_in_every_precision(kind: Any, dtype: torch.dtype
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 1000), *LAYERS[kind]).to(dtype)
     assert ub.Box(model, ub.Features(tuple("abc")), outputs=kind).outputs == kind
+
+
+class MeanOfTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.a(x).softmax(1) + self.b(x).softmax(1)) / 2
+
+
+@pytest.mark.parametrize("outputs", [None, "logits", "probs"])
+def test_where_no_softmax_is_seen_the_advice_works(outputs: Any) -> None:
+    model, x = MeanOfTwo(), torch.rand(5, 3)
+    with pytest.raises(OutputError, match=r'pass Box\(\.\.\., output=lambda p: p\.log\(\), outputs="logits"\)$'):
+        ub.Box(model, ub.Features(tuple("abc")), outputs=outputs)(x)
+    box = ub.Box(model, ub.Features(tuple("abc")), output=lambda p: p.log(), outputs="logits")
+    torch.testing.assert_close(box.probs(x), model(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [None, "logits"])
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_outputs_of_least_squares_sum_to_one_and_are_logits(outputs: Any, is_pair: bool) -> None:
+    """Fitted to one-hot labels, and near their means where what is learned is little."""
+
+    class LeastSquares(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = super().forward(x)
+            return torch.cat([h[:, :1], 1 - h[:, :1]], 1) if is_pair else h
+
+    torch.manual_seed(0)
+    model = LeastSquares(3, 4)
+    with torch.no_grad():
+        model.weight.mul_(0.05).sub_(model.weight.mean(0))
+        model.bias.copy_(torch.tensor([0.5, 0.1, 0.2, 0.2]))
+    x = torch.rand(5, 3)
+    assert bool(((model(x) > 0) & (model(x) < 1)).all())
+    box = ub.Box(model, ub.Features(tuple("abc")), outputs=outputs)
+    assert box.outputs == "logits"
+    torch.testing.assert_close(box(x), model(x), rtol=0, atol=0)

@@ -39,10 +39,11 @@ SYMMETRIC_FINAL_OP_ADVICE = (
     'in [-1, 1], which is neither a logit nor a probability: pass outputs="regression" if its value is what is wanted, '
     'outputs="binary" and output=lambda t: (t / 2 + 0.5).logit() if it is a yes or no'
 )
-HIDDEN_LOGITS_ADVICE = (
-    "Let the model return logits, or compute them: Box(..., output=lambda p: p.logit()) of a sigmoid's probabilities, "
-    'Box(..., output=lambda p: p.log(), outputs="logprobs") of a softmax\'s'
-)
+LOGITS_CODE_BY_FINAL_OP = {
+    "sigmoid": "output=lambda p: p.logit()",
+    "softmax": 'output=lambda p: p.log(), outputs="logits"',
+    "log_softmax": 'outputs="logits"',
+}
 
 
 class OutputReader:
@@ -75,7 +76,7 @@ class OutputReader:
         n_outputs = reader.select_tensor(raw).shape[1]
         refuse_other_kind(reader.select_tensor(raw), self.outputs)
         if self.outputs == "logits" and n_outputs > 1:
-            reader._refuse_probabilities(raw, run)
+            reader._refuse_probabilities(raw, inputs, run)
         if self.outputs == "binary" and n_outputs > 1:
             raise OutputError(_not_binary_text(n_outputs))
         if self.outputs != "regression" and n_outputs == 1:
@@ -128,11 +129,11 @@ class OutputReader:
         is_one = h.shape[1] == 1
         if is_one and n_names == 2:
             return "binary"
-        if not is_one and (h >= 0).all() and _sums_to_one(h.sum(1)):
+        if not is_one and self._are_probabilities(h, inputs, run):
             return "probs"
         if not is_one and (h <= 0).all() and _sums_to_one(h.exp().sum(1)):
             return "logprobs"
-        if run is not None and _in_unit_interval(h) and self._ends_in_sigmoid(run):
+        if run is not None and _in_unit_interval(h) and self._ends_in("multilabel", run):
             return "multilabel"
         if is_one:
             raise OutputError(ONE_OUTPUT_ADVICE)
@@ -140,19 +141,35 @@ class OutputReader:
             raise OutputError(UNCLEAR_PROBABILITIES_ADVICE)
         return "logits"
 
-    def _refuse_probabilities(self, raw: Any, run: RunModelFn) -> None:
+    def _refuse_probabilities(self, raw: Any, inputs: Inputs, run: RunModelFn) -> None:
         """Raise OutputError for what a softmax or a sigmoid gives: as logits it would pass through a second softmax."""
         h = self.select_tensor(raw).detach().double()
         is_decision, is_constant = bool(((h == 0) | (h == 1)).all()), bool((h == h[:1]).all())
         if not _in_unit_interval(h) or is_decision or is_constant:  # a one-hot decision has no logits before it
             return
-        kind = "probs" if _sums_to_one(h.sum(1)) else "multilabel" if self._ends_in_sigmoid(run) else None
-        if kind is not None:
-            what = "probabilities that sum to 1" if kind == "probs" else "what a sigmoid gives"
-            raise OutputError(
-                f'outputs="logits", but the model gives {what}, from {float(h.min()):.3g} to {float(h.max()):.3g}. '
-                f'Pass outputs="{kind}": the logits before it are then found'
-            )
+        kind: OutputKind
+        if self._are_probabilities(h, inputs, run):
+            what, kind = "probabilities that sum to 1", "probs"
+        elif self._ends_in("multilabel", run):
+            what, kind = "what a sigmoid gives", "multilabel"
+        else:
+            return
+        is_found, hidden_advice = self._ends_in(kind, run), _hidden_logits_advice(FINAL_OP_NAME_BY_OUTPUT_KIND[kind])
+        advice = f'Pass outputs="{kind}": the logits before it are then found' if is_found else hidden_advice
+        span = f"from {float(h.min()):.3g} to {float(h.max()):.3g}"
+        raise OutputError(f'outputs="logits", but the model gives {what}, {span}. {advice}')
+
+    def _are_probabilities(self, h: Tensor, inputs: Inputs, run: RunModelFn | None) -> bool:
+        """Whether outputs (N, K, ...) are at least 0 and sum to 1, and have these bounds: what a linear layer gives, as
+        of least squares on one-hot labels, which sums to 1, too, leaves them on inputs that are far apart.
+        """
+        if not ((h >= 0).all() and _sums_to_one(h.sum(1))):
+            return False
+        if run is None:
+            return True
+        with FinalOpNameRecorder() as last:
+            extreme = self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device))).detach()
+        return not last.is_output_unbounded(extreme) and not ((extreme < 0) | (extreme > 1)).any()
 
     def _refuse_symmetric_final_op(self, raw: Any, run: RunModelFn) -> None:
         """Raise OutputError where the last op is a tanh or another that ends at -1 and 1, and no function undoes it."""
@@ -178,18 +195,18 @@ class OutputReader:
         spread = float((extreme_outputs.amax(0) - extreme_outputs.amin(0)).max())  # small in an untrained model
         return spread > MIN_PROBABILITY_SPREAD and _in_unit_interval(extreme_outputs)
 
-    def _ends_in_sigmoid(self, run: RunModelFn) -> bool:
-        """Whether the last op is a sigmoid, by one more forward pass."""
-        with FinalOpRecorder(FINAL_OP_NAME_BY_OUTPUT_KIND["multilabel"]) as final:
+    def _ends_in(self, kind: OutputKind, run: RunModelFn) -> bool:
+        """Whether the last op is that of outputs of a kind, a softmax or a sigmoid, by one more forward pass."""
+        with FinalOpRecorder(FINAL_OP_NAME_BY_OUTPUT_KIND[kind]) as final:
             output = self.select_tensor(run(None))
         z = final.input_of_op_producing(output)
-        return z is not None and OutputReader(self.pick, "multilabel", self.class_axis)._final_op_reproduces(z, output)
+        return z is not None and OutputReader(self.pick, kind, self.class_axis)._final_op_reproduces(z, output)
 
     def _is_sigmoid_output(self, raw: Any, inputs: Inputs, run: RunModelFn) -> bool:
         """Whether yes/no outputs are what a final sigmoid gives. Raises OutputError where that sigmoid is not seen."""
         if not _in_unit_interval(self.select_tensor(raw)):
             return False
-        if not (is_seen := self._ends_in_sigmoid(run)) and self._looks_like_probabilities(inputs, run):
+        if not (is_seen := self._ends_in("multilabel", run)) and self._looks_like_probabilities(inputs, run):
             raise OutputError(f"the outputs are between 0 and 1, but {_hidden_final_op_text('sigmoid')}")
         return is_seen
 
@@ -244,7 +261,11 @@ def with_batch_axis(output: Tensor, n_rows: int, n_columns: int) -> Tensor:
 
 def _hidden_final_op_text(op: str) -> str:
     where = f"its {op} is not its last op, or is hidden in scripted code"
-    return f"{where}: the logits cannot be found. {HIDDEN_LOGITS_ADVICE}"
+    return f"{where}: the logits cannot be found. {_hidden_logits_advice(op)}"
+
+
+def _hidden_logits_advice(op: str) -> str:
+    return f"Let the model return logits, or pass Box(..., {LOGITS_CODE_BY_FINAL_OP[op]})"
 
 
 def _not_binary_text(n_outputs: int) -> str:
