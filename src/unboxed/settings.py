@@ -198,14 +198,17 @@ def check_settings(method: Callable[..., Any], values: Mapping[str, Any]) -> Non
 
 
 def _refuse_reordered_labels(method: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Raise InputError for labels, or values for each example, whose rows are the inputs' in another order."""
+    """Raise InputError for labels, or values for each example, whose rows are the inputs' in another order.
+
+    They belong to the first inputs: others, such as references or training examples, are no pairs with them.
+    """
     tables = [name for name, value in values.items() if hasattr(value, "to_numpy")]
     if len(tables) < 2:
         return
     kinds = {name: setting.kind for name, setting in settings_of(method).items()}
     inputs = [values[name] for name in tables if kinds.get(name) in ("inputs", "data")]
     others = [values[name] for name in tables if kinds.get(name) in ("labels", "target", "object")]
-    if any(is_index_reordered(x, y) for x in inputs for y in others):
+    if any(is_index_reordered(x, y) for x in inputs[:1] for y in others):
         raise InputError(REORDERED_INDEX_TEXT)
 
 

@@ -139,8 +139,7 @@ def test_whole_floats_are_classes_at_every_door(kind: Any) -> None:
     assert torch.equal(labeled_examples(box, (x, y))[1], expected)
     assert torch.equal(ub.attribution.gradient(box, x, y).target, expected)
     texts = [f"{float(k):.1f}" for k in expected]  # not by the order of their names, in which 10.0 is before 2.0
-    with pytest.warns(UnboxedWarning, match="class names that are numbers mean outputs"):
-        assert torch.equal(labeled_examples(box, (x, texts))[1], expected)
+    assert torch.equal(labeled_examples(box, (x, texts))[1], expected)
 
 
 @pytest.mark.parametrize("y", [[0.5, 1.0], torch.tensor([0.5, 1.0]), np.array([0.5, 1.0])])

@@ -128,7 +128,8 @@ def test_folders_named_by_numbers_count_as_numbers_at_every_entry_point(tmp_path
         Image.new("L", (8, 8)).save(tmp_path / str(k) / "a.png")
     box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 12)).eval(), ub.Pixels((1, 8, 8)))
     plain = data.folder(tmp_path, box.inputs)
-    named = loading.dataset_with_model_classes(str(tmp_path), box)
+    with pytest.warns(UnboxedWarning, match="10 before 2"):
+        named = loading.dataset_with_model_classes(str(tmp_path), box)
     for found in (plain, named):
         assert [int(p.parent.name) for p in found.paths] == [found[i][1] for i in range(12)]
 
@@ -225,3 +226,17 @@ def test_no_work_is_measured_by_the_clock() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             clocks |= {file.relative_to(root).as_posix()} if {"time", "timeit", "datetime"} & set(names) else set()
     assert clocks <= {"training/fit.py", "model/locks.py", "report/folder.py"}
+
+
+@pytest.mark.parametrize("n", [12, 11])
+def test_folders_that_are_numbers_may_be_sorted_as_text(n: int, tmp_path: Path) -> None:
+    """Also where all numbers have a folder; numbers in a column of labels have no such order."""
+    for k in range(n):
+        (tmp_path / str(k)).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / str(k) / "image.png")
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 12)), ub.Pixels((1, 4, 4)), outputs="logits")
+    with pytest.warns(UnboxedWarning, match="10 before 2, as torchvision's ImageFolder does"):
+        assert "10 before 2" in ub.data.folder(tmp_path, box).label_assumption
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{k}/image.png,{k}\n" for k in range(n)))
+    assert ub.data.table(table, box).label_assumption == ""

@@ -81,6 +81,21 @@ def test_labels_in_another_order_are_refused_wherever_they_are_given(asked: str)
         WITH_LABELS_APART[asked](table_box(), x, y.to_numpy()[::-1])  # without an index: by position
 
 
+def test_labels_are_compared_with_their_own_inputs_alone() -> None:
+    """References and training examples are other rows, in any order."""
+    x = pandas.DataFrame({"u": np.linspace(-1, 1, 8), "v": np.linspace(1, 0, 8)})
+    y, others = pandas.Series([0, 1, 2, 0, 1, 2, 0, 1]), x[::-1]
+    table = others.assign(label=y)
+    box = table_box()
+    got = ub.attribution.expected_gradients(box, x, y, references=others, n_samples=2)
+    want = ub.attribution.expected_gradients(
+        box, x, y, references=torch.tensor(others.to_numpy().copy()).float(), n_samples=2
+    )
+    torch.testing.assert_close(got.map, want.map)
+    given = ub.influence.gradient_dot(box, x, y, table)
+    torch.testing.assert_close(given.scores, ub.influence.gradient_dot(box, x, y, (others, table["label"])).scores)
+
+
 class TwoInputs(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

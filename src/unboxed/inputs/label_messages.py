@@ -8,6 +8,7 @@ from typing import Any
 
 from ..validation import nearest_names
 
+SUBFOLDERS = "subfolders"  # what has the names, first in a `names_source`
 MAX_NAMES_IN_MESSAGE = 5  # in a message
 WORDNET_SYNSET_PATTERN = re.compile(r"(n\d{8})(?:[\s:,]+(.+))?")  # of WordNet: its id, and its names
 CLASS_NAMES_ADVICE = "Say what the model's outputs are called, in their order: --classes (classes= in Python). Or "
@@ -31,6 +32,14 @@ def assumed_name_order_text(names: Sequence[str], names_source: str) -> str:
     return f"{assumption}{_first_names_text(names, numbered=True)}; {advice}"
 
 
+def text_sorted_folders_text(largest: str) -> str:
+    advice = "if it was trained on folders sorted as text (10 before 2, as torchvision's ImageFolder does), give "
+    return (
+        f"class names that are numbers mean outputs: {largest!r} is matched to that output of the model; {advice}its "
+        "classes in that order: --classes (classes= in Python)"
+    )
+
+
 def unmatched_labels_message(
     name_of: Mapping[Any, str], classes: Sequence[str], matched: Mapping[Any, int], names_source: str
 ) -> str:
@@ -50,7 +59,7 @@ def unmatched_labels_message(
     synsets = SYNSET_ADVICE if all(WORDNET_SYNSET_PATTERN.fullmatch(name) for name in unmatched) else ""
     counted = "; outputs are counted from 0" if all(name.isdecimal() for name in unmatched) else ""
     classes_text = f"the model's {len(classes)} classes ({_first_names_text(classes)})"
-    advice = CLASS_NAMES_ADVICE + (FOLDERS_ADVICE if names_source.startswith("subfolders") else LABELS_ADVICE)
+    advice = CLASS_NAMES_ADVICE + (FOLDERS_ADVICE if names_source.startswith(SUBFOLDERS) else LABELS_ADVICE)
     return f"{subject} {classes_text}{hint}{counted}. {synsets}{advice}"
 
 

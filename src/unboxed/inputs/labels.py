@@ -21,9 +21,11 @@ from ..validation import suggestion_text
 from .frames import series_to_array
 from .label_messages import (
     MAX_NAMES_IN_MESSAGE,
+    SUBFOLDERS,
     WORDNET_SYNSET_PATTERN,
     assumed_name_order_text,
     numeric_names_text,
+    text_sorted_folders_text,
     unmatched_labels_message,
 )
 
@@ -225,10 +227,10 @@ def match_labels_to_classes(
     name_of: dict[Any, str] = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
     texts, numbers = list(name_of.values()), ClassByLabel((label, k) for k, label in enumerate(name_of))
     if texts == list(classes):
-        return numbers
+        return _warned(numbers, _text_sorted_folders_note(texts, classes, names_source))
     matched = _match_by_name(name_of, classes)
     if len(matched) == len(name_of):
-        return _warned(matched, _text_sorted_folders_text(texts, classes))
+        return _warned(matched, _text_sorted_folders_note(texts, classes, names_source))
     same_count, classes_are_numbers = len(texts) == len(classes), are_default_class_names(classes)
     if made_from_names and not matched and not classes_are_numbers and _are_output_numbers(texts, len(classes)):
         outputs = ClassByLabel((label, int(name)) for label, name in name_of.items())
@@ -304,16 +306,9 @@ def _normalize_name(name: str) -> str:
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
-def _text_sorted_folders_text(names: Sequence[str], classes: Sequence[str]) -> str:
+def _text_sorted_folders_note(names: Sequence[str], classes: Sequence[str], names_source: str) -> str:
     """That a model trained on folders sorted as text (10 before 2) has another order of classes; "" of others."""
-    if not are_default_class_names(classes):
+    if not (names_source.startswith(SUBFOLDERS) and are_default_class_names(classes)):
         return ""
     by_number = sorted(names, key=lambda name: int(_normalize_name(name)))
-    if sorted(names) == by_number:
-        return ""
-    assumption = f"{by_number[-1]!r} is matched to that output of the model"
-    advice = "if it was trained on folders sorted as text (10 before 2, as torchvision's ImageFolder does), give "
-    return (
-        f"class names that are numbers mean outputs: {assumption}; {advice}its classes in that order: "
-        "--classes (classes= in Python)"
-    )
+    return "" if sorted(names) == by_number else text_sorted_folders_text(by_number[-1])
