@@ -17,10 +17,11 @@ from .argument_names import naming_arguments
 from .box import Box
 from .cards import Card, card_of, cards
 from .checks.control_boxes import sharing_control_boxes
-from .checks.methods import AttributionMethodFn, compute_map, resolve_target
+from .checks.methods import AttributionMethodFn, compute_attribution, resolve_target
 from .checks.ranking import candidates, find_attribution_methods_by_name, first_choices, max_draws_of
 from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
+from .engine.attribution_result import Attribution
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
 from .inputs.labels import readable_class_names
@@ -43,11 +44,13 @@ class Explanation(ResultMixin):
     top_outputs: Mapping[str, float]  # the largest probabilities (of regression, outputs)
     is_regression: bool
     names: Mapping[str, str]  # {method: its written name}
-    maps: Mapping[str, Tensor]  # {method: (1, C or 1, H, W)}, of those that could be made
+    maps: Mapping[str, Attribution]  # {method: (1, C or 1, H, W)}, of those that could be made
     verdicts: Mapping[str, Verdict]  # {method: verdict}, of those that are judged
     input: Any = field(repr=False)  # (1, ...), in the box's units
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)  # with others than a method's own
-    side_maps: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)  # {class: maps}, of two
+    side_maps: Mapping[str, Mapping[str, Attribution]] = field(
+        default_factory=dict, repr=False
+    )  # {class: maps}, of two
     columns: tuple[str, ...] = field(default=(), repr=False)  # of a table
     is_mean_over_positions: bool = field(default=False, repr=False)  # of the outputs of a label map
     interrupted: bool = False
@@ -152,7 +155,7 @@ class MethodRun:
         self.box, self.x, self.score, self.methods = box, x, score, methods
         self.seed, self.verdict_cache = seed, verdict_cache
         self.names = {name: _card_or_display_name(method) for name, method in methods.items()}
-        self.maps: dict[str, Tensor] = {}
+        self.maps: dict[str, Attribution] = {}
         self.verdicts: dict[str, Verdict] = {}
         self.interrupted = False
 
@@ -181,7 +184,7 @@ class MethodRun:
     def add_map(self, name: str) -> None:
         """its map"""
         with suppress(UnboxedError):  # its verdict says why
-            self.maps[name] = compute_map(self.box, self.methods[name], self.x, self.score)
+            self.maps[name] = compute_attribution(self.box, self.methods[name], self.x, self.score)
 
     def add_verdict(self, name: str) -> None:
         """can it be trusted?"""
@@ -206,7 +209,7 @@ class _ExplanationBuilder(MethodRun):
             if self.classes[0] == self.classes[1]:
                 raise InputError(f"target and versus are both {box.classes[self.classes[0]]!r}: give another class")
         self.score, self.top_outputs = self._score(), _top_outputs(box, x, self.classes)
-        self.side_maps: dict[str, dict[str, Tensor]] = {
+        self.side_maps: dict[str, dict[str, Attribution]] = {
             readable_class_names(box.classes)[k]: {} for k in self.classes[1:] and self.classes
         }
 
@@ -224,7 +227,7 @@ class _ExplanationBuilder(MethodRun):
         with suppress(UnboxedError):
             for k in self.classes[1:] and self.classes:
                 one = torch.tensor([k], device=self.box.device)
-                self.side_maps[readable_class_names(self.box.classes)[k]][name] = compute_map(
+                self.side_maps[readable_class_names(self.box.classes)[k]][name] = compute_attribution(
                     self.box, self.methods[name], self.x, one
                 )
 

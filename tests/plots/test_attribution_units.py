@@ -61,7 +61,11 @@ def test_columns_of_a_table_have_their_own_word(monkeypatch: pytest.MonkeyPatch)
     a = ub.attribution.lime(box, torch.rand(2, 3), n_samples=100)
     figures(a, box)
     figures(ub.attribution.gradient(box, torch.rand(2, 3)), box)
-    assert labels == ["output added by the column"] * 2 + ["slope: change of the score per unit of the column"] * 2
+    assert (
+        labels
+        == ["output added by the column"] * 2
+        + ["slope: change of the score per unit of the column (no std is given)"] * 2
+    )
 
 
 def test_the_color_bar_says_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,4 +107,6 @@ def test_a_table_beside_an_image_is_named_too(monkeypatch: pytest.MonkeyPatch) -
     calls = drawn(monkeypatch, figures_of_attribution, "contribution_bars")
     figures(ub.attribution.gradient(box, x, 1))
     assert {tuple(args[2]) for args, _ in calls} == {("ash", "magnesium")}
-    assert {kwargs["label"] for _, kwargs in calls} == {"slope: change of the score per unit of the value"}
+    assert {kwargs["label"] for _, kwargs in calls} == {
+        "slope: change of the score per unit of the value or standard deviation of the column"
+    }

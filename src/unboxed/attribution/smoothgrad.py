@@ -10,7 +10,7 @@ from typing import Annotated
 
 from ..box import Box
 from ..cards import card
-from ..engine.attribution_result import Attribution, make_attribution, slope_unit, target_or_predicted_classes
+from ..engine.attribution_result import Attribution, make_attribution, target_or_predicted_classes
 from ..engine.gradients.paths import GradientMoment, NoisePath, noise_scale, path_mean_gradient
 from ..engine.gradients.quadrature import equal_weights
 from ..engine.gradients.score import warn_of_zero_or_nonfinite_gradients
@@ -102,7 +102,7 @@ def smoothgrad(
     else:
         warn_of_zero_or_nonfinite_gradients(objective, result.map, result.before_clamp)
     target = target_or_predicted_classes(objective, target)
-    unit = slope_unit(box, SLOPE_BY_KIND[kind])
     return make_attribution(
-        box, result.map, x=x, method="SmoothGrad", over_embedding="length", target=target, unit=unit
-    )
+        box, result.map, x=x, method="SmoothGrad", over_embedding="length", target=target,
+        slope=SLOPE_BY_KIND[kind], slope_power=1 if kind == "mean" else 2,
+    )  # fmt: skip

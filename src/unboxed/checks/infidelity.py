@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..argument_names import naming_arguments
 from ..box import Box
+from ..engine.column_units import scale_of_values
 from ..engine.perturb.baselines import Baseline
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.results import ResultMixin
@@ -86,7 +87,8 @@ def infidelity(
             their binary mask. None is "global" for squares and "local" otherwise.
         fit_scale: Multiply each map by the factor that fits best: only its shape counts.
         n_samples: Number of random samples. None takes every square once.
-        sigma: Standard deviation of the Gaussian noise.
+        sigma: Standard deviation of the Gaussian noise. Of tables it is in the units of the columns that attacks take
+            (`eps`): standard deviations, or ranges.
         window: Largest side of the squares. None is 10/28 of the shorter side of the image.
         baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
             features.
@@ -166,7 +168,7 @@ def _infidelity_of_score_drops(
 
 def _maps_for_dot_product(box: Box, x: Tensor, maps: Maps, is_global: bool) -> Tensor:
     """The maps (N, ...) for the product with I: shares are summed over a pixel's channels. Raises InputError."""
-    phi = align_maps(box, x, maps)
+    phi = align_maps(box, x, maps, per_column_scale=False)  # slopes are multiplied by changes in the columns' units
     if is_global:
         return phi.sum(1, keepdim=True) if isinstance(box.inputs, Pixels) else phi
     if phi.shape != x.shape:
@@ -213,7 +215,8 @@ class _PerturbationSampler:
         if self.kind == "square":
             inside = self._square_masks(examples, samples)
             return (x - self.baseline[examples]) * inside, inside
-        noise = self.sigma * keyed_noise(torch.randn, x.shape[1:], x, self.seed, examples, samples)
+        noise = keyed_noise(torch.randn, x.shape[1:], x, self.seed, examples, samples)
+        noise *= self.sigma * scale_of_values(self.box.inputs, x)
         change = noise if self.kind == "gaussian" else x - self.box.inputs.clip(self.baseline[examples] + noise)
         return change, torch.ones_like(x[:, :1])
 
@@ -255,7 +258,7 @@ def max_sensitivity(
             so that a method that draws by (seed, row) draws the same each time.
         target: The score: a class, one per example (N,), or an objective. None is the class predicted for x, also for
             all y.
-        radius: Largest change of a value of x.
+        radius: Largest change of a value of x. Of tables it is in the units of the columns that attacks take (`eps`).
         n_samples: Number of random samples. The result is the largest change among them, a lower bound.
         relative: Divide by the norm of the map of x, where that is not 0.
         seed: Seed of all random draws: same seed, same result. Draws are keyed by (seed, row, sample).
@@ -291,12 +294,12 @@ def max_sensitivity(
         maps = method(box, box.restore_structure(points), objective if classes is None else classes)
         return align_maps(box, x, maps).flatten(1)
 
-    original = compute_aligned_maps(x.clone())
+    original, step = compute_aligned_maps(x.clone()), radius * scale_of_values(box.inputs, x)
     largest = torch.zeros_like(original[:, 0])
     for sample in range(n_samples):
         noise = 2 * keyed_noise(torch.rand, x.shape[1:], x, seed, rows, torch.full_like(rows, sample)) - 1
         largest = torch.maximum(
-            largest, (compute_aligned_maps(_clip_to_valid(box, x, x + radius * noise)) - original).norm(dim=1)
+            largest, (compute_aligned_maps(_clip_to_valid(box, x, x + step * noise)) - original).norm(dim=1)
         )
     norm = original.norm(dim=1)
     return (largest / norm.where(norm > 0, torch.ones_like(norm)) if relative else largest).to(box.dtype)

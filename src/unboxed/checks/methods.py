@@ -40,7 +40,18 @@ def resolve_target(box: Box, x: Tensor, target: Target) -> Any:
 def compute_map(
     box: Box, method: AttributionMethodFn, x: Tensor, target: Any, *, show_warnings: bool = False
 ) -> Tensor:
+    """The map of `compute_attribution` as checks compare it: slopes of a table per scale of each column."""
+    return attribution_map(
+        compute_attribution(box, method, x, target, show_warnings=show_warnings), per_column_scale=True
+    )
+
+
+def compute_attribution(
+    box: Box, method: AttributionMethodFn, x: Tensor, target: Any, *, show_warnings: bool = False
+) -> Attribution:
     """The map (N, ...) of a method for validated inputs; of several inputs the maps are concatenated, (N, D).
+
+    It knows its unit, as far as the method says it.
 
     The method's warnings (of gradients that are zero) say nothing new about a model that was randomized on purpose, so
     they are suppressed unless `show_warnings`. Raises InputError where there is no map of N rows.
@@ -58,7 +69,8 @@ def compute_map(
                          "for each token")  # fmt: skip
     if map_.ndim < 2 or len(map_) != len(x):
         raise InputError(f"the method gives a map {tuple(map_.shape)} for {len(x)} inputs; wanted one for each")
-    return map_.detach()
+    known = output if isinstance(output, Attribution) else Attribution(map_)
+    return Attribution(map_.detach(), method=known.method, unit=known.unit, slope=known.slope)
 
 
 def copy_in_user_structure(box: Box, x: Tensor) -> Any:

@@ -33,14 +33,16 @@ PerturbFn = Callable[[Tensor, Tensor], Sequence[Tensor]]
 # -- maps ------------------------------------------------------------------------------------------------------------
 
 
-def align_maps(box: Box, x: Tensor, maps: Any) -> Tensor:
+def align_maps(box: Box, x: Tensor, maps: Any, *, per_column_scale: bool = True) -> Tensor:
     """Maps of x (N, ...), or of a result, on its device in double precision: shaped like x, or (N, 1, H, W).
 
-    Raises InputError for another shape, and for NaN or infinite values.
+    A result's slopes of a table are taken per scale of each column, unless they are wanted as they are. Raises
+    InputError for another shape, and for NaN or infinite values.
     """
     if isinstance(box.inputs, MultiInput) and isinstance(maps, (Mapping, tuple, list)):
         maps = _concatenate_maps(box.inputs, maps)
-    aligned = box.inputs.pack(attribution_map(maps).detach()).to(x.device, torch.float64)
+    packed = box.inputs.pack(attribution_map(maps, per_column_scale=per_column_scale).detach())
+    aligned = packed.to(x.device, torch.float64)
     shapes = _allowed_map_shapes(box, x)
     if tuple(aligned.shape) not in shapes:
         wanted = " or ".join(map(str, shapes))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..box import Box
 from ..errors import InputError
@@ -18,10 +19,10 @@ from ..inputs.features import Features
 from ..inputs.multi import MultiInput
 from ..inputs.tokens import EmbeddingReduction, Tokens
 from ..objectives import Constant, Objective
-from .column_units import table_inputs
+from .column_units import Slope, slope_and_unit, table_inputs
 from .result_views import ResultViewsMixin
 
-COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "classes", "unit", "columns")
+COMMON_FIELD_NAMES = ("map", "input", "target", "score", "method", "layer", "classes", "unit", "slope", "columns")
 MAX_REPR_VALUES = 5  # targets and scores that a repr lists
 
 
@@ -49,6 +50,8 @@ class Attribution(ResultViewsMixin, Tensor):
         classes: The names of the model's classes.
         unit: What one value means, such as "logit lost when the segment is removed"; "" where it has no other unit than
             an attribution to the score.
+        slope: Of slopes of a table, which are per unit of each column, what makes them comparable
+            (`per_column_scale`); None of other maps.
         columns: {part: names} of the columns of a table, or of the parts of several inputs that are tables; the part
             of a table by itself is "".
         extras: {name: value} of what the method gives besides. Of texts `tokens`, the words of each row of the map, and
@@ -74,6 +77,7 @@ class Attribution(ResultViewsMixin, Tensor):
     layer: str | None
     classes: tuple[str, ...]
     unit: str
+    slope: Slope | None
     columns: Mapping[str, tuple[str, ...]]
     values: Any = _maps_of_several_inputs  # of Shapley values and the like, the extra of this name
 
@@ -90,6 +94,7 @@ class Attribution(ResultViewsMixin, Tensor):
         layer: str | None = None,
         classes: tuple[str, ...] = (),
         unit: str = "",
+        slope: Slope | None = None,
         columns: Mapping[str, tuple[str, ...]] | None = None,
         **extras: Any,
     ) -> Self:
@@ -97,7 +102,8 @@ class Attribution(ResultViewsMixin, Tensor):
             data = map
         plain = data.detach() if map is None or data.requires_grad else data
         attribution = plain.as_subclass(cls)
-        fields = (plain if map is None else map, input, target, score, method, layer, classes, unit, columns or {})
+        map = plain if map is None else map
+        fields = (map, input, target, score, method, layer, classes, unit, slope, columns or {})
         vars(attribution).update(zip(COMMON_FIELD_NAMES, fields, strict=True), **extras)
         return attribution
 
@@ -105,6 +111,22 @@ class Attribution(ResultViewsMixin, Tensor):
     def extras(self) -> Mapping[str, Any]:
         """{name: value} of what the method gives besides the map, its target and its score."""
         return {name: value for name, value in vars(self).items() if name not in COMMON_FIELD_NAMES}
+
+    def per_column_scale(self) -> Attribution:
+        """The same with the slopes of a table per standard deviation, or range, of each column: so they can be ranked.
+
+        The checks and figures take slopes like this, as those in the columns' own units depend on these. Other maps
+        are returned as they are.
+        """
+        if self.slope is None:
+            return self
+        leaves, structure = tree_flatten(self.map)
+        scales = self.detach().new_tensor(self.slope.scales)  # (D,)
+        parts = torch.split(scales, [math.prod(leaf.shape[1:]) for leaf in leaves])
+        scaled = [leaf * part.view(leaf.shape[1:]) for leaf, part in zip(leaves, parts, strict=True)]
+        data = torch.cat([part.flatten(1) for part in scaled], 1) if len(scaled) > 1 else scaled[0]
+        fields = vars(self) | {"map": tree_unflatten(scaled, structure), "unit": self.slope.unit, "slope": None}
+        return self._from_data_and_fields(fields, data)
 
     def __getitem__(self, index: Any) -> Any:
         """A plain tensor of the map; by the name of an input, of several, the map of that one."""
@@ -171,13 +193,18 @@ def make_attribution(
     target: Any,
     score: Tensor | None = None,
     over_embedding: EmbeddingReduction = "sum",
+    slope: str = "",
+    slope_power: int = 1,
     **extras: Any,
 ) -> Attribution:
     """The result of a method that gives a value (N, ...) for each input value; several inputs get a map each.
 
     `x` are the checked inputs; `over_embedding` says what a token's number is, of texts. `target` is what the caller
-    gave, or where that was None, the predicted classes.
+    gave, or where that was None, the predicted classes. `slope` names a map that is per unit of the input, such as
+    "slope of the score"; `slope_power` is 2 where it is of squares.
     """
+    if slope and table_inputs(box.inputs) is not None:
+        extras["slope"], extras["unit"] = slope_and_unit(box.inputs, slope, slope_power)
     if isinstance(box.inputs, Tokens):
         extras |= {"tokens": box.inputs.token_texts(x), "special": box.inputs.is_special(x)}
     return Attribution(
@@ -191,13 +218,6 @@ def make_attribution(
         columns=_column_names_by_part(box.inputs),
         **extras,
     )
-
-
-def slope_unit(box: Box, slope: str = "slope: change of the score") -> str:
-    """The unit of a gradient in the columns of a table, each in its own unit; "" of other inputs."""
-    if table_inputs(box.inputs) is None:
-        return ""
-    return f"{slope} per unit of the {'column' if isinstance(box.inputs, Features) else 'value'}"
 
 
 def _column_names_by_part(inputs: Inputs) -> dict[str, tuple[str, ...]]:

@@ -26,6 +26,34 @@ STD_UNIT_TEXT, RANGE_UNIT_TEXT, ORIGINAL_UNIT_TEXT = (
     "of its column's range",
     "(in its column's unit)",
 )
+NO_SCALES_TEXT = "no std is given"
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What makes the slopes of a table comparable, whose columns have units of their own."""
+
+    scales: tuple[float, ...]  # (D,) by which values are multiplied: `column_scales`, 1 where nothing is known of them
+    unit: str  # of that product
+
+
+def slope_and_unit(inputs: Inputs, name: str, power: int = 1) -> tuple[Slope, str]:
+    """How the slopes of a table are compared, and their unit as they are.
+
+    `name` is what is meant, "slope of the score"; `power` is 2 for squared slopes.
+    """
+    parts = [part for _, part in inputs.keys_and_parts()] if isinstance(inputs, MultiInput) else [inputs]
+    scales = " or ".join(dict.fromkeys(map(_column_scale_text, parts)))
+    unit = f"{name} per unit of the {'column' if isinstance(inputs, Features) else 'value'}"
+    return Slope(tuple(scale**power for scale in column_scales(inputs)), f"{name} per {scales}"), unit
+
+
+def _column_scale_text(inputs: Inputs) -> str:
+    if not isinstance(inputs, Features):
+        return "unit of the value"
+    if not _has_scales(inputs):
+        return f"unit of the column ({NO_SCALES_TEXT})"
+    return f"{'standard deviation' if inputs.has_std else 'range'} of the column"
 
 
 @dataclass(frozen=True)
@@ -81,9 +109,7 @@ def table_inputs(inputs: Inputs) -> Inputs | None:
 def column_unit_text(inputs: Inputs) -> str:
     """The unit of a change of a column, to follow an amount."""
     if isinstance(inputs, Features):
-        return (
-            STD_UNIT_TEXT if inputs.has_std else RANGE_UNIT_TEXT if _has_finite_bounds(inputs) else ORIGINAL_UNIT_TEXT
-        )
+        return STD_UNIT_TEXT if inputs.has_std else RANGE_UNIT_TEXT if _has_scales(inputs) else ORIGINAL_UNIT_TEXT
     return ORIGINAL_UNIT_TEXT
 
 
@@ -97,9 +123,16 @@ def column_scales(inputs: Inputs) -> tuple[float, ...]:
         return (1.0,) * math.prod(inputs.shape)
     if inputs.has_std:
         return inputs.std
-    if not _has_finite_bounds(inputs):
+    if not _has_scales(inputs):
         return (1.0,) * len(inputs.names)
     return tuple(high - low if high > low else 1.0 for low, high in zip(inputs.low, inputs.high, strict=True))
+
+
+def scale_of_values(inputs: Inputs, x: Tensor) -> Tensor:
+    """`column_scales`, broadcast to x (N, ...)."""
+    if table_inputs(inputs) is None:
+        return x.new_ones(())
+    return x.new_tensor(column_scales(inputs))[None]
 
 
 def categorical_mask(inputs: Inputs) -> Tensor | None:
@@ -164,5 +197,6 @@ def column_changes(inputs: Inputs, before: Tensor, after: Tensor) -> list[Column
     return sorted(changes, key=lambda c: -abs(c.change))
 
 
-def _has_finite_bounds(inputs: Features) -> bool:
-    return all(map(math.isfinite, (*inputs.low, *inputs.high)))
+def _has_scales(inputs: Features) -> bool:
+    """Whether columns have standard deviations, or all of them ranges."""
+    return inputs.has_std or all(map(math.isfinite, (*inputs.low, *inputs.high)))

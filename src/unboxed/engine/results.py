@@ -17,12 +17,13 @@ from .attribution_result import Attribution
 from .result_views import ResultViewsMixin
 
 
-def attribution_map(result: Any) -> Tensor:
+def attribution_map(result: Any, *, per_column_scale: bool = False) -> Tensor:
     """The map (N, ...) of what an attribution method gave, as a plain tensor; of several inputs the packed map (N, D).
 
-    A method of a user's own may give a tensor, or a result with the map as its `map`. Raises InputError where there is
-    no map.
+    `per_column_scale` is for what compares the columns of a table, see `Attribution.per_column_scale`. A method of a
+    user's own may give a tensor, or a result with the map as its `map`. Raises InputError where there is no map.
     """
+    result = result.per_column_scale() if per_column_scale and isinstance(result, Attribution) else result
     attribution = result.detach() if isinstance(result, Attribution) else getattr(result, "map", result)
     if not isinstance(attribution, Tensor):
         raise InputError(f"wanted a map, or a result with one; got {type(result).__name__}")

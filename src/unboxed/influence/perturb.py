@@ -99,7 +99,7 @@ def perturb(
         box, -maps / c.n_examples, x=c.x[rows], method="Influence of training pixels",
         target=None if c.y.is_floating_point() else c.y[rows], score=(scores / c.n_examples).to(box.dtype),
         query=box.restore_structure(x), query_target=y, damping=inverse.damping,
-        solver=inverse.settings["solver"],
+        solver=inverse.settings["solver"], slope="slope: change of the query's loss",
     )  # fmt: skip
 
 

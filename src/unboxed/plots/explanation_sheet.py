@@ -11,9 +11,10 @@ from . import colors
 from .attribution_plot import overlay_map
 from .draw import VMAX_QUANTILE, map_to_rgb_and_range_text, signed_map_to_rgb
 from .sheet import Tile, contact_sheet
-from .tables import contribution_bars, stack_panels
+from .tables import attribution_axis_label, contribution_bars, stack_panels
 
 if TYPE_CHECKING:
+    from ..engine.attribution_result import Attribution
     from ..explaining import Explanation
 
 MAX_EXPLANATION_SHEET_COLUMNS = 4
@@ -88,11 +89,14 @@ def _split_into_sheet_rows(
 
 
 def table_row_explanation_sheet(
-    x: Any, maps: Mapping[str, Any], verdicts: Mapping[str, str], names: Sequence[str], *, title: str = ""
+    x: Any, maps: Mapping[str, Attribution], verdicts: Mapping[str, str], names: Sequence[str], *, title: str = ""
 ) -> Image.Image:
-    """A row of a table (F,) and what each of its columns contributes {method: (F,)}, the methods below one another."""
+    """A row of a table (F,) and what each of its columns contributes {method: (1, F)}, the methods below one another;
+    slopes per standard deviation, or range, of each column."""
     panels = [
-        contribution_bars(m, x, names, title=f"{method}: {verdicts.get(method, '')}", label="attribution to the score")
-        for method, m in maps.items()
+        contribution_bars(
+            m.flatten(), x, names, title=f"{method}: {verdicts.get(method, '')}", label=attribution_axis_label(m)
+        )
+        for method, m in ((method, m.per_column_scale()) for method, m in maps.items())
     ]
     return stack_panels([contact_sheet([], title=title), *panels])

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from ..checks.fill_agreement import fill_dependence_sentence
-from ..checks.methods import compute_map, resolve_target
+from ..checks.methods import compute_attribution, compute_map, resolve_target
 from ..checks.ranking import attribution_cards
 from ..checks.undecided import undecided_legend
 from ..checks.verdict import GRADES, NOT_APPLICABLE, PASS, Verdict
 from ..checks.verdict_tests import VERDICT_TESTS
+from ..engine.attribution_result import Attribution
 from ..errors import UnboxedError
 from ..plots.explanation_sheet import render_map
 from . import chapters
@@ -117,14 +118,18 @@ def verdicts_and_unaffordable_methods(context: ReportContext) -> tuple[dict[str,
     return verdicts, not_run
 
 
-def maps_by_most_trusted_methods(context: ReportContext, x: Tensor, target: Any, n_methods: int) -> dict[str, Tensor]:
+def maps_by_most_trusted_methods(
+    context: ReportContext, x: Tensor, target: Any, n_methods: int
+) -> dict[str, Attribution]:
     """The maps of x by the methods with the best verdicts, of the first that give one."""
     verdicts, _ = verdicts_and_unaffordable_methods(context)
-    maps, x = dict[str, Tensor](), context.box.validate_inputs(x)
+    maps, x = dict[str, Attribution](), context.box.validate_inputs(x)
     for name in sorted(verdicts, key=lambda name: verdicts[name].rank):
         if len(maps) < n_methods:
             with suppress(UnboxedError):  # its verdict says why
-                maps[name] = compute_map(context.box, context.candidates[name], x, target, show_warnings=True)
+                explain = context.candidates[name]
+                attribution = compute_attribution(context.box, explain, x, target, show_warnings=True)
+                maps[name] = attribution.per_column_scale()
     return maps
 
 

@@ -59,6 +59,7 @@ class InputMapsFinding(Finding):
     examples: list[Example]
     parts: list[InputPart]
     n_followed: int  # of the examples, the first
+    unit: str = ""  # of the values, where they are not contributions to the score
 
     @property
     def method_name(self) -> str:
@@ -78,7 +79,8 @@ def find_input_maps(context: ReportContext) -> InputMapsFinding:
     maps = maps_by_most_trusted_methods(context, x, context.survey.predicted[indices], 1)
     if not maps:
         raise NotApplicable("No attribution method can explain this model.")
-    ((method, map_),) = ((name, m.cpu()) for name, m in maps.items())
+    ((method, attribution),) = maps.items()
+    map_ = attribution.map.cpu()
     verdict, inputs = context.verdict(method), cast(MultiInput, context.box.inputs)
     total = map_.double().abs().sum(1).clamp_min(1e-300)
     parts = [
@@ -101,6 +103,7 @@ def find_input_maps(context: ReportContext) -> InputMapsFinding:
         examples=context.examples(indices),
         parts=parts,
         n_followed=len(context.followed_indices),
+        unit=attribution.unit,
     )
 
 
@@ -155,4 +158,5 @@ def _bars(finding: InputMapsFinding, part: InputPart, i: int, n_bars: int) -> Si
     rest = len(values) - len(bars)
     more = f"; {count_noun(rest, 'smaller one')} not shown" if rest else ""
     title = f"{part.name}: {finding.why(i)}"
-    return SignedBars(title, (part.share_text(i),), bars, f"By {finding.method_name}{more}.")
+    unit = f", {finding.unit}" if finding.unit else ""
+    return SignedBars(title, (part.share_text(i),), bars, f"By {finding.method_name}{unit}{more}.")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..attribution import integrated_gradients
-from ..checks.methods import compute_map
+from ..checks.methods import compute_attribution
 from ..checks.ranking import attribution_cards
 from ..checks.verdict import PASS, Verdict
+from ..engine.attribution_result import Attribution
 from ..engine.column_units import ColumnChange, column_changes
 from ..inputs.features import Features
 from ..inputs.labels import are_default_class_names
@@ -74,10 +75,13 @@ class RowAttributionFinding(Finding):
     many_rows: Tensor = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (M, F)
     targets: list[str]
     scores: list[str]  # as `targets`: what the columns contribute to
+    slope: str = ""  # what the values are where they are slopes of the score, not contributions to it
 
     def label(self, i: int) -> str:
         """What the contributions to the i-th score are."""
         name = attribution_cards()[self.method].name
+        if self.slope:
+            return f"{name}, {self.slope.replace('the score', f'the {self.scores[i]}')}"
         start = ", from the mean row" * (self.method == ROW_ATTRIBUTION_METHOD.__name__)
         return f"{name}: contribution to the {self.scores[i]}{start}"
 
@@ -95,6 +99,8 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
     verdict = context.verdict(method)
     x, many_rows = context.inputs(indices), context.inputs(many)
     targets = [int(explained[i]) for i in indices] + [k]
+    contributions = _column_contributions(context, method, x, explained[indices])
+    many_contributions = _column_contributions(context, method, many_rows, torch.full((len(many),), k))
     return RowAttributionFinding(
         answer=f"{attribution_cards()[method].name}: {verdict.badge} ({verdict.reason}).",
         method=method,
@@ -102,11 +108,12 @@ def find_column_contributions(context: ReportContext) -> RowAttributionFinding:
         n_followed=len(context.followed_indices),
         verdict=verdict,
         examples=context.examples(indices),
-        contributions=_column_contributions(context, method, x, explained[indices]),
-        many=_column_contributions(context, method, many_rows, torch.full((len(many),), k)),
+        contributions=contributions.per_column_scale().map.cpu(),
+        many=many_contributions.per_column_scale().map.cpu(),
         many_rows=many_rows,
         targets=[context.class_name(target) for target in targets],
         scores=[_score_name(context, target) for target in targets],
+        slope=contributions.slope.unit if contributions.slope else "",
     )
 
 
@@ -120,10 +127,9 @@ def _score_name(context: ReportContext, k: int) -> str:
     return "output" if len(names) == 1 else f"output {k}"
 
 
-def _column_contributions(context: ReportContext, method: str, x: Tensor, classes: Tensor) -> Tensor:
-    if method != ROW_ATTRIBUTION_METHOD.__name__:
-        return compute_map(context.box, context.candidates[method], context.box.validate_inputs(x), classes).cpu()
-    return ROW_ATTRIBUTION_METHOD(context.box, x, classes, baseline="mean").map.cpu()  # type: ignore[no-any-return]
+def _column_contributions(context: ReportContext, method: str, x: Tensor, classes: Tensor) -> Attribution:
+    explain = context.candidates[method] if method != ROW_ATTRIBUTION_METHOD.__name__ else ROW_ATTRIBUTION_METHOD
+    return compute_attribution(context.box, explain, context.box.validate_inputs(x), classes)
 
 
 def _row_attribution_method(context: ReportContext) -> str:

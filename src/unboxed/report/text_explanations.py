@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class TextExplanations:
     predictions: list[str]  # of each text, in words
     targets: list[str]  # the class that is explained, of each text
     verdicts: dict[str, Verdict]
-    maps: dict[str, Tensor]  # (N, T), of the methods that gave one
+    maps: Mapping[str, Tensor]  # (N, T), of the methods that gave one
     effects: WordEffects
     versus: str | None = None  # the class in whose place the others are
     interrupted: bool = False
@@ -106,8 +106,8 @@ def explain_texts(
 
 
 def make_text_explanations(
-    box: Box, x: Tensor, classes: Tensor, verdicts: dict[str, Verdict], maps: dict[str, Tensor], effects: WordEffects,
-    versus: int | None = None, *, interrupted: bool = False,
+    box: Box, x: Tensor, classes: Tensor, verdicts: dict[str, Verdict], maps: Mapping[str, Tensor],
+    effects: WordEffects, versus: int | None = None, *, interrupted: bool = False,
 ) -> TextExplanations:  # fmt: skip
     """The maps (N, T) of packed texts x for a class each (N,), with the verdicts, the most trustworthy first."""
     return TextExplanations(

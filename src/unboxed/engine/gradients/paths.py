@@ -26,7 +26,7 @@ from ...inputs.tokens import Tokens
 from ...model.batching import BatchSize, map_example_variants_in_batches, run_all_example_variants
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective
-from ..column_units import column_scales
+from ..column_units import scale_of_values
 from ..cpu_cache import path_points_per_batch
 from ..rows import broadcast_rows
 from .score import ReluBypass, gradients_of_batch
@@ -135,7 +135,7 @@ def noise_scale(inputs: Inputs, x: Tensor) -> Tensor:
         units = [noise_scale(part, v).expand_as(v).flatten(1) for part, v in zip(parts, inputs.split(x), strict=True)]
         return torch.cat(units, 1)
     if isinstance(inputs, Features):
-        return x.new_tensor(column_scales(inputs))[None]
+        return scale_of_values(inputs, x)
     if isinstance(inputs, Tokens):
         return inputs.noise_scale(x)
     flat = x.flatten(1)

@@ -21,7 +21,7 @@ from ...model.hooks import Acts
 from ...model.nan_checks import check_finite_scores
 from ...model.relu_rules import ReluRule
 from ...objectives import Objective, binary_logit, logit, mean_over_positions
-from ..attribution_result import Attribution, make_attribution, slope_unit
+from ..attribution_result import Attribution, make_attribution
 from ..results import warn_not_finite, warn_with_row_count
 from ..rows import broadcast_rows
 
@@ -244,7 +244,7 @@ def attribute_by_gradient(
     target = result.predicted if target is None else target
     return make_attribution(
         box, result.map, x=x, method=method, target=target, score=result.score, over_embedding="length",
-        unit="" if rule else slope_unit(box),  # under a rule it is no slope
+        slope="modified gradient of the score" if rule else "slope: change of the score",
     )  # fmt: skip
 
 

@@ -17,11 +17,10 @@ from ..charts import bar_chart
 from ..draw import VMAX_QUANTILE
 from ..figures import Figures, figures
 from ..sheet import ColorBar, Tile, contact_sheet
-from ..tables import MAX_TABLE_ROW_PANELS, contribution_bars, contribution_swarm, stack_panels
+from ..tables import MAX_TABLE_ROW_PANELS, attribution_axis_label, contribution_bars, contribution_swarm, stack_panels
 from ..text_map import TextWithValues, text_sheet
 from .common import MAX_EXAMPLES_PER_FIGURE, as_images_or_none, column_names, input_part_by_name, target_names
 
-ATTRIBUTION_AXIS_LABEL = "attribution to the score"
 MIN_ROWS_FOR_SWARM = 8  # rows from which a summary is drawn
 MAX_DRAWN_CONSERVATION_LAYERS = 14  # layers of an account of relevance that are drawn
 MIN_DRAWN_HELD_BACK_SHARE = 5e-4  # of the score: what nowhere holds back more is left out
@@ -32,7 +31,11 @@ if TYPE_CHECKING:
 
 @figures.register(Attribution)
 def _attribution_figures(attribution: Attribution, box: Box | None = None, *, data: Any = None) -> Figures:
-    """Of several inputs, all and then one figure each; of tables with many rows, a summary of all of them, too."""
+    """Of several inputs, all and then one figure each; of tables with many rows, a summary of all of them, too.
+
+    Slopes of a table are drawn per standard deviation, or range, of each column: they share an axis.
+    """
+    attribution = attribution.per_column_scale()
     account = attribution.extras.get("conservation")
     besides = {} if account is None else {"conservation": _conservation_figure(account)}
     if "tokens" in attribution.extras:
@@ -45,7 +48,7 @@ def _attribution_figures(attribution: Attribution, box: Box | None = None, *, da
             names = column_names(box, name, m.shape[1], attribution.columns)
             title, label = (
                 f"{attribution.method or 'Attribution'} of {len(m)} rows",
-                f"{_value_label(attribution)}; red: high values",
+                f"{attribution_axis_label(attribution)}; red: high values",
             )
             drawn[f"summary {name}".rstrip()] = contribution_swarm(m, inputs[name], names, title=title, label=label)
     parts = [image for name, image in drawn.items() if name.startswith("attribution")]
@@ -84,7 +87,7 @@ def _token_attribution_figure(attribution: Attribution, box: Box | None) -> Imag
         score = "" if attribution.score is None else f"score {float(attribution.score[i]):.3g}"
         values, special = (h[i, : len(words)].tolist() for h in (attribution.map, attribution.special))
         texts.append(TextWithValues(words, values, special, ", ".join(filter(None, (name, score)))))
-    return text_sheet(texts, title=attribution.method, unit=_value_label(attribution))
+    return text_sheet(texts, title=attribution.method, unit=attribution_axis_label(attribution))
 
 
 def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Box | None) -> Image.Image:
@@ -99,7 +102,7 @@ def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Bo
             x,
             heads[:MAX_TABLE_ROW_PANELS],
             column_names(box, part, m[0].numel() if len(m) else 0, attribution.columns),
-            _value_label(attribution),
+            attribution_axis_label(attribution),
         )
     scores = [] if attribution.score is None else [f"score {v:.3g}" for v in attribution.score[:n].tolist()]
     captions = ["\n".join(filter(None, lines)) for lines in zip(names, scores or [""] * n, strict=False)]
@@ -107,11 +110,6 @@ def _maps_figure(attribution: Attribution, part: str, m: Tensor, x: Any, box: Bo
     return attribution_sheet(
         None if images is None else images[:n], maps[:n], captions=captions, title=title, unit=attribution.unit
     )
-
-
-def _value_label(attribution: Attribution) -> str:
-    """What one value means, for an axis."""
-    return attribution.unit or ATTRIBUTION_AXIS_LABEL
 
 
 def _table_row_bar_panels(m: Tensor, x: Any, titles: Sequence[str], names: Sequence[str], label: str) -> Image.Image:

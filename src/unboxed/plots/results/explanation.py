@@ -26,6 +26,6 @@ def _explanation_figures(result: Explanation, box: Box | None = None, *, data: A
         return {}
     row = result.input.flatten()
     names = result.columns if len(result.columns) == row.numel() else column_names(box, "", row.numel())
-    maps = {result.names[name]: m.flatten() for name, m in result.maps.items()}
+    maps = {result.names[name]: m for name, m in result.maps.items()}
     badges = {result.names[name]: v.badge for name, v in result.verdicts.items()}
     return {"explanation": table_row_explanation_sheet(row, maps, badges, names, title=title)}
