@@ -95,7 +95,7 @@ def test_ranges_are_scales_too_and_without_any_the_unit_says_so() -> None:
     assert a.per_column_scale().unit.endswith("per range of the column")
     plain = ub.attribution.gradient(ub.Box(model, ub.Features(NAMES), outputs="logits"), x, 0)
     assert torch.equal(plain.per_column_scale().map, plain.map)
-    assert plain.per_column_scale().unit.endswith("per unit of the column (no std is given)")
+    assert plain.per_column_scale().unit.endswith("per unit of the column (no std or bounds are given)")
 
 
 class ImageAndTable(nn.Module):

@@ -64,7 +64,7 @@ def test_columns_of_a_table_have_their_own_word(monkeypatch: pytest.MonkeyPatch)
     assert (
         labels
         == ["output added by the column"] * 2
-        + ["slope: change of the score per unit of the column (no std is given)"] * 2
+        + ["slope: change of the score per unit of the column (no std or bounds are given)"] * 2
     )
 
 

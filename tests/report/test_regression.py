@@ -240,6 +240,6 @@ def test_several_outputs_tell_the_bias_of_the_worst(tmp_path: Path) -> None:
     page, facts = written(box, (x, y), tmp_path / "why", ("gradients",))
     found = facts["findings"]["gradients"]
     row = found["examples"][0]["row"]
-    want = ub.attribution.integrated_gradients(box, x[[row]], 1, baseline="mean").map[0]
+    want = ub.attribution.integrated_gradients(box, x[[row]], 1, baseline=x.mean(0)).map[0]
     assert found["contributions"][0] == pytest.approx(want.tolist(), abs=1e-6)
     assert "Its true values are u " in page

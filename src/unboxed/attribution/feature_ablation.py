@@ -66,8 +66,8 @@ def feature_ablation(
         target: The score: a class, one per example (N,), or an objective. None is the predicted class.
         segments: Which values are masked together: a kind of superpixels, a number of them, or a map of ids.
             None is each column of a table, and about 50 SLIC superpixels of an image (`engine.perturb.segments`).
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:

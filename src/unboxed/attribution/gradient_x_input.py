@@ -42,8 +42,8 @@ def gradient_x_input(
         box: The opened model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         target: The score: a class, one per example (N,), or an objective. None is the predicted class.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features. "random" draws with seed 0.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known. "random" draws with seed 0.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:

@@ -70,8 +70,8 @@ def integrated_gradients(
         box: The opened model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         target: The score: a class, one per example (N,), or an objective. None is the predicted class.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features. "random" draws with seed 0.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known. "random" draws with seed 0.
         tol: Largest completeness error, as a fraction of the score's difference. Each example takes as many steps as it
             needs until |sum of its map - difference| <= tol * |difference|, or is within the rounding error of the
             scores (4 units in the last place of both, in the model's precision) where that is larger. A loose `tol`

@@ -77,8 +77,8 @@ def kernel_shap(
             less.
         n_samples: Largest number of masked inputs per row. All subsets are run where they are no more than that: the
             values are then exact.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known.
         seed: Seed of all random draws: same seed, same result.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 

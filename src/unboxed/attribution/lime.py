@@ -112,8 +112,9 @@ def lime(
             with those alone.
         on: What is explained: the probability of the class, or the score of `target`. None is the probability where
             target is a class.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features. "segment" masks a segment by its own mean, as the lime package does.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known. "segment" masks a segment by its
+            own mean, as the lime package does.
         seed: Seed of all random draws: same seed, same result.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
@@ -193,8 +194,9 @@ def lime_top(
         alpha: Penalty of the regression; None is 1 for ridge, 0.001 for lasso.
         n_features: Keep only the segments of the largest weights; None keeps all. The regression is fitted once more
             with those alone.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features. "segment" masks a segment by its own mean, as the lime package does.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known. "segment" masks a segment by its
+            own mean, as the lime package does.
         seed: Seed of all random draws: same seed, same result.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 

@@ -75,8 +75,8 @@ def occlusion(
         window: Size of the window, (h, w) or one number for both. None is a seventh of each side.
         stride: Steps of the window, (vertical, horizontal) or one. None is half of the window. The last window of a row
             or column is at the border, closer to the one before it where the stride does not divide the side.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:

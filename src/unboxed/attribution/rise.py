@@ -76,8 +76,8 @@ def rise(
             "coverage": each pixel's own sum of masks; "difference": coverage, less the mean score.
         on: What is explained: the probability of the class, or the score of `target`. None is the probability where
             target is a class, as in the paper.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known.
         seed: Seed of all random draws: same seed, same result.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 

@@ -66,8 +66,8 @@ def shapley(
         segments: Which values are masked together: a kind of superpixels, a number of them, or a map of ids.
             None is each column of a table, and 3 x 3 squares of an image (of images among several inputs 2 x 2 or
             one, so that there are at most 16).
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
     Returns:

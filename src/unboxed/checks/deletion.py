@@ -86,8 +86,9 @@ def deletion(
             objective as `target` it must be None.
         n_steps: Number of equal steps in which all pixels are changed. None is 50, or one per pixel where there are
             fewer.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features. The authors' code takes "mean" (zero after normalization).
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known. The authors' code takes "mean" (zero after
+            normalization).
         signed: Rank pixels by the map with its sign; False ranks by its magnitude.
         seed: Seed of all random draws: same seed, same result. Equal pixels are deleted in an order drawn per example.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
@@ -149,7 +150,7 @@ def insertion(
         n_steps: Number of equal steps in which all pixels are changed. None is 50, or one per pixel where there are
             fewer.
         baseline: What x is compared with: a kind, a number or a tensor; None is x blurred by a tenth of its shorter
-            side for images, the mean for features.
+            side for images, for features the mean, or zeros where it is not known.
         signed: Rank pixels by the map with its sign; False ranks by its magnitude.
         seed: Seed of all random draws: same seed, same result. Equal pixels are inserted in an order drawn per example.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.

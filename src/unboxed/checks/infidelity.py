@@ -90,8 +90,8 @@ def infidelity(
         sigma: Standard deviation of the Gaussian noise. Of tables it is in the units of the columns that attacks take
             (`eps`): standard deviations, or ranges.
         window: Largest side of the squares. None is 10/28 of the shorter side of the image.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known.
         score: What is measured of the class: its "probability" or its "logit". None is the logit; with an objective as
             `target` it must be None.
         seed: Seed of all random draws: same seed, same result. Draws are keyed by (seed, row, sample).

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from ..box import Box
 from ..checkpointing import tensor_digest
-from ..engine.perturb.baselines import baseline, blur_sigma, gaussian_blur, shorter_side
+from ..engine.perturb.baselines import (
+    baseline,
+    baseline_of_row_means,
+    blur_sigma,
+    gaussian_blur,
+    has_known_mean,
+    shorter_side,
+)
 from ..engine.rows import broadcast_rows
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
@@ -55,7 +62,10 @@ def fill_fn_by_name(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
     if isinstance(box.inputs, Tokens):
         return {name: partial(_fill_from_baseline_values, h) for name, h in text_fills(box.inputs, x, seed).items()}
     if not isinstance(box.inputs, Pixels):
-        return {"mean": partial(_fill_from_baseline_values, baseline(box, x, "mean", seed=seed)), **others}
+        is_known = has_known_mean(box.inputs) or len(x) > 1
+        kind = baseline_of_row_means(box.inputs, x) if is_known else None
+        start = partial(_fill_from_baseline_values, baseline(box, x, kind, seed=seed))
+        return {"mean" if is_known else "zeros": start, **others}
     blurred = partial(_fill_from_baseline_values, baseline(box, x, "blurred", seed=seed))
     return {
         "blurred": blurred,

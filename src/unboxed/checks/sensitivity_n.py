@@ -77,8 +77,8 @@ def sensitivity_n(
         sizes: Sizes n of the sets, each 1 or more. None is ten from 1 to 80 % of the pixels, evenly spaced on a
             logarithmic scale.
         n_samples: Number of random sets per size.
-        baseline: What x is compared with: a kind, a number or a tensor; None is black for images, the mean for
-            features.
+        baseline: What x is compared with: a kind, a number, a tensor or an array; None is black for images, for
+            features the mean, or zeros where it is not known.
         score: What is measured of the class: its "probability" or its "logit". None is the logit; with an objective as
             `target` it must be None.
         seed: Seed of all random draws: same seed, same result. Sets are keyed by (seed, row, set).

@@ -135,11 +135,11 @@ def _method_code_and_settings_or_none(method: AttributionMethodFn) -> str | None
         function = function.func
     if not inspect.isfunction(function) or "<" in function.__qualname__ or function.__module__ == "__main__":
         return None
-    if any(not isinstance(v, (str, int, float, bool, type(None))) for v in settings.values()):
+    if any(not isinstance(v, (str, int, float, bool, Tensor, list, type(None))) for v in settings.values()):
         return None
     try:
         code = package_code_digest(function.__module__.partition(".")[0])
-        return f"{stable_repr(function)}({sorted(settings.items())}) {code}"
+        return f"{stable_repr(function)}({stable_repr(settings)}) {code}"
     except InputError:
         return None
 

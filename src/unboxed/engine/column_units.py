@@ -26,7 +26,7 @@ STD_UNIT_TEXT, RANGE_UNIT_TEXT, ORIGINAL_UNIT_TEXT = (
     "of its column's range",
     "(in its column's unit)",
 )
-NO_SCALES_TEXT = "no std is given"
+NO_SCALES_TEXT = "no std or bounds are given"
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ class Features:
         return tuple(check_float(name, v, above) for v in value)
 
     @property
+    def has_mean(self) -> bool:
+        """Whether the mean was given: it is then taken as that of the data."""
+        return not isinstance(self.mean, UnsetValues)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(F,), the shape of one row."""
         return (len(self.names),)

@@ -15,6 +15,8 @@ from ..checks.methods import AttributionMethodFn
 from ..checks.ranking import candidates, estimated_verdict_flops, forward_flops
 from ..checks.verdict import MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
+from ..engine.column_units import table_inputs
+from ..engine.perturb.baselines import has_known_mean
 from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.features import Features
@@ -25,6 +27,7 @@ from .blocks import Block
 from .chapters import MORE, Chapter
 from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
+from .mean_row import MAX_ROWS_OF_MEAN, with_mean_as_baseline
 from .source import ReportData
 from .survey import Survey, evenly_spaced_indices, map_score_text
 from .verdict_notes import verdict_or_failure
@@ -90,8 +93,13 @@ class ReportContext:
 
     @cached_property
     def candidates(self) -> dict[str, AttributionMethodFn]:
-        """The attribution methods that can explain this model."""
-        return candidates(self.box, MAX_FLOPS_PER_REPORT_MAP)
+        """The attribution methods that can explain this model, with the data's mean row as the baseline of a table
+        whose mean is not known otherwise."""
+        methods = candidates(self.box, MAX_FLOPS_PER_REPORT_MAP)
+        if table_inputs(self.box.inputs) is None or has_known_mean(self.box.inputs):
+            return methods
+        rows = self.inputs(evenly_spaced_indices(len(self.survey.rows), MAX_ROWS_OF_MEAN))
+        return with_mean_as_baseline(methods, self.box, rows)
 
     @cached_property
     def followed_index(self) -> int:

@@ -128,8 +128,7 @@ def _score_name(context: ReportContext, k: int) -> str:
 
 
 def _column_contributions(context: ReportContext, method: str, x: Tensor, classes: Tensor) -> Attribution:
-    explain = context.candidates[method] if method != ROW_ATTRIBUTION_METHOD.__name__ else ROW_ATTRIBUTION_METHOD
-    return compute_attribution(context.box, explain, context.box.validate_inputs(x), classes)
+    return compute_attribution(context.box, context.candidates[method], context.box.validate_inputs(x), classes)
 
 
 def _row_attribution_method(context: ReportContext) -> str:

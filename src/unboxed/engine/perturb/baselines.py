@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import rng
@@ -19,6 +21,7 @@ from ...box import Box
 from ...errors import InputError
 from ...inputs.base import Inputs
 from ...inputs.features import Features
+from ...inputs.frames import frame_to_rows, is_data_frame, series_to_array
 from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels
 from ...inputs.tokens import Tokens
@@ -27,15 +30,16 @@ from ...settings import AlsoNamed, ValueRole
 from ...validation import check_float, valid_seed
 
 Baseline = Annotated[
-    str | float | Tensor | None,
+    str | float | Tensor | NDArray[Any] | None,
     ValueRole("str"),
     AlsoNamed("baselines"),
-    "What x is compared with: a kind, a number or a tensor; None is black for images, the mean for features.",
+    "What x is compared with: a kind, a number, a tensor or an array; None is black for images, for features the mean, "
+    "or zeros where it is not known.",
 ]
 """The kinds are "black", "white", "mean" (of the data, as the normalization gives it), "blurred" (x itself, blurred)
 and "random" (one draw per row) for images, "mean" and "random" for features. A number is taken for every value. A
-tensor is one baseline for all (1, ...) or (...), or one per example (N, ...). Several inputs take a dict or tuple of
-these, or one for all.
+tensor or array is one baseline for all (1, ...) or (...), or one per example (N, ...); so are a pandas Series and a
+DataFrame, by the names of the columns. Several inputs take a dict or tuple of these, or one for all.
 """
 
 BLUR_SIGMA_FRACTION = 0.1  # the blur's standard deviation, as a fraction of the shorter side
@@ -78,7 +82,9 @@ def _single_baseline(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
     if isinstance(inputs, Tokens):
         return _text_baseline(inputs, x, kind)
     kinds = IMAGE_BASELINES if isinstance(inputs, Pixels) else FEATURE_BASELINES
-    kind = next(iter(kinds)) if kind is None else kind
+    if kind is None:
+        return torch.zeros_like(x) if isinstance(inputs, Pixels) else _normalization_mean_baseline(inputs, x)
+    kind = _array_to_tensor(inputs, kind)
     if isinstance(kind, str):
         if kind not in kinds:
             raise InputError(f"baseline is {', '.join(map(repr, kinds))}, a number or a tensor here; got {kind!r}")
@@ -86,6 +92,23 @@ def _single_baseline(inputs: Inputs, x: Tensor, kind: Any, seed: int) -> Tensor:
     if isinstance(kind, Tensor):
         return _broadcast_baseline(inputs, x, kind)
     return torch.full_like(x, check_float("baseline", kind))
+
+
+def _array_to_tensor(inputs: Inputs, kind: Any) -> Any:
+    """An array, a list of numbers, a Series or a DataFrame as a tensor; other kinds as they are. Raises InputError."""
+    if is_data_frame(kind):
+        kind = frame_to_rows(kind, inputs)
+    elif (
+        hasattr(kind, "to_numpy") and isinstance(inputs, Features) and {*inputs.names} <= {*getattr(kind, "index", ())}
+    ):
+        kind = kind[list(inputs.names)]  # a Series, such as frame.mean()
+    kind = series_to_array(kind)
+    if not isinstance(kind, (np.ndarray, list, tuple)):
+        return kind
+    try:
+        return torch.from_numpy(np.array(kind, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a baseline must hold numbers: {error}") from error
 
 
 def _text_baseline(inputs: Tokens, x: Tensor, kind: Any) -> Tensor:
@@ -124,9 +147,42 @@ def _random_baseline(inputs: Inputs, x: Tensor, seed: int) -> Tensor:
     return rng.uniform(x, seed)
 
 
-def _normalization_mean_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
+def _normalization_mean_baseline(inputs: Any, x: Tensor, seed: int = 0) -> Tensor:
     """The input that is zero after normalization."""
-    return inputs.decode(torch.zeros_like(x))
+    return inputs.decode(torch.zeros_like(x))  # type: ignore[no-any-return]
+
+
+def _mean_baseline(inputs: Pixels | Features, x: Tensor, seed: int) -> Tensor:
+    """The mean that the normalization subtracts. Raises InputError where it subtracts none, as inside of the model."""
+    if not has_known_mean(inputs):
+        settings = f"{type(inputs).__name__}({'names' if isinstance(inputs, Features) else 'shape'}, mean=..., std=...)"
+        raise InputError(
+            f'baseline="mean" is not known: these inputs have no mean. Pass that of your data, baseline=x.mean(0), or '
+            f"open the model with {settings} if it takes normalized inputs"
+        )
+    return _normalization_mean_baseline(inputs, x)
+
+
+def has_known_mean(inputs: Inputs) -> bool:
+    """Whether the mean of the data is known from the normalization, for all of several inputs."""
+    if isinstance(inputs, MultiInput):
+        return all(map(has_known_mean, _list_of_parts(inputs)))
+    return (
+        inputs.has_mean if isinstance(inputs, Features) else bool(np.any(np.not_equal(getattr(inputs, "mean", 1), 0)))
+    )
+
+
+def baseline_of_row_means(inputs: Inputs, x: Tensor, *, tables_only: bool = False) -> Any:
+    """The baseline "mean" of each input, and where that is not known the mean of the rows x (N, ...).
+
+    With `tables_only` images have their default.
+    """
+    if isinstance(inputs, MultiInput):
+        parts = zip(_list_of_parts(inputs), inputs.split(x), strict=True)
+        return [baseline_of_row_means(part, values, tables_only=tables_only) for part, values in parts]
+    if tables_only and not isinstance(inputs, Features):
+        return None
+    return "mean" if has_known_mean(inputs) else x.double().mean(0)
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
@@ -169,11 +225,11 @@ TEXT_BASELINES = ("mask", "pad", "zero")
 IMAGE_BASELINES: Mapping[str, BaselineFn] = {
     "black": lambda inputs, x, seed: torch.zeros_like(x),
     "white": lambda inputs, x, seed: torch.ones_like(x),
-    "mean": _normalization_mean_baseline,
+    "mean": _mean_baseline,
     "blurred": _blurred_baseline,
     "random": _random_baseline,
 }
-FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _normalization_mean_baseline, "random": _random_baseline}
+FEATURE_BASELINES: Mapping[str, BaselineFn] = {"mean": _mean_baseline, "random": _random_baseline}
 
 
 def score_difference(score: Tensor, baseline_score: Tensor) -> Tensor:
