@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from unboxed import data, loading, training, zoo
 from unboxed.box import Box
-from unboxed.errors import DataError, InputError, ModelError, OutputError, WriteError
+from unboxed.errors import DataError, InputError, ModelError, OutputError, UnboxedWarning, WriteError
 from unboxed.influence import ModelTraining
 from unboxed.inputs.pixels import Pixels
 from unboxed.inputs.tokens import Tokens
@@ -119,6 +120,85 @@ def test_data_sets_of_ours_and_of_torch_are_alike(parts):
     plain, history = fitted((TensorDataset(x, y), None))
     assert torch.equal(ours, plain)
     assert history.accuracy == ()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: (x.numpy(), y.numpy()),
+        lambda x, y: (list(x), y.tolist()),
+        lambda x, y: zip(x, y, strict=True),
+    ],
+)
+def test_examples_in_any_form_train_the_same_model(form):
+    examples, (model, inputs), (twin, _) = blobs(), tiny(), tiny()
+    fit(model, inputs, examples, epochs=2, batch_size=16, quiet=True)
+    fit(twin, inputs, (x := form(*examples.tensors)), epochs=2, batch_size=16, quiet=True)
+    assert torch.equal(weights(model), weights(twin))
+    if not isinstance(x, zip):
+        assert accuracy(Box(model, inputs), x) == accuracy(Box(model, inputs), examples)
+        assert robust_accuracy(Box(model, inputs), x, 0.1, quiet=True) > 0
+
+
+def test_labels_that_are_names():
+    """They are matched once: not every batch has every name."""
+    x, y = blobs(9).tensors
+    (model, inputs), (twin, _) = tiny(), tiny()
+    fit(twin, inputs, (x, y), epochs=1, batch_size=2, quiet=True)
+    for examples in ((x, [("dark", "light")[k] for k in y]), (list(x), [("dark", "light")[k] for k in y])):
+        model, _ = tiny()
+        with pytest.warns(UnboxedWarning, match="0 is dark, 1 is light"):
+            fit(model, inputs, examples, epochs=1, batch_size=2, quiet=True)
+        assert torch.equal(weights(model), weights(twin))
+
+
+def test_a_loader_keeps_its_batches_and_their_order():
+    examples, seen, (model, inputs) = blobs(), [], tiny()
+    loader = DataLoader(examples, 24, shuffle=True)
+    watch = lambda m, z, y, s: seen.append(z)  # noqa: E731
+    history = fit(model, inputs, loader, loader, epochs=2, quiet=True, watch=watch)
+    assert [len(z) for z in seen] == [24, 24, 16] * 2
+    assert history.steps == 6
+    assert len(history.accuracy) == 2
+    assert not torch.equal(seen[0], seen[3])
+    twin, _ = tiny()
+    fit(twin, inputs, loader, epochs=2, quiet=True)
+    assert torch.equal(weights(model), weights(twin))  # the order is by the seed
+
+
+def test_a_loader_goes_on_from_a_checkpoint(tmp_path):
+    def trained(epochs, checkpoint):
+        model, inputs = tiny()
+        loader = DataLoader(blobs(), 16, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+        def stop(m, z, y, step):
+            if step == epochs * 4 + 1:
+                raise KeyboardInterrupt
+
+        fit(model, inputs, loader, epochs=3, quiet=True, checkpoint=checkpoint, watch=stop)
+        return weights(model)
+
+    trained(1, tmp_path / "a.ckpt")
+    assert torch.equal(trained(3, tmp_path / "a.ckpt"), trained(3, tmp_path / "b.ckpt"))
+
+
+def test_images_that_cannot_be_read_are_left_out(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (6, 6), 90).save(tmp_path / name / "good.png")
+    (tmp_path / "b" / "broken.png").write_bytes((tmp_path / "b" / "good.png").read_bytes()[:50])
+    model, inputs = tiny()
+    examples = data.folder(tmp_path, inputs)
+    assert len(examples) == 3
+    with pytest.warns(UnboxedWarning, match="0 is a, 1 is b|can't be read and is left out"):
+        assert fit(model, inputs, examples, epochs=1, batch_size=1, quiet=True).steps == 2
+
+
+@pytest.mark.parametrize("defend", ["pgd", PGD])
+def test_a_defense_needs_its_eps(defend):
+    with pytest.raises(InputError, match=r"such as ub\.training\.PGD\(eps=8/255\).*There are .*Trades"):
+        fit(*tiny(), blobs(), epochs=1, quiet=True, defend=defend)
 
 
 def test_frozen_parameters_stay():
@@ -373,12 +453,18 @@ def test_bad_settings(parts, more, said):
         ([(torch.zeros(1, 8, 8), 1)], r"got shape \(1, 1, 8, 8\)"),
         ([(torch.full((1, 28, 28), float("nan")), 1)], "NaN"),
         ([(torch.zeros(1, 28, 28), 10)], "10"),
-        ([(torch.zeros(1, 28, 28), -1)], "-1"),
     ],
 )
 def test_bad_data(examples, said):
     with pytest.raises(InputError, match=said):
         fitted((examples, None))
+
+
+def test_data_without_labels(parts):
+    with pytest.raises(DataError, match="no labels; wanted"):
+        fitted(([(torch.zeros(1, 28, 28), -1)], None))
+    with pytest.raises(InputError, match="one for each of 8 examples"):
+        fitted(((torch.zeros(8, 1, 28, 28), torch.zeros(3).long()), None))
 
 
 def test_empty_data(parts):

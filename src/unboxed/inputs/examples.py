@@ -116,12 +116,15 @@ class OpenedStream:
                 skipped.note_8_bit_values(item)
             yield example
 
+    def iter_batches(self, skipped: SkippedExamples) -> Iterator[list[Any]]:
+        """The examples of each batch of a DataLoader that can be read; the others are recorded."""
+        yield from (list(self._iter_batch(batch, skipped)) for batch in iter_loader_batches(self.data))
+
     def _iter_loader(self, skipped: SkippedExamples) -> Iterator[Any]:
         n_read = 0
-        for batch in iter_loader_batches(self.data):
-            for example in self._iter_batch(batch, skipped):
-                n_read += 1
-                yield example
+        for batch in self.iter_batches(skipped):
+            n_read += len(batch)
+            yield from batch
         add_loader_skips(self.data, n_read, skipped)
 
     def _iter_batch(self, batch: Any, skipped: SkippedExamples) -> Iterator[Any]:

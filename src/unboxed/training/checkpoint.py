@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from ..atomic_write import write_bytes
 from ..checkpointing import CheckpointFile, Digest
 from ..engine.stable_repr import checkpoint_repr
+from ..inputs.examples import OpenedDataset
 from ..model import state
 
 N_DATA_DIGEST_EXAMPLES = 8  # examples of a data set
@@ -38,7 +38,7 @@ def setting_checkpoint_repr(name: str, setting: object) -> str:
     return checkpoint_repr(f"{name}=", setting, "make it of plain values")
 
 
-def data_digest(data: Dataset[Any], device: torch.device) -> Digest:
+def data_digest(data: OpenedDataset | list[Any], device: torch.device) -> Digest:
     """Some examples, evenly spread; where a second look shows others, only that it does.
 
     The global RNGs are left as they were.
@@ -46,7 +46,7 @@ def data_digest(data: Dataset[Any], device: torch.device) -> Digest:
     passes = list[str]()
     for _ in range(2):
         with state.forking_rngs(0, device):
-            n_examples = len(data)  # type: ignore[arg-type]
+            n_examples = len(data)
             passes.append(
                 setting_checkpoint_repr(
                     "the data", [data[i * n_examples // N_DATA_DIGEST_EXAMPLES] for i in range(N_DATA_DIGEST_EXAMPLES)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -230,12 +230,25 @@ def resolve_defense(
     elif name is not None:
         if eps is not None:
             raise InputError(f"{name} has its own eps: leave out eps={eps:g}")
-        return name
+        return check_defense(name)
     if eps is None:
         return default
     if default is None:
         raise InputError(f"eps={eps:g} is of a defense: give one of {', '.join(DEFENSES)}")
     return replace(default, eps=eps)  # type: ignore[type-var]
+
+
+def check_defense(defend: Any) -> Defense | None:
+    """A defense, if it is one, or None. Raises InputError."""
+    is_made = not isinstance(defend, type) and all(callable(getattr(defend, name, None)) for name in ("attack", "loss"))
+    if is_made or defend is None:
+        return defend  # type: ignore[no-any-return]
+    meant = defend if isinstance(defend, type) else DEFENSES.get(str(defend).lower(), PGD)
+    names = ", ".join(f"ub.training.{defense.__name__}" for defense in DEFENSES.values())
+    raise InputError(
+        f"defend must be a defense with its eps, such as ub.training.{meant.__name__}(eps=8/255); got {defend!r}. "
+        f"There are {names}"
+    )
 
 
 def raw_output(box: Box, x: Tensor) -> Tensor:

@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_equal_up_to_rounding
+from ..engine.read.examples import labeled_batches
+from ..engine.read.training_batches import TrainingBatches, open_examples
 from ..engine.stable_repr import cast_outputs_for_comparison
-from ..errors import DataError, InputError
+from ..errors import InputError
 from ..inputs.base import Inputs
+from ..inputs.examples import make_repeatable
 from ..model import state as rng
 from ..model.embedding_feed import refuse_training_on_texts
 from ..rng import derive_seed, keyed_generator
@@ -35,10 +37,10 @@ from .checkpoint import (
     rng_states,
     setting_checkpoint_repr,
 )
-from .defense import Defense, check_trainable_outputs, raw_output
+from .defense import Defense, check_defense, check_trainable_outputs, raw_output
 from .ema import ModelEMA
 
-BatchLoader = DataLoader[Any]  # of (x, y)
+ACCURACY_BATCH_EXAMPLES = 1000
 TrainStepCallback = Callable[[nn.Module, Tensor, Tensor, int], object]
 AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -58,8 +60,8 @@ class History:
 def fit(
     model: nn.Module,
     inputs: Inputs,
-    train: Dataset[Any],
-    test: Dataset[Any] | None = None,
+    train: Any,
+    test: Any = None,
     *,
     epochs: int,
     batch_size: int = 128,
@@ -74,7 +76,7 @@ def fit(
     quiet: bool = False,
     watch: TrainStepCallback | None = None,
 ) -> History:
-    """Train a model on a Dataset of (image, class), with AdamW and a one-cycle learning rate.
+    """Train a model on labeled examples, with AdamW and a one-cycle learning rate.
 
     The plain loop that the zoo's models were trained with, with or without a defense against attacks. The model is
     changed in place and left in eval mode; global RNGs are left alone. Ctrl-C stops it: the history then says
@@ -83,10 +85,11 @@ def fit(
     Args:
         model: A module that gives logits (N, K).
         inputs: What its inputs are.
-        train: Dataset of (image, class) to train on.
-        test: Dataset of (image, class) to measure accuracy on after each epoch. None measures nothing.
+        train: Labeled examples to train on: (x, y), a Dataset of (image, class), or a DataLoader, which keeps its own
+            batches and order.
+        test: Labeled examples to measure accuracy on after each epoch. None measures nothing.
         epochs: Passes over the training data, 1 or more.
-        batch_size: Examples per step, 1 or more.
+        batch_size: Examples per step, 1 or more; a DataLoader has its own.
         lr: Largest learning rate of the one-cycle schedule, above 0.
         weight_decay: Of AdamW.
         seed: Seed of the order of the data, of dropout and of attacks.
@@ -105,7 +108,7 @@ def fit(
     Raises:
         InputError: for settings out of range, a loss that is not finite, a model of texts or without parameters to
             train.
-        DataError: for an empty data set.
+        DataError: for an empty data set, or one without labels.
         ModelError: for a checkpoint of another training.
         OutputError: for a model that gives no logits.
         WriteError: where the checkpoint cannot be written.
@@ -123,14 +126,15 @@ def fit(
     check_float("weight_decay", weight_decay, minimum=0)
     refuse_training_on_texts(inputs)
     box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), valid_seed(seed)
-    loader = _make_data_loader(train, batch_size, seed)
-    trainer = _Trainer(box, loader, epochs * len(loader), lr, weight_decay, seed, augment, defend, ema_decay, watch)
-    file = None
+    batches, defense = TrainingBatches(box, train, batch_size, seed), check_defense(defend)
+    trainer = _Trainer(box, batches, epochs * len(batches), lr, weight_decay, seed, augment, defense, ema_decay, watch)
+    test, file = None if test is None else make_repeatable(test, box.inputs), None
     if checkpoint is not None:
-        sizes = {"examples": len(train), "held_out": 0 if test is None else len(test)}  # type: ignore[arg-type]
-        data = {"training data": data_digest(train, box.device)}
+        held_out = [] if test is None else open_examples(box, test)
+        sizes = {"examples": len(batches.examples), "held_out": len(held_out)}
+        data = {"training data": data_digest(batches.examples, box.device)}
         if test is not None:
-            data["test data"] = data_digest(test, box.device)
+            data["test data"] = data_digest(held_out, box.device)
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
         file = open_training_checkpoint(Path(checkpoint), settings | sizes | trainer.settings() | data)
     with (
@@ -147,19 +151,19 @@ def fit(
     return trainer.make_history()
 
 
-def accuracy(box: Box, dataset: Dataset[Any]) -> float:
-    """The fraction of a Dataset of (image, class) that a model classifies correctly.
+def accuracy(box: Box, dataset: Any) -> float:
+    """The fraction of labeled examples that a model classifies correctly.
 
     Args:
         box: The opened model.
-        dataset: Dataset of (image, class).
+        dataset: Labeled examples: (x, y), a Dataset of (image, class), or a DataLoader.
 
     Returns:
         Accuracy in [0, 1].
 
     Raises:
         InputError: for classes that the model does not have.
-        DataError: for an empty data set.
+        DataError: for an empty data set, or one without labels.
 
     Example:
         >>> import unboxed as ub
@@ -167,8 +171,8 @@ def accuracy(box: Box, dataset: Dataset[Any]) -> float:
         True
     """
     n_correct = n_seen = 0
-    for x, y in _make_data_loader(dataset, 1000):
-        n_correct += int((box.predict(x) == box.class_labels(y, len(x))).sum())
+    for x, y in labeled_batches(box, dataset, ACCURACY_BATCH_EXAMPLES):
+        n_correct += int((box.predict(x) == y).sum())
         n_seen += len(x)
     return n_correct / n_seen
 
@@ -179,7 +183,7 @@ class _Trainer:
     def __init__(
         self,
         box: Box,
-        loader: BatchLoader,
+        batches: TrainingBatches,
         total_steps: int,
         lr: float,
         weight_decay: float,
@@ -189,7 +193,7 @@ class _Trainer:
         ema_decay: float | None,
         watch: TrainStepCallback | None,
     ) -> None:
-        self.box, self.loader, self.total_steps = box, loader, total_steps
+        self.box, self.batches, self.total_steps = box, batches, total_steps
         self.augment, self.defend, self.watch = augment, defend, watch
         fused = box.device.type in ("cpu", "cuda")  # one pass over the weights: a tenth of the time
         self.optimizer = AdamW(_trainable_parameters(box), lr, weight_decay=weight_decay, fused=fused)
@@ -199,7 +203,7 @@ class _Trainer:
         self.losses, self.accuracies = list[float](), list[float]()
         self.steps, self.seconds, self.cpu_seconds, self.interrupted = 0, 0.0, 0.0, False
 
-    def run(self, epochs: int, test: Dataset[Any] | None, bar: tqdm[Any], file: CheckpointFile | None) -> None:
+    def run(self, epochs: int, test: Any, bar: tqdm[Any], file: CheckpointFile | None) -> None:
         """All epochs, or those that a checkpoint lacks."""
         if file is not None and (state := file.read()) is not None:
             self._restore_checkpoint(state, file)
@@ -215,8 +219,8 @@ class _Trainer:
         self.box.model.train()
         start_time, start_cpu_time, losses = time.perf_counter(), time.process_time(), list[Tensor]()
         try:
-            for x, y in self.loader:
-                losses.append(self._train_step(self.box.validate_inputs(x), self.box.class_labels(y, len(x))))
+            for x, y in self.batches:
+                losses.append(self._train_step(x, y))
                 bar.update()
         finally:
             self.seconds += time.perf_counter() - start_time
@@ -251,7 +255,7 @@ class _Trainer:
             raise InputError(f"the loss became {loss} in epoch {len(self.losses) + 1}: train with a smaller lr")
         self.losses.append(loss)
 
-    def _record_test_accuracy(self, test: Dataset[Any], bar: tqdm[Any]) -> None:
+    def _record_test_accuracy(self, test: Any, bar: tqdm[Any]) -> None:
         with nullcontext() if self.ema is None else self.ema.using_averaged_weights():
             self.accuracies.append(accuracy(self.box, test))
         bar.set_postfix_str(f"loss {self.losses[-1]:.3f}, test accuracy {self.accuracies[-1]:.2%}")
@@ -287,7 +291,7 @@ class _Trainer:
             "average": None if self.ema is None else self.ema.average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "order": self.loader.generator.get_state(),
+            "order": self.batches.generator.get_state(),
             "rng": rng_states(self.box.device),
             "done": {name: getattr(self, name) for name in CHECKPOINTED_PROGRESS_FIELDS},
         }
@@ -303,7 +307,7 @@ class _Trainer:
             self.ema.restore(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.loader.generator.set_state(state["order"])
+        self.batches.generator.set_state(state["order"])
         restore_rng_states(state["rng"], self.box.device)
         for name, value in state["done"].items():
             setattr(self, name, value)
@@ -332,14 +336,6 @@ def _check_settings(lr: float, ema_decay: float | None) -> None:
         raise InputError(
             f"ema_decay is the decay of a moving average, between 0 and 1, such as 0.999; got {ema_decay!r}"
         )
-
-
-def _make_data_loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> BatchLoader:
-    """Batches (x, y) in memory order, or in an order shuffled anew each time by `seed`."""
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise DataError("the data set is empty: there is nothing to learn from")
-    generator = torch.Generator().manual_seed(seed or 0)
-    return DataLoader(dataset, batch_size, shuffle=seed is not None, generator=generator)
 
 
 def _make_progress_bar(total_steps: int, quiet: bool) -> tqdm[Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
 from .. import adversarial, loading, zoo
 from .. import data as sets
 from ..box import Box
 from ..engine.optimize.transforms import random_affine
+from ..engine.read.examples import labeled_batches, labeled_examples
 from ..errors import DataError
 from ..inputs.pixels import Pixels
 from ..parameters import Norm
@@ -25,6 +27,7 @@ from .fit import History, TrainStepCallback, accuracy, fit
 
 AFFINE_AUGMENTATION_SETTINGS = {"degrees": 10.0, "scale": 0.1, "jitter": 0.05}
 EVALUATION_PGD_STEPS = 100  # of the attack that a robust accuracy is measured with
+ATTACKED_BATCH_EXAMPLES = 500
 TrainTestData = tuple[Dataset[Any], Dataset[Any]]
 
 FIT_ARGUMENTS_BY_MODEL_NAME: dict[str, dict[str, Any]] = {
@@ -104,7 +107,7 @@ def recipe(name: str) -> dict[str, Any]:
 def train(
     name: str,
     *,
-    data: str | TrainTestData | None = None,
+    data: str | tuple[Any, Any] | None = None,
     root: str | Path | None = None,
     epochs: int | None = None,
     defend: str | Defense | None = None,
@@ -122,8 +125,8 @@ def train(
 
     Args:
         name: One of `zoo.names()`.
-        data: "digits", "mnist" or "fashion-mnist", a folder that holds train/ and test/, or two Datasets. None takes
-            the data that the model is meant for.
+        data: "digits", "mnist" or "fashion-mnist", a folder that holds train/ and test/, or labeled examples of
+            both, each in any form. None takes the data that the model is meant for.
         root: Folder of the MNIST files. None takes the user's cache folder.
         epochs: Passes over the training data. None takes the recipe's.
         defend: A defense, or its name, a key of `training.DEFENSES`. None takes the recipe's.
@@ -150,7 +153,11 @@ def train(
     seed = valid_seed(seed)
     model, inputs = zoo.load(name, weights=None, seed=seed)
     path = check_weights_writable(out or f"{name}.safetensors")
-    train_data, test_data = _load_train_test_data(data or zoo.entry(name).dataset_name, root, inputs, quiet)
+    data = zoo.entry(name).dataset_name if data is None else data
+    train_data, test_data = (
+        part if isinstance(part, Dataset) else TensorDataset(*labeled_examples(Box(model, inputs), part))
+        for part in _load_train_test_data(data, root, inputs, quiet)
+    )
     overrides = {
         "epochs": epochs,
         "defend": resolve_defense(defend, eps, FIT_ARGUMENTS_BY_MODEL_NAME[name].get("defend")),
@@ -170,14 +177,14 @@ def train(
     return TrainedModel(save_weights(model.half(), path, card), model.float(), inputs, card, saved_checkpoint)
 
 
-def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "linf", *, quiet: bool = False) -> float:
-    """The fraction of a Dataset of (image, class) that stays correct under PGD of 100 steps, of eps / 30 each.
+def robust_accuracy(box: Box, dataset: Any, eps: float, norm: Norm = "linf", *, quiet: bool = False) -> float:
+    """The fraction of labeled examples that stays correct under PGD of 100 steps, of eps / 30 each.
 
     A quick figure after training; `robustness.evaluate` runs several attacks and checks for gradient masking.
 
     Args:
         box: The opened model.
-        dataset: Dataset of (image, class).
+        dataset: Labeled examples: (x, y), a Dataset of (image, class), or a DataLoader.
         eps: Largest distance from x, in pixel range.
         norm: "linf", "l2" or "l1".
         quiet: No progress bar.
@@ -191,13 +198,13 @@ def robust_accuracy(box: Box, dataset: Dataset[Any], eps: float, norm: Norm = "l
     Example:
         >>> import unboxed as ub
         >>> x, y = ub.data.digits("test").first(8)
-        >>> data = ub.data.wrap((x, y))
-        >>> 0 <= ub.training.robust_accuracy(ub.load("zoo:digits-cnn"), data, eps=0.01, quiet=True) <= 1
+        >>> 0 <= ub.training.robust_accuracy(ub.load("zoo:digits-cnn"), (x, y), eps=0.01, quiet=True) <= 1
         True
     """
     n_fooled = n_seen = 0
-    with tqdm(total=len(dataset), desc="attacking", unit="image", disable=quiet) as bar:  # type: ignore[arg-type]
-        for x, y in DataLoader(dataset, 500):
+    total = len(dataset) if isinstance(dataset, Dataset) and isinstance(dataset, Sized) else None
+    with tqdm(total=total, desc="attacking", unit="image", disable=quiet) as bar:
+        for x, y in labeled_batches(box, dataset, ATTACKED_BATCH_EXAMPLES):
             result = adversarial.pgd(
                 box, x, y, eps=eps, norm=norm, steps=EVALUATION_PGD_STEPS, step=eps / 30, seed=n_seen
             )
@@ -219,7 +226,7 @@ def _robust_accuracy_card_entry(defense: Defense, box: Box, test_data: Dataset[A
 
 
 def _load_train_test_data(
-    data: str | TrainTestData, root: str | Path | None, like: Pixels, quiet: bool
+    data: str | tuple[Any, Any], root: str | Path | None, like: Pixels, quiet: bool
 ) -> TrainTestData:
     """What to learn from and what is held out."""
     if not isinstance(data, (str, Path)):

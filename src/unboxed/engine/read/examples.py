@@ -250,6 +250,12 @@ def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Te
         yield batch.x, batch.require_labels(box).classes(box, data)
 
 
+def classes_of_records(box: Box, data: Any, records: list[Any]) -> tuple[Tensor, Tensor]:
+    """Inputs (n, ...) and classes (n,) of examples (input, label) of `data`. Raises as `labeled_examples`."""
+    examples = _examples_from_records(box, records, SkippedExamples()).require_labels(box)
+    return examples.x, examples.classes(box, data)
+
+
 def batches_with_unread_labels(box: Box, data: Any, size: int) -> Iterator[ExamplesWithUnreadLabels]:
     """All examples, `size` at a time, in bounded memory: also those without a label, with labels as they came.
 
