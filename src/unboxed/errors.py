@@ -47,7 +47,7 @@ class DataError(UnboxedError, ValueError):
 
 
 class UnclearLabelsError(DataError):
-    """Several columns of a table could be the labels'."""
+    """No column of a table, or one of several, has the labels."""
 
 
 class BrokenImageError(DataError):

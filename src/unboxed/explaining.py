@@ -22,6 +22,7 @@ from .checks.ranking import candidates, find_attribution_methods_by_name, first_
 from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
 from .engine.attribution_result import Attribution
+from .engine.read.class_labels import box_with_names_of_data, readable_output_names
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
 from .inputs.labels import readable_class_names
@@ -126,6 +127,7 @@ def explain(
         >>> why.question, sorted(why.maps), why.interrupted
         ('Why 6 and not 8?', ['gradient', 'guided_backprop'], False)
     """
+    box = box_with_names_of_data(box, x)
     x, seed = box.validate_inputs(x), valid_seed(seed)
     if len(x) != 1:
         raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
@@ -235,7 +237,7 @@ class _ExplanationBuilder(MethodRun):
         """What there is so far, the most trustworthy first; methods that are not judged yet come last."""
         judged = self.judged
         order = [*judged, *(name for name in self.methods if name not in self.verdicts)]
-        target, *rest = (_output_name(self.box, k) for k in self.classes)
+        target, *rest = (readable_output_names(self.box)[k] for k in self.classes)
         return Explanation(
             target=target, versus=rest[0] if rest else None, top_outputs=self.top_outputs,
             is_regression=self.box.outputs == "regression", names={n: self.names[n] for n in order},
@@ -269,14 +271,10 @@ def partial_settings_text(method: AttributionMethodFn) -> str:
     return f" (with {settings})" if settings else ""
 
 
-def _output_name(box: Box, k: int) -> str:
-    return f"output {box.classes[k]}" if box.outputs == "regression" else readable_class_names(box.classes)[k]
-
-
 def _top_outputs(box: Box, x: Tensor, explained: Sequence[int]) -> dict[str, float]:
     """The largest outputs, and those that are explained."""
     logits = box(x)
     values = mean_over_positions(logits if box.outputs == "regression" else box.probs_from_logits(logits))[0]  # (K,)
     largest = values.topk(min(N_TOP_OUTPUTS, len(values))).indices.tolist()
-    names = readable_class_names(box.classes)
+    names = readable_output_names(box)
     return {names[k]: float(values[k]) for k in dict.fromkeys([*largest, *explained])}

@@ -18,6 +18,7 @@ import unboxed as ub
 from unboxed.cli import app
 from unboxed.cli.predict import open_examples, predict, run_predict
 from unboxed.data.texts import open_texts
+from unboxed.engine.read.class_labels import box_with_names_of_data
 from unboxed.errors import UnboxedWarning
 
 SOURCE = """
@@ -227,14 +228,15 @@ def test_what_has_no_label_is_predicted_and_keeps_its_place(folder: Path, model:
         "age,bmi,label\n" + "".join(f"{a},{b},{k}\n" for (a, b), k in zip(ROWS.tolist(), cells, strict=True))
     )
     box = ub.load(f"{folder / 'mine.py'}:{model}", outputs="regression" if model == "price" else None)
-    found = predict(box, open_examples(str(table), box), None, 1)
+    data = open_examples(str(table), box)
+    found = predict(box_with_names_of_data(box, data), data, None, 1)
     assert [record["example"] for record in found.records] == [0, 1, 2]
     assert [record.get("label") for record in found.records] == list(labels)
     assert found.n_labeled == 2
     if model == "rows":
         assert [r["prediction"] for r in found.records] == [box.classes[k] for k in box.predict(ROWS).tolist()]
     else:  # the column of the true values is called "label"
-        assert [r["output"] for r in found.records] == pytest.approx(box(ROWS)[:, 0].tolist())
+        assert [r["output label"] for r in found.records] == pytest.approx(box(ROWS)[:, 0].tolist())
 
 
 def test_a_text_without_a_label_is_predicted_and_keeps_its_place(tmp_path: Path) -> None:

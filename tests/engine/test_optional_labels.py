@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
-from unboxed.cli.parsing import box_with_data_class_names
+from unboxed.cli.parsing import box_with_names_of_data
 from unboxed.engine.read.examples import examples_with_optional_labels, first_inputs, labeled_examples
 from unboxed.errors import DataError
 
@@ -54,5 +54,5 @@ def test_classes_of_data_replace_only_numbers() -> None:
     model, inputs = ub.zoo.load("digits-cnn")
     data = ub.data.digits("test")
     named = ub.Box(model, inputs, classes=list("jihgfedcba"))
-    assert box_with_data_class_names(data, named) is named
-    assert box_with_data_class_names(data, ub.Box(model, inputs)).classes == tuple(data.classes)
+    assert box_with_names_of_data(data, named) is named
+    assert box_with_names_of_data(data, ub.Box(model, inputs)).classes == tuple(data.classes)

@@ -40,7 +40,7 @@ def box_of(outputs: Any, n_outputs: int) -> ub.Box:
 @pytest.mark.filterwarnings("ignore::unboxed.errors.UnboxedWarning")
 def test_units_and_classes(name: str) -> None:
     numbers = METHODS[name](box_of("regression", 1), NUMBERS[:2], (X, NUMBERS))
-    assert numbers.unit.startswith("loss per ")
+    assert numbers.unit.startswith("half squared error per ")
     assert numbers.classes == ()
     y = torch.arange(12) % 3
     classes = METHODS[name](box_of("logits", 3), y[:2], (X, y))
@@ -57,7 +57,11 @@ def test_large_changes_are_those_beyond_the_loss_of_predicting_the_mean(recwarn:
         box.model.weight.copy_(solution[None, :3])
         box.model.bias.copy_(solution[3:])
     plausible = influence.influence_functions(box, X, NUMBERS, (X, NUMBERS), damping=0.0)
-    assert plausible.unit == "loss per example left out"
+    assert plausible.unit == "half squared error per example left out"
+    absolute = influence.influence_functions(
+        box, X, NUMBERS, (X, NUMBERS), damping=1.0, loss=lambda z, y: (z[:, 0] - y).abs() ** 1.5
+    )
+    assert absolute.unit == "loss per example left out"
     scores = plausible.scores
     assert scores.abs().max() > 1
     assert scores.abs().max() < NUMBERS.var(unbiased=False) / 2

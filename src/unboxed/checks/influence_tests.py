@@ -112,14 +112,15 @@ def _with_other_checkpoints(method: InfluenceMethod, box_of_checkpoint: Callable
 
 
 def _excess_top_overlap_across_classes(s: InfluenceTestSubject, draw: int) -> Tensor:
-    """(Q,) share of a query's top examples that are on top for a query of another class, above that of chance."""
+    """(Q,) share of a query's top examples that are on top for a query with another label, above that of chance."""
     n = s.scores.shape[1]
     k = min(s.top_k, n // 2)
     if k < 1:
         return _nan_per_query(s)
     is_top = torch.zeros_like(s.scores).scatter_(1, s.scores.argsort(1, descending=True)[:, :k], 1.0)
     shared = is_top @ is_top.T / k  # (Q, Q)
-    others = s.labels[:, None] != s.labels
+    labels = s.labels.reshape(len(s.labels), -1)  # a class, a number, or several labels
+    others = (labels[:, None] != labels).any(2)
     mean = shared.masked_fill(~others.cpu(), math.nan).nanmean(1)
     return (mean - k / n) / (1 - k / n)
 
@@ -183,16 +184,16 @@ INFLUENCE_TESTS = (
     ),
     VerdictTest(
         SAME_TOP_EXAMPLES_TEST_NAME,
-        "share of top examples in common with other classes",
+        "share of top examples in common with other labels",
         _excess_top_overlap_across_classes,
         bound=0.5,
         passes_above=False,
         spread=0.2,
         limits=(-1, 1),
         failed="same examples for every query",
-        fails="The same training examples are on top for queries of different classes ({value:.0%} in common): it "
+        fails="The same training examples are on top for queries with different labels ({value:.0%} in common): it "
         "shows examples that are large or odd, not those that taught this answer.",
-        passes="queries of different classes have other examples on top ({value:.0%} in common)",
+        passes="queries with different labels have other examples on top ({value:.0%} in common)",
     ),
     VerdictTest(
         SHORTCUT_TEST_NAME,

@@ -24,7 +24,7 @@ RESULTS_FILE = "concepts.json"
 
 def read_concept_options(specs: Sequence[str], box: Box) -> dict[str, Any]:
     """Concepts by name, of options NAME=DATA. Raises InputError."""
-    from .parsing import open_dataset
+    from .parsing import open_inputs
 
     found = dict[str, Any]()
     for spec in specs:
@@ -32,7 +32,7 @@ def read_concept_options(specs: Sequence[str], box: Box) -> dict[str, Any]:
         if not name or not source or name in found:
             problem = f"two concepts are named {name!r}" if name in found else f"got {spec!r}"
             raise InputError(f"--concept wants NAME=FOLDER, once for each concept; {problem}")
-        found[name] = open_dataset(source, box)
+        found[name] = open_inputs(source, box)
     return found
 
 

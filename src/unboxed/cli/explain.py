@@ -15,6 +15,7 @@ from ..checks.fill_agreement import fill_dependence_sentence
 from ..checks.undecided import undecided_legend
 from ..checks.verdict import GRADES, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
+from ..engine.read.class_labels import box_with_names_of_data
 from ..engine.results import nonfinite_to_none
 from ..explaining import Explanation, MethodChoice, explain, resolve_methods
 from ..loading.input_files import read_inputs
@@ -42,6 +43,7 @@ def run_explain(
     target: str | None = None,
     versus: str | None = None,
     max_examples: int = DEFAULT_MAX_EXAMPLES,
+    label: str | None = None,
     seed: int = 0,
     quiet: bool = False,
     as_json: bool = False,
@@ -51,7 +53,8 @@ def run_explain(
     They are written to `out`; of several inputs, to a folder of each there. Each map is written as soon as it is made.
     Verdicts are cached in `out`. Ctrl-C keeps the explanations so far. Raises DataError, InputError and WriteError.
     """
-    (x, names), out = read_inputs(source, box, check_int("--n", max_examples, minimum=1)), Path(out)
+    read, out = read_inputs(source, box, check_int("--n", max_examples, minimum=1), label=label), Path(out)
+    (x, names, _), box = read, box_with_names_of_data(box, read)
     selected = resolve_methods(box, methods)
     classes = [None if text is None else parse_class(text, box) for text in (target, versus)]
     verdicts_path = out / VERDICTS_FILE

@@ -19,13 +19,13 @@ from ..box import Box
 from ..cards import Card, cards, find_card
 from ..checks.influence_verdict import influence_verdict
 from ..checks.verdict import Verdict
-from ..engine.read.examples import examples_with_optional_labels, indexed_labeled_examples
+from ..engine.example_gradients.labels import indexed_query_examples, indexed_training_examples
+from ..engine.read.examples import OptionallyLabeledExamples
 from ..errors import InputError
 from ..influence import Influence, gradient_store
 from ..influence.influence_functions import without_large_score_warning
-from ..plots.figures import figures
-from ..plots.results.influence import format_signed_score
-from ..report.words import count_noun
+from ..plots.results.influence import format_signed_score, influence_figure
+from ..report.words import count_noun, format_number
 from ..validation import check_int
 from .parsing import skipped_files
 from .results import print_written_paths, write_figures_and_facts
@@ -53,6 +53,7 @@ def run_influence(
     out: str | os.PathLike[str],
     *,
     method: str = DEFAULT_INFLUENCE_METHOD,
+    solver: str | None = None,
     n_queries: int = 4,
     n_train: int | None = None,
     k: int = 8,
@@ -62,28 +63,29 @@ def run_influence(
 ) -> Influence:
     """Score training examples for the first queries: print a table, write a figure and numbers to `out`.
 
-    What is explained is the loss of the predicted class: an example is helpful where it made this answer likelier.
-    Raises DataError, InputError and WriteError.
+    What is explained is the loss of the predicted class or labels: an example is helpful where it made this answer
+    likelier; of a regression it is the loss of the queries' numbers. Raises DataError, InputError and WriteError.
     """
     card = find_card(method, influence_cards())
-    x, y = examples_with_optional_labels(box, query, check_int("--n", n_queries, minimum=1))
-    train_x, train_y, rows = indexed_labeled_examples(box, train, n_train)
+    queries = indexed_query_examples(box, query, check_int("--n", n_queries, minimum=1))
+    train_x, train_y, rows = indexed_training_examples(box, train, n_train)
     places = _TrainExampleLocations(rows.tolist(), getattr(train, "paths", None))
     k = min(check_int("--k", k, minimum=1), len(train_x))
     train_data = (box.restore_structure(train_x), train_y)
-    scoring = _bound_influence_method(card, store, seed)
-    result = scoring(box, box.restore_structure(x), None, train_data)
+    scoring = _bound_influence_method(card, store, solver, seed)
+    result = scoring(box, box.restore_structure(queries.x), _explained_labels(box, queries), train_data)
     if not isinstance(result, Influence):
         raise InputError(f"{method} gives no scores of training examples for queries")
-    judged = _influence_verdict(box, query, card, train_data, seed) if with_verdict else None
-    drawn = figures(result, box, data=train_data)
-    images = {FIGURE_FILE if len(drawn) == 1 else f"{name}.png": image for name, image in drawn.items()}
-    facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, y, places, k)}
+    judged = _influence_verdict(box, query, card, train_data, solver, seed) if with_verdict else None
+    query_rows = queries.dataset_rows.tolist()
+    images = {FIGURE_FILE: influence_figure(result, box, train_data, places.rows, query_rows)}
+    names = _query_names(box, result, queries)
+    facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, names, places, k)}
     facts["skipped"] = [*skipped_files(train), *skipped_files(query)]
     facts |= {"verdict": judged.to_dict()} if judged is not None else {}
     paths = write_figures_and_facts(images, facts, Path(out), RESULTS_FILE, default=str)
     typer.echo(_settings_line(card, result))
-    for i, name in enumerate(_query_names(box, result, y)):
+    for i, name in enumerate(names):
         Console().print(_query_influence_table(result, box, i, name, places, k))
     if judged is not None:
         typer.echo(f"{judged.method}: {judged.badge}. {judged.sentence}")
@@ -98,25 +100,38 @@ def _settings_line(card: Card, result: Influence) -> str:
     return ", ".join([f"{card.name} of {count_noun(result.n_train, 'training example')}", *settings])
 
 
-def _bound_influence_method(card: Card, store: Path | None, seed: int) -> Callable[..., Influence]:
+def _explained_labels(box: Box, queries: OptionallyLabeledExamples) -> Tensor | None:
+    """The labels whose loss is explained: the predicted ones (None), but of a regression, which predicts none."""
+    return queries.y if box.outputs == "regression" else None
+
+
+def _bound_influence_method(card: Card, store: Path | None, solver: str | None, seed: int) -> Callable[..., Influence]:
     """The method with its settings; gradient dot from a store, where there is one."""
+    if solver is not None and "solver" not in card.settings:
+        takers = ", ".join(card.key for card in influence_cards() if "solver" in card.settings)
+        raise InputError(f"--solver is for methods that invert a curvature ({takers}); got --method {card.key}")
     if store is not None:
         if card.key != METHOD_NAME_WITH_STORE:
             raise InputError(f"--store keeps gradients for --method {METHOD_NAME_WITH_STORE}; got --method {card.key}")
         return lambda box, x, labels, train: gradient_store(box, train, store).scores(x, labels)
     settings: dict[str, Any] = {"seed": seed} if "seed" in card.settings else {}
+    settings |= {} if solver is None else {"solver": solver}
     return partial(card.method, **settings)
 
 
-def _influence_verdict(box: Box, query: Any, card: Card, train: tuple[Any, Tensor], seed: int) -> Verdict:
+def _influence_verdict(
+    box: Box, query: Any, card: Card, train: tuple[Any, Tensor], solver: str | None, seed: int
+) -> Verdict:
     """The verdict on the method's scores of some evenly spread training examples."""
-    x, _ = examples_with_optional_labels(box, query, N_VERDICT_QUERIES)
+    queries, method = (
+        indexed_query_examples(box, query, N_VERDICT_QUERIES),
+        _bound_influence_method(card, None, solver, seed),
+    )
+    x, y = box.restore_structure(queries.x), _explained_labels(box, queries)
     step = max(1, -(-len(train[1]) // MAX_VERDICT_TRAIN_EXAMPLES))
     with without_large_score_warning():
         some = box.restore_structure(box.validate_inputs(train[0])[::step]), train[1][::step]
-        return influence_verdict(
-            box, box.restore_structure(x), _bound_influence_method(card, None, seed), None, some, seed=seed
-        )
+        return influence_verdict(box, x, method, y, some, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ class _TrainExampleLocations:
 
 
 def influence_facts(
-    result: Influence, box: Box, y: Tensor | None, places: _TrainExampleLocations, k: int
+    result: Influence, box: Box, names: Sequence[str], places: _TrainExampleLocations, k: int
 ) -> dict[str, Any]:
     """For JSON: of each query the most helpful and harmful examples, with their scores and labels."""
     return {
@@ -147,7 +162,7 @@ def influence_facts(
                 "helpful": _top_influence_entries(result, box, i, places, k, 1),
                 "harmful": _top_influence_entries(result, box, i, places, k, -1),
             }
-            for i, name in enumerate(_query_names(box, result, y))
+            for i, name in enumerate(names)
         ],
     }
 
@@ -166,18 +181,29 @@ def _top_influence_entries(
 
 
 def _train_label_text(result: Influence, box: Box, index: int) -> str | None:
-    labels = result.train_labels
-    if labels is None:
-        return None
-    return box.classes[int(labels[index])] if not labels.is_floating_point() else f"{float(labels[index]):.3g}"
+    return None if result.train_labels is None else _label_text(box, result.train_labels[index])
 
 
-def _query_names(box: Box, result: Influence, y: Tensor | None) -> list[str]:
-    """What is explained of each query, and its label where there is one."""
-    if not isinstance(result.target, Tensor) or result.target.is_floating_point():
-        return [f"query {i}" for i in range(result.n_queries)]
-    names = [f"query {i}: predicted {box.classes[int(c)]}" for i, c in enumerate(result.target)]
-    return names if y is None else [f"{name}, label {box.classes[int(c)]}" for name, c in zip(names, y, strict=True)]
+def _query_names(box: Box, result: Influence, queries: OptionallyLabeledExamples) -> list[str]:
+    """Which row each query is, what is predicted for it, and its label where there is one."""
+    predicted = box(box.restore_structure(queries.x)) if box.outputs == "regression" else result.target
+    names = [f"query {row}" for row in queries.dataset_rows.tolist()]
+    if isinstance(predicted, Tensor):
+        names = [f"{name}: predicted {_label_text(box, p)}" for name, p in zip(names, predicted, strict=True)]
+    if queries.y is None:
+        return names
+    return [f"{name}, label {_label_text(box, y)}" for name, y in zip(names, queries.y, strict=True)]
+
+
+def _label_text(box: Box, label: Tensor) -> str:
+    """A class by its name, several labels by the names of those that hold, numbers in figures."""
+    if not label.is_floating_point():
+        return box.classes[int(label)]
+    if box.outputs == "multilabel":
+        return (
+            ", ".join(name for name, value in zip(box.classes, label.flatten(), strict=True) if value > 0.5) or "none"
+        )
+    return ", ".join(map(format_number, label.flatten().tolist()))
 
 
 def _query_influence_table(

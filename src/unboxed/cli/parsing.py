@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import InputError, UnboxedError, UnboxedWarning
+from ..errors import InputError, UnboxedError, UnboxedWarning, UnclearLabelsError
 from ..validation import missing_path_text
 
 if TYPE_CHECKING:
@@ -172,15 +172,27 @@ def open_dataset(spec: str, box: Box, **settings: Any) -> Dataset[Any]:
     return data
 
 
-def box_with_data_class_names(images: Dataset[Any], box: Box) -> Box:
-    """The box with the data's class names, if it has none of its own and there are as many as outputs."""
-    from ..box import Box
-    from ..inputs.labels import are_default_class_names
+def box_with_names_of_data(data: Any, box: Box) -> Box:
+    """As `engine.read.class_labels.box_with_names_of_data`."""
+    from ..engine.read import class_labels
 
-    names = getattr(images, "classes", None)
-    if not names or len(names) != len(box.classes) or not are_default_class_names(box.classes):
-        return box
-    return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
+    return class_labels.box_with_names_of_data(box, data)
+
+
+def open_inputs(spec: str, box: Box, *, label: str | None = None, **settings: Any) -> Dataset[Any]:
+    """As `open_dataset`, of data whose labels are not needed: of a table without that column its inputs alone."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from ..data.tables import inputs_of_table
+    from ..inputs.features import Features
+
+    try:
+        return open_dataset(spec, box, label=label, **settings)
+    except UnclearLabelsError:
+        if not isinstance(box.inputs, Features) or not Path(spec).is_file():
+            return open_dataset(spec, box, **settings)
+        return TensorDataset(torch.as_tensor(inputs_of_table(spec, box.inputs)))
 
 
 def skipped_files(data: Any) -> list[dict[str, str]]:

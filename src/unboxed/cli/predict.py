@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from ..atomic_write import encode_utf8, to_printable, write_bytes
 from ..box import Box
-from ..data.tables import inputs_of_table
 from ..data.texts import Texts
 from ..engine.cpu_cache import data_examples_per_batch
 from ..engine.proportion import Proportion
-from ..engine.read.class_labels import class_order_notes, has_class_labels, label_assumption, labels_to_classes
+from ..engine.read.class_labels import (
+    class_order_notes,
+    has_class_labels,
+    label_assumption,
+    labels_to_classes,
+    readable_output_names,
+)
 from ..engine.read.examples import ExamplesWithUnreadLabels, batches_with_unread_labels, has_value_labels
 from ..engine.read.output_values import check_output_values, predicted_output_values
 from ..engine.results import nonfinite_to_none
@@ -32,7 +36,7 @@ from ..model.nan_checks import check_no_nan
 from ..report.words import count_noun, format_prob, shorten_middle
 from ..robustness.output_metrics import metric_intervals, output_statistics
 from ..validation import check_int
-from .parsing import open_dataset, skipped_files
+from .parsing import open_dataset, open_inputs, skipped_files
 
 MAX_PRINTED_ROWS, MAX_TEXT_CHARACTERS = 50, 48
 OTHER_COLUMNS = ("example", "file", "text", "label", "map")  # of the predictions beside the answers
@@ -50,13 +54,15 @@ class Predictions:
     class_order: list[str]  # what is to be read beside an accuracy
 
 
-def open_examples(spec: str, box: Box, **settings: Any) -> Any:
+def open_examples(spec: str, box: Box, *, label: str | None = None, **settings: Any) -> Any:
     """The data that an option names, also what has no label; nothing has one if it is not clear which column does."""
     try:
-        return open_dataset(spec, box, **settings, keep_unlabeled=True)
+        return open_dataset(spec, box, label=label, **settings, keep_unlabeled=True)
     except UnclearLabelsError as error:
+        if label is not None:
+            raise
         warn(f"predicted without labels: {error}")
-        return TensorDataset(torch.as_tensor(inputs_of_table(spec, box.inputs)))  # type: ignore[arg-type]
+        return open_inputs(spec, box, **settings)
 
 
 def run_predict(
@@ -86,7 +92,7 @@ def predict(box: Box, data: Any, max_examples: int | None, top: int, maps_dir: P
     for batch in _batches(box, data, max_examples):
         logits = check_no_nan(box(box.restore_structure(batch.x)), batch.dataset_rows, "example")
         rows = batch.dataset_rows.tolist()
-        answers = list(_answers(box, logits, top, _value_names(box, data)))
+        answers = list(_answers(box, logits, top, readable_output_names(box)))
         made = [{**_location(data, row), **answer} for row, answer in zip(rows, answers, strict=True)]
         if box.output_map_shape:
             _write_maps(box, logits, made, maps_dir)
@@ -130,27 +136,24 @@ def _location(data: Any, row: int) -> Record:
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def _value_names(box: Box, data: Any) -> tuple[str, ...]:
-    """The names of the outputs; of one number, that of the column which holds the true values, with its unit."""
-    name = getattr(data, "label_name", "")
-    if box.outputs == "regression" and box.classes == ("0",):
-        return (name if name and name not in OTHER_COLUMNS else "output",)
-    return readable_class_names(box.classes)
-
-
 def _answers(box: Box, logits: Tensor, top: int, names: Sequence[str]) -> Iterator[Record]:
     """Of numbers and labels one column each; of classes the most probable ones; of maps the shares of the classes."""
     if box.outputs == "regression":
         means = logits.flatten(2).mean(2) if box.output_map_shape else logits
-        yield from (dict(zip(names, row, strict=True)) for row in means.tolist())
+        yield from (dict(zip(map(_column_name, names), row, strict=True)) for row in means.tolist())
     elif box.output_map_shape:
         maps = predicted_output_values(box, logits)
         is_class = torch.stack([maps == k for k in range(len(names))], 1) if box.outputs != "multilabel" else maps
         yield from _top_records(is_class.double().flatten(2).mean(2), top, names, "share")
     elif box.outputs == "multilabel":
-        yield from (dict(zip(names, row, strict=True)) for row in box.probs_from_logits(logits).tolist())
+        probs = box.probs_from_logits(logits).tolist()
+        yield from (dict(zip(map(_column_name, names), row, strict=True)) for row in probs)
     else:
         yield from _top_records(box.probs_from_logits(logits), top, names, "probability")
+
+
+def _column_name(output_name: str) -> str:
+    return f"output {output_name}" if output_name in OTHER_COLUMNS else output_name
 
 
 def _top_records(values: Tensor, top: int, names: Sequence[str], value_name: str) -> Iterator[Record]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
@@ -195,17 +196,18 @@ def run(
     Raises InputError, DataError and WriteError.
     """
     from .. import loading
-    from .parsing import box_with_data_class_names, open_box, open_dataset
+    from .parsing import box_with_names_of_data, open_box, open_dataset
 
     box, names = open_box(model, weights, shape, mean, std, classes, outputs)
     if getattr(box.inputs, "is_text", False):  # before the data are read as something else
         check_takes_texts(card.method)
     other = None if compare_with is None else loading.load(compare_with)
-    settings = _parse_settings(card, texts, box, other, lambda kind: kind not in SETTING_KINDS_PARSED_AFTER_CLASSES)
+    parse_settings = partial(_parse_settings, card, texts, other, label)
+    settings = parse_settings(box, is_after_classes=False)
     quiet = quiet or json
     images = None if data is None else open_dataset(data, box, root=root, classes=names, quiet=quiet, label=label)
-    box = box if images is None or names is not None else box_with_data_class_names(images, box)
-    settings |= _parse_settings(card, texts, box, other, lambda kind: kind in SETTING_KINDS_PARSED_AFTER_CLASSES)
+    box = box if images is None or names is not None else box_with_names_of_data(images, box)
+    settings |= parse_settings(box, is_after_classes=True)
     settings |= {"quiet": quiet} if "quiet" in card.settings else {}
     examples = arguments_from_data(card, box, images, n, given=settings)
     result = card.method(*_boxes_for_method(card, box, other), **examples, **settings)
@@ -215,12 +217,14 @@ def run(
 
 
 def _parse_settings(
-    card: Card, texts: Mapping[str, str], box: Box, other: Box | None, is_chosen: Callable[[str], bool]
+    card: Card, texts: Mapping[str, str], other: Box | None, label: str | None, box: Box, *, is_after_classes: bool
 ) -> dict[str, Any]:
-    """The values of the settings of the chosen kinds; names that end in "_b" are of the second model."""
-    chosen = {name: text for name, text in texts.items() if is_chosen(card.settings[name].kind)}
+    """The values of the settings of kinds that need the classes' names, or of the others; names that end in "_b" are of
+    the second model."""
+    is_after = {name: card.settings[name].kind in SETTING_KINDS_PARSED_AFTER_CLASSES for name in texts}
+    chosen = {name: text for name, text in texts.items() if is_after[name] == is_after_classes}
     boxes = {name: other if other is not None and name.endswith("_b") else box for name in chosen}
-    values = {name: parse_setting_value(card.settings[name], text, boxes[name]) for name, text in chosen.items()}
+    values = {name: parse_setting_value(card.settings[name], text, boxes[name], label) for name, text in chosen.items()}
     return {name: value[0] if _is_one_for_all(card, name, value) else value for name, value in values.items()}
 
 

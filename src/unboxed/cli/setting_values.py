@@ -17,8 +17,10 @@ TEXTS_THAT_MEAN_NONE = ("none", "None", "")
 ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str}
 
 
-def parse_setting_value(setting: Setting, text: str, box: Box) -> Any:
+def parse_setting_value(setting: Setting, text: str, box: Box, label: str | None = None) -> Any:
     """What `text` means for a setting: a number, a choice, a layer, a class by name, an objective, an image file.
+
+    `label` is the column of labels of tables.
 
     Raises InputError that names the option, what came and what was wanted.
     """
@@ -32,7 +34,7 @@ def parse_setting_value(setting: Setting, text: str, box: Box) -> Any:
         setting.check(text)
         return text
     try:
-        value = _parse_by_kind(setting, text, box)
+        value = _parse_by_kind(setting, text, box, label)
     except InputError:
         raise
     except (ValueError, SyntaxError, ZeroDivisionError) as error:
@@ -46,7 +48,7 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
+def _parse_by_kind(setting: Setting, text: str, box: Box, label: str | None) -> Any:
     if setting.kind in ("int", "seed"):
         return int(text)
     if setting.kind == "float":
@@ -69,9 +71,9 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
         return read_inputs(text, box, 1).x
     if setting.kind == "data":
-        from .parsing import open_dataset
+        from .parsing import open_inputs
 
-        return open_dataset(text, box)
+        return open_inputs(text, box, label=label)
     if setting.kind == "concepts":
         return _parse_concepts(setting.name, text, box)
     return _parse_literal(text)
@@ -79,12 +81,12 @@ def _parse_by_kind(setting: Setting, text: str, box: Box) -> Any:
 
 def _parse_concepts(setting_name: str, text: str, box: Box) -> dict[str, Any]:
     """Concepts by name: "stripes=photos/stripes,dots=photos/dots"."""
-    from .parsing import open_dataset
+    from .parsing import open_inputs
 
     named = dict(part.partition("=")[::2] for part in text.split(","))
     if not all(name.strip() and spec.strip() for name, spec in named.items()):
         raise InputError(f"{option_name(setting_name)} wants NAME=DATA, separated by commas; got {text!r}")
-    return {name.strip(): open_dataset(spec.strip(), box) for name, spec in named.items()}
+    return {name.strip(): open_inputs(spec.strip(), box) for name, spec in named.items()}
 
 
 def _validated_layer_address(address: str, box: Box) -> str:

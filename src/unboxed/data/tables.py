@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..atomic_write import to_printable
 from ..box import Box
-from ..errors import DataError, MissingPackageError, warn
+from ..errors import DataError, MissingPackageError, UnclearLabelsError, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.examples import TABLE_SUFFIXES as TABLE_SUFFIXES
@@ -301,7 +301,9 @@ def _find_file_and_label_columns(
 ) -> tuple[str, str | None]:
     """The names of the columns of files and labels, `label` where it is given. Raises DataError."""
     if label is not None and label not in names:
-        raise DataError(f"{source} has no column {label!r} for labels; it has {', '.join(map(repr, names[:8]))}")
+        raise UnclearLabelsError(
+            f"{source} has no column {label!r} for labels; it has {', '.join(map(repr, names[:8]))}"
+        )
     by_plain_name = {normalized_name(name): name for name in reversed(names)}
     files, labels = (
         [by_plain_name[n] for n in known if n in by_plain_name] for known in (FILE_COLUMN_NAMES, LABEL_COLUMN_NAMES)

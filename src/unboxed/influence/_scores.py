@@ -7,15 +7,23 @@ from typing import Annotated
 from torch import Tensor
 
 from ..box import Box
-from ..engine.example_gradients.losses import ExampleLoss
-from .result import LOSS_PER_EXAMPLE_UNIT_TEXT, NATS_PER_EXAMPLE_UNIT_TEXT, Influence
+from ..engine.example_gradients.losses import ExampleLoss, resolve_loss
+from .result import (
+    HALF_SQUARED_ERROR_UNIT_TEXT,
+    LOSS_PER_EXAMPLE_UNIT_TEXT,
+    NATS_PER_EXAMPLE_UNIT_TEXT,
+    Influence,
+)
 
 LossFunction = Annotated[ExampleLoss | None, "Function of (outputs, labels) that returns each example's loss (N,)."]
 
 
-def loss_change_unit_text(box: Box) -> str:
+def loss_change_unit_text(box: Box, loss: ExampleLoss | None = None) -> str:
     """Unit of what leaving an example out changes: cross-entropies are nats, the loss of numbers is not."""
-    return LOSS_PER_EXAMPLE_UNIT_TEXT if box.outputs == "regression" else NATS_PER_EXAMPLE_UNIT_TEXT
+    if box.outputs != "regression":
+        return NATS_PER_EXAMPLE_UNIT_TEXT
+    is_squared_error = resolve_loss(box, loss) is resolve_loss(box, None)
+    return HALF_SQUARED_ERROR_UNIT_TEXT if is_squared_error else LOSS_PER_EXAMPLE_UNIT_TEXT
 
 
 def class_names_of(box: Box) -> tuple[str, ...]:

@@ -80,6 +80,5 @@ def gradient_dot(
         scores = products_to_cosines(scores, gradients.norms(x, y), gradients.norms(train_x, train_y))
     is_nats = metric == "dot" and lr is not None
     scores = scores * (lr / len(train_x)) if is_nats and lr else scores
-    return make_one_run_influence(
-        box, "Gradient dot", scores, x, y, train_y, loss_change_unit_text(box) if is_nats else SIMILARITY_UNIT_TEXT
-    )
+    unit = loss_change_unit_text(box, loss) if is_nats else SIMILARITY_UNIT_TEXT
+    return make_one_run_influence(box, "Gradient dot", scores, x, y, train_y, unit)

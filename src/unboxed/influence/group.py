@@ -22,10 +22,9 @@ from ..parameters import BatchSize, InputBatch, Labels, LayerAddresses, Seed
 from ..settings import check_settings
 from ._data import TrainingData, random_card_training_data, resolve_query_labels
 from ._inverse import L2, CurvatureChoice, CurvatureSettings, Damping, InverseCurvature, LossFunction, SolverChoice
-from ._scores import class_names_of
+from ._scores import class_names_of, loss_change_unit_text
 from .result import RANKING_UNIT_TEXT, ScoreTruth
 
-NATS_PER_GROUP_UNIT_TEXT, LOSS_PER_GROUP_UNIT_TEXT = "nats per group left out", "loss per group left out"
 Groups = Annotated[Sequence[Any], "Groups of training examples: each the indices of its members."]
 GroupInfluenceOrder = Annotated[
     Literal[1, 2], "1: the sum of the members' influences; 2: with the second-order correction."
@@ -53,7 +52,7 @@ class GroupInfluence(ResultMixin):
     scores: Tensor
     members: tuple[Tensor, ...]
     truth: ScoreTruth
-    unit: str = NATS_PER_GROUP_UNIT_TEXT
+    unit: str = "nats per group left out"
     method: str = ""
     input: Any = None
     target: Tensor | None = None
@@ -150,7 +149,7 @@ def group(
 def _group_unit_text(box: Box, inverse: InverseCurvature) -> str:
     if inverse.is_approximate:
         return RANKING_UNIT_TEXT
-    return LOSS_PER_GROUP_UNIT_TEXT if box.outputs == "regression" else NATS_PER_GROUP_UNIT_TEXT
+    return loss_change_unit_text(box, inverse.gradients.loss).replace("per example", "per group")
 
 
 def _second_order_group_effects(inverse: InverseCurvature, members: list[Tensor], gradients: Tensor) -> Tensor:

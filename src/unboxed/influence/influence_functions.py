@@ -122,7 +122,8 @@ def _unit_of_scores(box: Box, inverse: InverseCurvature, scores: Tensor) -> str:
         return RANKING_UNIT_TEXT
     limit, loss_unit = _plausible_change_and_unit(box, inverse.curvature.y)
     _warn_of_implausible_scores(scores, limit, loss_unit)
-    return loss_change_unit_text(box) if float(scores.abs().max()) <= limit else RANKING_UNIT_TEXT
+    unit = loss_change_unit_text(box, inverse.gradients.loss)
+    return unit if float(scores.abs().max()) <= limit else RANKING_UNIT_TEXT
 
 
 @contextmanager

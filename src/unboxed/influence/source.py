@@ -142,8 +142,8 @@ def source(
         scores += segment.mean_projection(curvature.apply(remaining, segment.decayed_step_size_sum), train_x, train_y)
         remaining = curvature.apply(remaining, segment.decay_to_segment_end)
     return Influence(
-        scores / len(train_x), "mean over seeds", loss_change_unit_text(box), "SOURCE", box.restore_structure(x), y,
-        train_labels=train_y, classes=class_names_of(box), settings={
+        scores / len(train_x), "mean over seeds", loss_change_unit_text(box, loss), "SOURCE",
+        box.restore_structure(x), y, train_labels=train_y, classes=class_names_of(box), settings={
             "checkpoints": len(states), "segments": segments, "lr": lr, "n_steps": n_steps,
             "weight_decay": weight_decay, "curvature": approximation, "fisher": fisher, "decay": decay,
         },

@@ -170,7 +170,11 @@ class GradientStore:
         """
         x, y = self._check_queries_and_labels(x, labels)
         scores = torch.cat(list(self._iter_scores_by_part(x, y, metric, lr)), 1)
-        unit = loss_change_unit_text(self.box) if metric == "dot" and lr is not None else SIMILARITY_UNIT_TEXT
+        unit = (
+            loss_change_unit_text(self.box, self._gradients.loss)
+            if metric == "dot" and lr is not None
+            else SIMILARITY_UNIT_TEXT
+        )
         return make_one_run_influence(self.box, "Gradient dot", scores, x, y, self.labels, unit)
 
     def top(

@@ -107,7 +107,7 @@ def tracin(
         x,
         y,
         train_y,
-        SIMILARITY_UNIT_TEXT if steps_per_checkpoint is None else loss_change_unit_text(box),
+        SIMILARITY_UNIT_TEXT if steps_per_checkpoint is None else loss_change_unit_text(box, loss),
     )
 
 

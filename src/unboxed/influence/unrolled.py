@@ -153,9 +153,10 @@ def unrolled(
     if smoothness is not None:
         ratio = float(smoothness.noise_to_signal.median())
         warn_if_not_smooth(ratio, "1 % of the examples", "scores of single examples are uncertain")
+    unit = loss_change_unit_text(box, training.loss if isinstance(training, ModelTraining) else _unknown_loss)
     return Influence(
         scores.to(box.dtype),
-        "one run", loss_change_unit_text(box), "Unrolled differentiation", box.restore_structure(x), y,
+        "one run", unit, "Unrolled differentiation", box.restore_structure(x), y,
         train_labels=training.y if isinstance(training, ModelTraining) else None,
         classes=class_names_of(box), smoothness=smoothness, settings={"plan": str(plan)},
     )  # fmt: skip
@@ -203,6 +204,11 @@ def check_box_matches_training(box: Box, training: Training, final: TrainingStat
                 f"the box's model is not what this training gives: {name!r} differs by {difference:.2g} of its norm. "
                 "Give the settings, data and initial weights of its training, or use training.box(training.run())"
             )
+
+
+def _unknown_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Stands for the loss of a training that is given as functions."""
+    raise NotImplementedError
 
 
 def _check_finite_query_losses(training: Training, final: TrainingState, x: Tensor, y: Tensor) -> None:

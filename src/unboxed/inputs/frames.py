@@ -72,12 +72,30 @@ def frame_with_labels(frame: Any, features: Features, label: str | None = None) 
     return frame, frame[next(name for name in frame.columns if str(name) == column)].to_numpy().tolist()
 
 
-def label_column_of_frame(frame: Any, features: Features) -> str:
-    """The column of labels, beside the inputs; "" where there is none, or it is not certain which."""
+def label_column_or_empty(
+    source: object, columns: Iterable[Any], names: Sequence[str], label: str | None = None
+) -> str:
+    """The column of labels of a table, beside those of the inputs; "" where there is none, or it is not certain which.
+
+    Raises DataError where `label` is no such column.
+    """
     try:
-        return find_label_column("", [str(name) for name in frame.columns if name not in features.names]) or ""
-    except DataError:
+        return find_label_column(source, [str(name) for name in columns if name not in names], label) or ""
+    except UnclearLabelsError:
+        if label is not None:
+            raise
         return ""
+
+
+def target_column_name(data: Any, inputs: Inputs) -> str:
+    """The name of the column that holds a regression's true values; "" where it is unknown, or says nothing."""
+    name = getattr(data, "label_name", "")
+    if is_data_frame(data) and isinstance(inputs, Features):
+        name = label_column_or_empty("the DataFrame", data.columns, inputs.names)
+    elif not name and isinstance(data, (tuple, list)) and len(data) == 2:
+        y = data[1]
+        name = y.columns[0] if is_data_frame(y) and len(y.columns) == 1 else getattr(y, "name", "")
+    return name if isinstance(name, str) and normalized_name(name) not in LABEL_COLUMN_NAMES else ""
 
 
 def find_label_column(source: object, others: Sequence[str], label: str | None = None) -> str | None:
@@ -90,7 +108,9 @@ def find_label_column(source: object, others: Sequence[str], label: str | None =
     if label is not None:
         if label in others:
             return label
-        raise DataError(f"{source} has no column {label!r} for labels; beside the inputs it has {listed or 'none'}")
+        raise UnclearLabelsError(
+            f"{source} has no column {label!r} for labels; beside the inputs it has {listed or 'none'}"
+        )
     called = [name for name in others if normalized_name(name) in LABEL_COLUMN_NAMES]
     if len(called) == 1 or len(others) == 1:
         return (called or others)[0]

@@ -23,6 +23,7 @@ from ..data.tables import TABLE_SUFFIXES, read_columns
 from ..errors import DataError, InputError
 from ..inputs.examples import to_batch
 from ..inputs.features import Features
+from ..inputs.frames import label_column_or_empty
 from ..inputs.multi import MultiInput
 from ..inputs.pixels import Pixels
 
@@ -34,9 +35,10 @@ class NamedInputs(NamedTuple):
 
     x: Tensor  # (N, ...)
     names: tuple[str, ...]
+    label_name: str = ""  # of the column of labels of a table, where it is known
 
 
-def read_inputs(path: str | os.PathLike[str], box: Box, max_examples: int) -> NamedInputs:
+def read_inputs(path: str | os.PathLike[str], box: Box, max_examples: int, *, label: str | None = None) -> NamedInputs:
     """The first inputs in a file or a folder, as the box takes them.
 
     A model of images takes an image file; one of tables a CSV, TSV or Parquet file with its columns; both, and models
@@ -46,9 +48,11 @@ def read_inputs(path: str | os.PathLike[str], box: Box, max_examples: int) -> Na
         path: The file or the folder.
         box: The opened model.
         max_examples: Use only the first of the examples.
+        label: The column of labels of a table; None takes one called so.
 
     Returns:
-        The inputs (N, ...) and their names: that of the file, with the row where it has several.
+        The inputs (N, ...), their names (that of the file, with the row where it has several), and the name of the
+        column of labels.
 
     Raises:
         DataError: for a file that cannot be read, or holds something else than the model takes.
@@ -67,8 +71,19 @@ def read_inputs(path: str | os.PathLike[str], box: Box, max_examples: int) -> Na
         raise InputError("this model takes several inputs, which no one file holds: call its methods in Python")
     if path.is_dir():
         return _read_folder(path, box, max_examples)
+    if isinstance(box.inputs, Features) and path.suffix.lower() in TABLE_SUFFIXES:
+        return _read_rows(path, box, box.inputs.names, max_examples, label)
+    if label is not None:
+        raise DataError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {path}")
     x = _read_file(path, box, max_examples)
     return NamedInputs(x, _names_of_rows(path, len(x)))
+
+
+def _read_rows(path: Path, box: Box, names: Sequence[str], max_examples: int, label: str | None) -> NamedInputs:
+    columns = read_columns(path, max_examples)
+    rows = select_feature_columns(columns, names, path)
+    x = _validate_inputs_of_file(rows, path, box, max_examples)
+    return NamedInputs(x, _names_of_rows(path, len(x)), label_column_or_empty(path, columns, names, label))
 
 
 def _names_of_rows(path: Path, n: int) -> tuple[str, ...]:
@@ -80,10 +95,6 @@ def _read_file(path: Path, box: Box, max_examples: int) -> Tensor:
     suffix = path.suffix.lower()
     if suffix in ARRAY_SUFFIXES:
         return read_array(path, box)[:max_examples]
-    if isinstance(box.inputs, Features) and suffix in TABLE_SUFFIXES:
-        return _validate_inputs_of_file(
-            select_feature_columns(read_columns(path, max_examples), box.inputs.names, path), path, box, max_examples
-        )
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2:
         return image(path, box)
     raise DataError(f"{to_printable(str(path))}: {_accepted_files_text(box)}")
@@ -120,8 +131,8 @@ def _read_folder(path: Path, box: Box, max_examples: int) -> NamedInputs:
         return _first_images(folder(path, box.inputs), max_examples)
     parts = list[tuple[Tensor, tuple[str, ...]]]()
     while files and sum(len(x) for x, _ in parts) < max_examples:
-        x, names = read_inputs(files.pop(0), box, max_examples - sum(len(x) for x, _ in parts))
-        parts.append((x, names))
+        read = read_inputs(files.pop(0), box, max_examples - sum(len(x) for x, _ in parts))
+        parts.append((read.x, read.names))
     if not parts:
         raise DataError(f"the folder {to_printable(str(path))} holds no such files: {_accepted_files_text(box)}")
     return NamedInputs(

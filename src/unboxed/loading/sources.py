@@ -15,7 +15,7 @@ from ..data.folders import is_image_name, single_image
 from ..data.tables import TABLE_SUFFIXES, open_table
 from ..data.texts import TEXT_SUFFIXES, open_texts
 from ..engine.read.class_labels import class_names_for_matching, has_class_labels
-from ..errors import DataError
+from ..errors import DataError, UnclearLabelsError
 from ..inputs.base import Inputs
 from ..inputs.pixels import Pixels
 from ..inputs.tokens import Tokens
@@ -111,7 +111,7 @@ def dataset_with_model_classes(
         359
     """
     if label is not None and (isinstance(box.inputs, Tokens) or not _is_table_file(spec)):
-        raise DataError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {spec}")
+        raise UnclearLabelsError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {spec}")
     if isinstance(box.inputs, Tokens) and Path(spec).suffix.lower() in TEXT_SUFFIXES:
         return open_texts(spec, box, classes, keep_unlabeled=keep_unlabeled)
     if Path(spec).suffix.lower() in ARRAY_SUFFIXES and Path(spec).is_file():

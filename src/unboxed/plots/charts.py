@@ -17,7 +17,7 @@ from . import colors
 from .colors import to_float64_array
 from .embedding import class_colors
 from .legend import add_legend_below
-from .text import hyphens_to_minus_signs
+from .text import format_among, hyphens_to_minus_signs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -417,8 +417,7 @@ def matrix_plot(
 def _draw_cell_values(axes: Axes, values: colors.Array, rgb: colors.Uint8Array) -> None:
     for (i, j), value in np.ndenumerate(values):
         is_light = float(rgb[i, j].mean()) > 255 * DARK_TEXT_MIN_BRIGHTNESS
-        digits = 2 if abs(value) < 100 else 0
-        text = "–" if np.isnan(value) else hyphens_to_minus_signs(f"{value:.{digits}f}")
+        text = format_among(value, colors.max_magnitude(values))
         color = INK_COLOR if is_light else "white"
         cell_text = axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=color)
         cell_text.set_in_layout(False)

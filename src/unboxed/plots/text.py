@@ -12,6 +12,7 @@ from PIL import ImageFont
 from ..atomic_write import to_printable
 
 BEFORE_MINUS_SIGN_PATTERN = r"(?<![^\s(\[±])"  # what comes before a sign, in a regular expression
+SMALL_VALUES_BELOW = 0.1  # the largest magnitude, of which two decimals say too little
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -34,6 +35,28 @@ def hyphens_to_minus_signs(text: str) -> str:
     """
     text = re.sub(rf"{BEFORE_MINUS_SIGN_PATTERN}-(?=0(\.0+)?(?![.e]?\d))", "", text)
     return re.sub(rf"{BEFORE_MINUS_SIGN_PATTERN}-(?=\.?\d)|(?<=\d[eE])-(?=\d)", "\u2212", text)
+
+
+def format_two_digits(value: float) -> str:
+    """A number in two digits, as short as it gets.
+
+    >>> format_two_digits(0.12345), format_two_digits(-3.5e-5), format_two_digits(1234.5), format_two_digits(0.0)
+    ('0.12', '−3.5e−5', '1,234', '0')
+    """
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+    return hyphens_to_minus_signs(re.sub(r"e([+-])0+", r"e\1", text).replace("e+", "e"))
+
+
+def format_among(value: float, largest: float) -> str:
+    """A value of several in two decimals; in two digits where the largest magnitude is small; a dash for NaN.
+
+    >>> format_among(0.5, 1.0), format_among(5e-6, 1.0), format_among(5e-6, 8e-6)
+    ('0.50', '0.00', '5e−6')
+    """
+    if value != value:
+        return "–"
+    is_decimal = largest >= SMALL_VALUES_BELOW and abs(value) < 100
+    return hyphens_to_minus_signs(f"{value:.2f}") if is_decimal else format_two_digits(value)
 
 
 def wrap_text(text: str, width: float, font: Font, max_lines: int = 4) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..inputs.labels import are_default_class_names
+from ..engine.read.class_labels import names_with_noun
 from .blocks import Block, Heading, Paragraph, collapsible_table
 from .regression import output_errors
 from .regression_blocks import output_errors_headline
@@ -170,16 +170,9 @@ def confused_positions_sentence(confusion: Tensor, names: Sequence[str]) -> str:
 def scores_by_finding_field(s: Survey, outputs: str) -> dict[str, Any]:
     """The scores of outputs that are no classes, by their field of the finding; {} without true values."""
     if s.position_confusion is not None:
-        return {"position_scores": position_scores(s.position_confusion, _output_names(s, "class"))}
+        return {"position_scores": position_scores(s.position_confusion, names_with_noun(s.classes, "class"))}
     if s.targets is None:
         return {}
     if outputs == "regression":
-        return {"output_errors": output_errors(s.outputs, s.targets, _output_names(s, "output"))}
-    return {"label_scores": label_scores(s.outputs, s.targets, _output_names(s, "label"))}
-
-
-def _output_names(s: Survey, noun: str) -> list[str]:
-    """The names of the outputs; "output 0" where they are numbers, "output" of a single one."""
-    if len(s.classes) == 1 and are_default_class_names(s.classes):
-        return [noun]
-    return [f"{noun} {name}" if are_default_class_names(s.classes) else name for name in s.classes]
+        return {"output_errors": output_errors(s.outputs, s.targets, names_with_noun(s.classes, "output"))}
+    return {"label_scores": label_scores(s.outputs, s.targets, names_with_noun(s.classes, "label"))}

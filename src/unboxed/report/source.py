@@ -19,15 +19,13 @@ from ..engine.read.class_labels import data_name_for_messages, dataset_class_nam
 from ..engine.read.examples import with_labels_of_table
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
-from ..inputs.features import Features
-from ..inputs.frames import LABEL_COLUMN_NAMES, frames_to_arrays, is_data_frame, label_column_of_frame
+from ..inputs.frames import frames_to_arrays, target_column_name
 from ..inputs.items import SkippedExamples, item_or_data_error
 from ..inputs.labeled_texts import read_texts_and_labels
 from ..inputs.labels import ClassByLabel, are_default_class_names, label_to_text, label_to_value, readable_class_names
 from ..inputs.pixels import Pixels
 from ..inputs.signed_labels import refuse_signed_labels
 from ..inputs.tokens import Tokens
-from ..validation import normalized_name
 from .words import shorten_middle
 
 DEFAULT_DATA_NAME = "tensors"  # of data without a name
@@ -55,7 +53,7 @@ class ReportData:
         self._targets: dict[int, Any] = {}  # of the examples read last
         self._label_texts: set[str] = set()  # of all examples read so far
         self.name = _name_of_data(data)
-        target = _target_column_name(data, box) if box.outputs == "regression" else ""
+        target = target_column_name(data, box.inputs) if box.outputs == "regression" else ""
         self.n_unlabeled = int(getattr(data, "n_unlabeled", 0))  # examples that were left out when it was opened
         skipped = SkippedExamples()
         data = with_labels_of_table(box, data)
@@ -182,17 +180,6 @@ def _name_of_data(data: Any) -> str:
         return _name_of_data(data.dataset)
     is_own_type = isinstance(data, Dataset) and not type(data).__module__.startswith("torch.")
     return type(data).__name__ if is_own_type else DEFAULT_DATA_NAME
-
-
-def _target_column_name(data: Any, box: Box) -> str:
-    """The name of the column that holds a regression's true values; "" where it is unknown, or says nothing."""
-    name = getattr(data, "label_name", "")
-    if is_data_frame(data) and isinstance(box.inputs, Features):
-        name = label_column_of_frame(data, box.inputs)
-    elif not name and isinstance(data, (tuple, list)) and len(data) == 2:
-        y = data[1]
-        name = y.columns[0] if is_data_frame(y) and len(y.columns) == 1 else getattr(y, "name", "")
-    return name if isinstance(name, str) and normalized_name(name) not in LABEL_COLUMN_NAMES else ""
 
 
 def _make_indexable(data: OpenedData, skipped: SkippedExamples) -> Any:

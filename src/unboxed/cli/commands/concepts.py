@@ -23,7 +23,15 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box, open_dataset, parse_class, refuse_texts
+from ..parsing import (
+    box_with_names_of_data,
+    errors_as_exit_codes,
+    open_box,
+    open_dataset,
+    open_inputs,
+    parse_class,
+    refuse_texts,
+)
 
 
 @app.command()
@@ -58,10 +66,10 @@ def concepts(
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "concepts")
         examples: Any = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-        box = box_with_data_class_names(examples, box) if class_names is None else box
+        box = box_with_names_of_data(examples, box) if class_names is None else box
         given = read_concept_options(concept, box) if concept else None
         run_concepts(
             box, examples, given, None if target is None else parse_class(target, box),
             None if layers is None else layers.split(","), out, relative=relative, n_random=n_random, max_examples=n,
-            random_data=None if random is None else open_dataset(random, box), seed=seed,
+            random_data=None if random is None else open_inputs(random, box), seed=seed,
         )  # fmt: skip

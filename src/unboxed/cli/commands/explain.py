@@ -15,6 +15,7 @@ from ..options import (
     ClassesOption,
     DebugOption,
     JsonOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OptionalInputArgument,
@@ -59,7 +60,7 @@ def explain(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, label: LabelOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Why this prediction? Maps of an input by well-known methods, ranked by whether they can be trusted, on a page."""
@@ -79,6 +80,6 @@ def explain(
             if run_explain_text(box, text or (), source, out, **settings).interrupted:
                 raise KeyboardInterrupt
             return
-        explanations = run_explain(box, source, out, **settings)
+        explanations = run_explain(box, source, out, label=label, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from ..options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    LabelOption,
     MeanOption,
     ModelOption,
     OutputsOption,
@@ -23,10 +24,11 @@ from ..options import (
     WeightsOption,
 )
 from ..parsing import (
-    box_with_data_class_names,
+    box_with_names_of_data,
     errors_as_exit_codes,
     open_box,
     open_dataset,
+    open_inputs,
     refuse_texts,
 )
 
@@ -38,6 +40,10 @@ def influence(
     method: Annotated[
         str, typer.Option(help="A method of the family influence that needs training examples alone, by name.")
     ] = "influence_functions",
+    solver: Annotated[
+        str | None, typer.Option(help="How the inverse curvature is applied, of methods that take it: auto, cg, exact, "
+        "lissa, arnoldi, ekfac, kfac or diagonal (default: auto).")
+    ] = None,
     n: Annotated[int, typer.Option("--n", help="Explain the first N queries.")] = 4,
     train_n: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
     store: Annotated[
@@ -51,7 +57,8 @@ def influence(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figure and numbers.")] = Path("influence"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Who taught it that? The training examples that made an answer likelier, and those that made it less likely."""
@@ -60,15 +67,17 @@ def influence(
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         refuse_texts(box, "influence")
-        settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet}
-        train_data, queries = (open_dataset(spec, box, **settings) for spec in (train, query))
-        box = box_with_data_class_names(train_data, box) if class_names is None else box
+        settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet, "label": label}
+        train_data = open_dataset(train, box, **settings)
+        box = box_with_names_of_data(train_data, box) if class_names is None else box
+        queries = open_inputs(query, box, **settings)
         run_influence(
             box,
             train_data,
             queries,
             out,
             method=method,
+            solver=solver,
             n_queries=n,
             n_train=train_n,
             k=k,

@@ -25,7 +25,7 @@ from ..options import (
     StdOption,
     WeightsOption,
 )
-from ..parsing import box_with_data_class_names, errors_as_exit_codes, open_box
+from ..parsing import box_with_names_of_data, errors_as_exit_codes, open_box
 
 OUT_SUFFIXES = (".csv", ".json")
 
@@ -69,5 +69,5 @@ def predict(
             examples = Texts(text or ())
         else:
             examples = open_examples(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-            box = box_with_data_class_names(examples, box) if class_names is None else box
+            box = box_with_names_of_data(examples, box) if class_names is None else box
         run_predict(box, examples, max_examples=n, top=top, out=out, as_json=json)

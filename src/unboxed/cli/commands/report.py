@@ -28,7 +28,7 @@ from ..options import (
     WeightsOption,
 )
 from ..parsing import (
-    box_with_data_class_names,
+    box_with_names_of_data,
     current_command_line,
     errors_as_exit_codes,
     load_judge,
@@ -73,7 +73,7 @@ def report(
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-        box = box_with_data_class_names(images, box) if class_names is None else box
+        box = box_with_names_of_data(images, box) if class_names is None else box
         train_data = (
             None
             if training is None

@@ -12,24 +12,50 @@ from ...errors import DataError, InputError
 from ...inputs.items import is_shuffling_loader
 from ...inputs.signed_labels import SIGNED_YES_OR_NO_TEXT, are_signed
 from ..read.class_labels import labels_to_classes
-from ..read.examples import examples_with_unread_labels, labeled_examples
+from ..read.examples import (
+    LabeledExamples,
+    OptionallyLabeledExamples,
+    examples_with_unread_labels,
+    indexed_examples,
+    indexed_labeled_examples,
+)
 
 
 def read_training_examples(box: Box, train: Any) -> tuple[Tensor, Tensor]:
-    """Training inputs (N, ...) and labels: classes (N,); numbers (N, ...) of a regression; (N, K) of several labels.
+    """As `indexed_training_examples`, the inputs and labels alone."""
+    return indexed_training_examples(box, train)[:2]
 
-    Examples without a label beside others with one are left out with a warning. Raises DataError where there are none,
-    or no labels, or their order is another in each pass.
+
+def indexed_training_examples(box: Box, train: Any, max_examples: int | None = None) -> LabeledExamples:
+    """The first training inputs (N, ...), their labels, and their indices in the data.
+
+    Labels are classes (N,); numbers (N, ...) of a regression; (N, K) of several labels. Examples without a label beside
+    others with one are left out with a warning. Raises DataError where there are none, or no labels, or their order is
+    another in each pass.
     """
     check_not_shuffled(train)
-    if box.outputs not in ("regression", "multilabel"):
-        return labeled_examples(box, train)
-    x, labels, _ = examples_with_unread_labels(box, train)
-    if labels is not None and not _are_regression_or_multilabel(box, labels):
-        return x, box.class_labels(labels_to_classes(box, train, labels), len(x))
-    if labels is None:
+    if not _may_have_value_labels(box):
+        return indexed_labeled_examples(box, train, max_examples)
+    x, y, rows = indexed_query_examples(box, train, max_examples)
+    if y is None:
         raise DataError("the training examples have no labels; wanted tensors (x, y), or a Dataset of (input, number)")
-    return x, _check_value_labels(box, labels, len(x))
+    return LabeledExamples(x, y, rows)
+
+
+def indexed_query_examples(box: Box, data: Any, max_examples: int | None = None) -> OptionallyLabeledExamples:
+    """As `indexed_training_examples`, of examples that may have no labels."""
+    if not _may_have_value_labels(box):
+        return indexed_examples(box, data, max_examples)
+    x, labels, rows = examples_with_unread_labels(box, data, max_examples)
+    if labels is None:
+        return OptionallyLabeledExamples(x, None, rows)
+    is_value = _are_regression_or_multilabel(box, labels)
+    y = (
+        _check_value_labels(box, labels, len(x))
+        if is_value
+        else box.class_labels(labels_to_classes(box, data, labels), len(x))
+    )
+    return OptionallyLabeledExamples(x, y, rows)
 
 
 def resolve_query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
@@ -52,6 +78,10 @@ def check_not_shuffled(train: Any) -> None:
             "this DataLoader gives its examples in another order at each pass, so that their scores could not be "
             "assigned to them. Give its dataset (loader.dataset), or a loader with shuffle=False"
         )
+
+
+def _may_have_value_labels(box: Box) -> bool:
+    return box.outputs in ("regression", "multilabel")
 
 
 def _are_regression_or_multilabel(box: Box, labels: Any) -> bool:

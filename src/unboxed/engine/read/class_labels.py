@@ -12,12 +12,15 @@ from torch import Tensor
 from ...box import Box
 from ...errors import DataError, InputError
 from ...inputs.forms import HF_LABEL_COLUMN_NAMES
+from ...inputs.frames import target_column_name
 from ...inputs.labels import (
     ClassByLabel,
     ClassLabels,
+    are_default_class_names,
     label_to_value,
     match_label_names_to_classes,
     match_labels_to_classes,
+    readable_class_names,
     whole_numbers,
 )
 from ..proportion import Proportion, below_chance_text
@@ -93,6 +96,29 @@ def dataset_class_names(data: Any) -> LabelNames:
         return names_of_parts[0] if names_of_parts else LabelNames()
     inner = getattr(data, "dataset", None)
     return LabelNames() if inner is None else dataset_class_names(inner)
+
+
+def box_with_names_of_data(box: Box, data: Any) -> Box:
+    """The box with the names that data have for its outputs, if it has none of its own: those of their classes, or the
+    name of the column that holds what one number should be."""
+    names = getattr(data, "classes", None)
+    if box.outputs == "regression":
+        names = [name] if (name := target_column_name(data, box.inputs)) else None
+    if not names or len(names) != len(box.classes) or not are_default_class_names(box.classes):
+        return box
+    return Box(box.model, box.inputs, classes=names, outputs=box.outputs)
+
+
+def readable_output_names(box: Box) -> tuple[str, ...]:
+    """The names of the outputs as a person reads them."""
+    return names_with_noun(box.classes, "output") if box.outputs == "regression" else readable_class_names(box.classes)
+
+
+def names_with_noun(names: Sequence[str], noun: str) -> tuple[str, ...]:
+    """Names of outputs; "output 0" where they are numbers, "output" of a single one."""
+    if not are_default_class_names(names):
+        return tuple(names)
+    return (noun,) if len(names) == 1 else tuple(f"{noun} {name}" for name in names)
 
 
 def labels_to_classes(box: Box, data: Any, labels: Tensor | Sequence[Any]) -> Tensor:

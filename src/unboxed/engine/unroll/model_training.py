@@ -127,7 +127,7 @@ class ModelTraining(Training):
         self._unused: dict[str, Tensor] = {}  # parameters that get no gradient, which torch's optimizers skip
         if not self._names:
             raise InputError("the optimizer has none of the parameters; make it of those that the function is given")
-        self._augment, self._loss = augment, resolve_loss(self._box, loss)
+        self._augment, self.loss = augment, resolve_loss(self._box, loss)
         self._forward = RawForward(self._box)
         super().__init__(self._step, self._initial_state(), batches, self._query_loss, len(self.x))
         self._detect_rng_use_and_unused_parameters()
@@ -270,7 +270,7 @@ class ModelTraining(Training):
                 _entries_with_prefix(state, BUFFER_KEY_PREFIX),
                 seed,
             )
-            return self._loss(output, y)
+            return self.loss(output, y)
 
     def _weighted_loss(
         self, parameters: TrainingState, buffers: TrainingState, t: int, weights: Tensor
@@ -280,7 +280,7 @@ class ModelTraining(Training):
         output, buffers = self._forward.forward_in_train_mode(
             x, parameters, buffers, rng.derive_seed("step", self.seed, t)
         )
-        losses = check_losses_per_example(self._loss(output, y), len(y))
+        losses = check_losses_per_example(self.loss(output, y), len(y))
         return (weights * losses).sum() / len(y), buffers
 
     def _batch_inputs_and_labels(self, t: int) -> tuple[Tensor, Tensor]:
@@ -338,7 +338,7 @@ class ModelTraining(Training):
         output = self._forward.forward_in_eval_mode(
             x, _entries_with_prefix(state, PARAMETER_KEY_PREFIX), _entries_with_prefix(state, BUFFER_KEY_PREFIX)
         )
-        return check_losses_per_example(self._loss(output, y), len(x))
+        return check_losses_per_example(self.loss(output, y), len(x))
 
     def class_losses(self, state: TrainingState, x: Tensor, n_classes: int) -> Tensor:
         output = self._forward.forward_in_eval_mode(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...influence import GroupInfluence, Influence, Removal, SelfInfluence, SuspectedMislabels
 from ...influence.result import LOSS_CHANGE_UNIT_TEXTS, RANKING_UNIT_TEXT, SIMILARITY_UNIT_TEXT
 from ...influence.validate import LinearDatamodelingScore
-from ..charts import bar_chart, matrix_plot, scatter_chart
+from ..charts import bar_chart, matrix_plot, scatter_chart, signed_bar_chart
 from ..figures import Figures, figures
 from ..sheet import Tile, contact_sheet
+from ..tables import stack_panels
+from ..text import format_two_digits
 from .common import (
     MAX_EXAMPLES_PER_FIGURE,
     class_name,
@@ -35,25 +39,64 @@ MAX_GROUPS_IN_TABLE = 12  # columns of a table
 
 @figures.register(Influence)
 def _influence_figures(result: Influence, box: Box | None = None, *, data: Any = None) -> Figures:
-    """Each query with its most helpful and most harmful training examples; without the data, scores by example."""
+    return {"influence": influence_figure(result, box, data)}
+
+
+def influence_figure(
+    result: Influence, box: Box | None = None, data: Any = None, train_rows: Sequence[int] | None = None,
+    query_rows: Sequence[int] | None = None,
+) -> Image.Image:  # fmt: skip
+    """Each query with its most helpful and most harmful training examples: as images, or without any as bars.
+
+    `train_rows` and `query_rows` are where the examples are in data of which not all were read.
+    """
     n, k = min(result.n_queries, MAX_EXAMPLES_PER_FIGURE), min(N_HELPFUL_AND_HARMFUL_TILES_EACH, result.n_train)
     best, worst = result.top(k)[:n].cpu(), result.bottom(k)[:n].cpu()
     helpful, harmful = fetch_images_at(data, best, box), fetch_images_at(data, worst, box)
     queries = first_image_part(result.input)
+    names = [f"query {i if query_rows is None else query_rows[i]}" for i in range(n)]
+    captions, explained = _TrainCaptions(result, box, train_rows), explained_class_captions(result, n, box)
     if helpful is None or harmful is None or queries is None:
-        return {"influence": _top_scores_matrix_image(result, best)}
+        titles = [", ".join(filter(None, pair)) for pair in zip(names, explained, strict=True)]
+        return _score_bars(result, torch.cat([best, worst.flip(1)], 1), titles, captions)
     rows = []
-    for i, query in enumerate(image_tiles(queries[:n].cpu(), explained_class_captions(result, n, box))):
+    for i, query in enumerate(image_tiles(queries[:n].cpu(), explained)):
         sides = [
-            image_tiles(shown[i * k : (i + 1) * k], [label_and_score_caption(result, i, int(j), box) for j in index[i]])
+            image_tiles(shown[i * k : (i + 1) * k], [captions.with_score(i, j) for j in index[i].tolist()])
             for shown, index in ((helpful, best), (harmful, worst))
         ]
         rows.append([query, *sides[0], *reversed(sides[1])])
     first, last = (
         ("most similar", "least similar") if result.unit == SIMILARITY_UNIT_TEXT else ("most helpful", "most harmful")
     )
-    columns = ["query", first, *[""] * (2 * k - 2), last]
-    return {"influence": influence_sheet(rows, result, columns, numbered_names(n, "query"))}
+    return influence_sheet(rows, result, ["query", first, *[""] * (2 * k - 2), last], names)
+
+
+def _score_bars(result: Influence, index: Tensor, titles: Sequence[str], captions: _TrainCaptions) -> Image.Image:
+    """The scores of these training examples of each query (Q, K), as bars."""
+    charts = [
+        signed_bar_chart({captions.of(j).replace("\n", ", "): float(result.scores[i, j]) for j in row}, title=title,
+                         label=result.unit)
+        for i, (row, title) in enumerate(zip(index.tolist(), titles, strict=True))
+    ]  # fmt: skip
+    head: Image.Image = contact_sheet([], title=influence_title(result))
+    return stack_panels([head, *charts])
+
+
+@dataclass(frozen=True)
+class _TrainCaptions:
+    """What is said of training examples: which they are, their labels and scores."""
+
+    result: Influence
+    box: Box | None
+    rows: Sequence[int] | None
+
+    def of(self, j: int, *lines: str) -> str:
+        example = f"example {j if self.rows is None else self.rows[j]}"
+        return train_label_caption(self.result.train_labels, self.result.classes, j, self.box, *lines, example)
+
+    def with_score(self, query: int, j: int) -> str:
+        return self.of(j, format_signed_score(float(self.result.scores[query, j])))
 
 
 @figures.register(GroupInfluence)
@@ -69,8 +112,13 @@ def _group_influence_figures(result: GroupInfluence, box: Box | None = None, *, 
     }  # fmt: skip
 
 
-def influence_sheet(rows: list[list[Tile | None]], result: Influence, columns: list[str], names: list[str]) -> Any:
-    return contact_sheet(rows, title=influence_title(result), columns=columns, names=names, side=TILE_SIDE_PIXELS)
+def influence_sheet(
+    rows: list[list[Tile | None]], result: Influence, columns: list[str], names: list[str]
+) -> Image.Image:
+    sheet: Image.Image = contact_sheet(
+        rows, title=influence_title(result), columns=columns, names=names, side=TILE_SIDE_PIXELS
+    )
+    return sheet
 
 
 def influence_title(result: Influence) -> str:
@@ -86,12 +134,6 @@ def explained_class_captions(result: Influence, n: int, box: Box | None) -> list
     return [f"as {class_name(c, result.classes, box)}" for c in result.target[:n].tolist()]
 
 
-def label_and_score_caption(result: Influence, query: int, index: int, box: Box | None) -> str:
-    """The label and the score of a training example."""
-    score = format_signed_score(float(result.scores[query, index]))
-    return train_label_caption(result.train_labels, result.classes, index, box, score)
-
-
 def train_label_caption(
     labels: Tensor | None, classes: tuple[str, ...], index: int, box: Box | None, *lines: str
 ) -> str:
@@ -99,24 +141,15 @@ def train_label_caption(
     has_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
     label = [f"label {class_name(labels[index], classes, box)}"] if has_class and labels is not None else []
     if labels is not None and labels.is_floating_point() and labels[index].numel() == 1:
-        label = [f"label {labels[index].item():.4g}"]
+        value = labels[index].item()
+        label = [f"label {value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"label {value:.4g}"]
     return "\n".join([*label, *lines])
 
 
 def format_signed_score(score: float) -> str:
     """A score with its sign, to two digits: +0.12, −3.5e−5."""
-    text = f"{score:+,.0f}" if abs(score) >= 100 else f"{score:+.2g}"
-    return re.sub(r"e([+-])0+", r"e\1", text).replace("-", "−").replace("e+", "e")
-
-
-def _top_scores_matrix_image(result: Influence, best: Tensor) -> Any:
-    """The scores of the most helpful examples of each query."""
-    values = result.scores[: len(best)].cpu().gather(1, best)
-    places = [f"{j + 1}." for j in range(best.shape[1])]
-    return matrix_plot(
-        values, numbered_names(len(best), "query"), places, ("", "most helpful training examples"),
-        title=influence_title(result), kind="signed", unit=result.unit,
-    )  # fmt: skip
+    text = format_two_digits(score)
+    return text if text.startswith("−") else f"+{text}"
 
 
 @figures.register(Removal)
