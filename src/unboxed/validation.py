@@ -128,12 +128,22 @@ def nearest_names(name: str, names: Iterable[str]) -> list[str]:
     return [by_spelling[match] for match in get_close_matches(normalized_name(name), by_spelling)]
 
 
+def listed_names(names: Iterable[object], max_listed: int = 8) -> str:
+    """Names in quotes, the first ones of many.
+
+    >>> listed_names("abc"), listed_names("abc", 2)
+    ("'a', 'b', 'c'", "'a', 'b', ...")
+    """
+    names = list(names)
+    return f"{', '.join(map(repr, names[:max_listed]))}{', ...' * (len(names) > max_listed)}"
+
+
 def suggestion_text(name: str, names: Iterable[str], max_listed: int = 5) -> str:
     """The end of an error about an unknown name: "did you mean 'a' or 'b'?", or else "there are 'a', 'b', ..."."""
     names = list(names)
     if nearest := nearest_names(name, names):
         return f"did you mean {' or '.join(map(repr, nearest))}?"
-    return f"there are {', '.join(map(repr, names[:max_listed]))}{', ...' * (len(names) > max_listed)}"
+    return f"there are {listed_names(names, max_listed)}"
 
 
 def missing_path_text(path: str | os.PathLike[str], kind: str = "file") -> str:

@@ -32,6 +32,8 @@ def written(folder: Path, text: str) -> Path:
         ("ash;alcohol;kind\n1;2;red\n3;12,5;white\n", r"'alcohol' holds '12,5' in row 1 .*decimals with a point"),
         ("1.5,2,0\n3,4,1\n", r"no column 'ash', 'alcohol'; its first line must name the columns"),
         ("Ash,alcohol,kind\n1,2,red\n", r"no column 'ash'; 'Ash' is spelled like 'ash'"),
+        ("ash,alcohol,ash,kind\n1,2,3,red\n", r"several columns of the name 'ash'; rename or leave out"),
+        ("a,b,c,d,e,f,g,h,i\n1,2,3,4,5,6,7,8,9\n", r"its columns are 'a', .*'h', \.\.\.$"),
     ],
 )
 def test_a_fault_is_told_by_its_place_with_what_to_do(tmp_path: Path, text: str, said: str) -> None:

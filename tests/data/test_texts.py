@@ -41,6 +41,36 @@ def test_texts_and_their_labels(tmp_path: Path, name: str, content: str) -> None
     assert texts.first(2).y.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id,sentence,tense\n1,it is,pres\n2,it was,past\n"),
+        ("b.csv", "words,tense\nit is,pres\nit was,past\n"),
+        ("c.csv", "label,text,tense\n9,it is,pres\n9,it was,past\n"),
+        ("d.jsonl", '{"sentence": "it is", "tense": "pres"}\n{"tense": "past", "sentence": "it was"}\n'),
+    ],
+)
+def test_the_column_of_labels_is_named(tmp_path: Path, name: str, content: str) -> None:
+    path = written(tmp_path, name, content)
+    texts = ub.data.texts(path, label="tense")
+    assert (texts.texts, texts.labels, texts.classes) == (["it is", "it was"], [1, 0], ("past", "pres"))
+    with pytest.raises(DataError, match="no column 'tens' for labels; it has '"):
+        ub.data.texts(path, label="tens")
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "sentence,tense\nit is,pres\n")
+    with pytest.warns(UnboxedWarning, match=r"the column 'tense' is not read\. .*label=\"COLUMN\""):
+        assert ub.data.texts(path).labels == [-1]
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(path)
+    with pytest.warns(UnboxedWarning, match="the column 'tense' is not read"):
+        ub.data.texts(frame)
+    assert ub.data.texts(frame, label="tense").classes == ("pres",)
+    with pytest.raises(DataError, match="holds texts alone"):
+        ub.data.texts(written(tmp_path, "a.txt", "it is\n"), label="tense")
+
+
 def test_a_table_of_texts_is_led_to_what_opens_it(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "text,label\na good film,pos\n")
     with pytest.raises(DataError, match=r"ub\.data\.texts\(path, box\)"):

@@ -132,16 +132,28 @@ def test_columns_of_a_frame_are_matched_by_name() -> None:
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
-        (Frame(age=[1.0]), r"no column, or two, of the name 'height'; it has \['age'\]"),
-        (Frame(Age=[1.0], height=[1.0]), "of the name 'age'; 'Age' is spelled like 'age'; it has"),
+        (Frame(age=[1.0]), r"no column 'height'; it has 'age'"),
+        (Frame(Age=[1.0], height=[1.0]), "no column 'age'; 'Age' is spelled like 'age'; it has"),
+        (
+            Frame(height=[1.0], **{f"c{i}": [0.0] for i in range(9)}),
+            r"no column 'age'; it has 'height', .*'c6', \.\.\.",
+        ),
         (Frame(age=["old"], height=[1.0]), "of the DataFrame 'age' holds no numbers: .*'old'"),
         (Frame(age=["old"], height=["tall"]), "of the DataFrame 'age', 'height' holds no numbers"),
-        (Frame(age=[np.nan], height=[1.0]), "NaN"),
+        (Frame(age=[1.0, np.nan], height=[1.0, 2.0]), "in 1 of 2 examples, the first at index 1 in the column 'age'"),
     ],
 )
 def test_frames_that_do_not_fit(frame: Frame, words: str) -> None:
     with pytest.raises(InputError, match=words):
         rows()[0](frame)
+
+
+def test_a_column_that_is_there_twice_is_named_as_such() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([[1.0, 2.0, 3.0]], columns=["age", "height", "age"])
+    with pytest.raises(InputError, match="several columns of the name 'age'; leave out all but one") as refused:
+        rows()[0](frame)
+    assert "spelled" not in str(refused.value)
 
 
 def test_one_row_of_a_frame_is_taken_as_its_error_says() -> None:

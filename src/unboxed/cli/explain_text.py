@@ -49,6 +49,7 @@ def run_explain_text(
     target: str | None = None,
     versus: str | None = None,
     max_examples: int = 4,
+    label: str | None = None,
     seed: int = 0,
     quiet: bool = False,
     as_json: bool = False,
@@ -59,7 +60,7 @@ def run_explain_text(
     """
     out, max_examples = Path(out), check_int("--n", max_examples, minimum=1)
     require_text_inputs(box)
-    given = [*texts, *([] if source is None else read_texts(source).texts[:max_examples])]
+    given = [*texts, *([] if source is None else read_texts(source, label=label).texts[:max_examples])]
     selected = resolve_methods(box, methods)
     path = out / VERDICTS_FILE
     cache = VerdictCache.read(path)

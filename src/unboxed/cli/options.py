@@ -65,6 +65,7 @@ MethodsFromOption = Annotated[
     typer.Option(help="A Python file or module with methods of your own; repeat for several."),
 ]
 LabelOption = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="The column of labels of a table (default: one called so).")
+    str | None,
+    typer.Option(metavar="COLUMN", help="The column of labels of a table, also of texts (default: one called so)."),
 ]
 RootOption = Annotated[Path | None, typer.Option(help="Folder that holds the MNIST files (default: the user's cache).")]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError, warn
 from ..inputs.features import Features
-from ..inputs.frames import MAX_LISTED_COLUMNS, find_label_column, nearest_columns_text
+from ..inputs.frames import find_label_column, nearest_columns_text
 from ..inputs.labels import (
     ClassByLabel,
     classes_from_label_names,
@@ -23,6 +23,7 @@ from ..inputs.labels import (
     missing_labels_text,
 )
 from ..inputs.signed_labels import refuse_signed_labels
+from ..validation import listed_names
 from .sets import Batch, Images, check_n_examples
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
@@ -112,12 +113,11 @@ def read_rows(
 def select_feature_columns(columns: dict[str, list[Any]], names: Sequence[str], source: Path) -> Tensor:
     """The named columns as rows (N, F), whatever their order in the file. Raises DataError."""
     if missing := [name for name in names if str(name) not in columns]:
-        listed = ", ".join(map(repr, list(columns)[:MAX_LISTED_COLUMNS]))
         near = nearest_columns_text(missing, columns)
         if columns and all(_is_number_text(name) for name in columns):
             near = "its first line must name the columns"
-        raise DataError(f"{source} has no column {', '.join(map(repr, missing[:4]))}; "
-                        f"{near and f'{near}; '}its columns are {listed}")  # fmt: skip
+        raise DataError(f"{source} has no column {listed_names(missing)}; "
+                        f"{near and f'{near}; '}its columns are {listed_names(columns)}")  # fmt: skip
     values = [[finite_number(v, name, source, row) for row, v in enumerate(columns[str(name)])] for name in names]
     if not values[0]:
         raise DataError(f"{source} has no rows")

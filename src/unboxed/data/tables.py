@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..inputs.images import require_pixels
 from ..inputs.labels import classes_from_label_names, label_to_text, label_to_value
 from ..inputs.pixels import Pixels
 from ..inputs.signed_labels import refuse_signed_labels
-from ..validation import missing_path_text, normalized_name
+from ..validation import listed_names, missing_path_text, normalized_name
 from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
 from .rows import FeatureRows, finite_number, read_rows, select_feature_columns
 
@@ -239,6 +240,10 @@ def read_columns(source: Path, max_rows: int | None = None) -> dict[str, list[An
         contents = _open_parquet(source)
         return {str(name): contents.column(name).to_pylist()[:max_rows] for name in contents.column_names}
     header, *rows = _read_csv_cells(source)
+    if repeated := [name for name, n in Counter(header).items() if name and n > 1]:
+        raise DataError(
+            f"{source} has several columns of the name {listed_names(repeated)}; rename or leave out all but one"
+        )
     if short := [row for row in rows[:max_rows] if len(row) < len(header)]:
         raise DataError(f"{source} has rows of fewer than its {len(header)} columns, such as {short[0]}")
     return {name: [row[i] for row in rows[:max_rows]] for i, name in enumerate(header)}
@@ -301,14 +306,12 @@ def _find_file_and_label_columns(
 ) -> tuple[str, str | None]:
     """The names of the columns of files and labels, `label` where it is given. Raises DataError."""
     if label is not None and label not in names:
-        raise UnclearLabelsError(
-            f"{source} has no column {label!r} for labels; it has {', '.join(map(repr, names[:8]))}"
-        )
+        raise UnclearLabelsError(f"{source} has no column {label!r} for labels; it has {listed_names(names)}")
     by_plain_name = {normalized_name(name): name for name in reversed(names)}
     files, labels = (
         [by_plain_name[n] for n in known if n in by_plain_name] for known in (FILE_COLUMN_NAMES, LABEL_COLUMN_NAMES)
     )
     labels = labels if label is None else [label]
     if not files or (not labels and len(names) > 1):
-        raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {WANTED_COLUMNS_TEXT}")
+        raise DataError(f"{source} has the columns {listed_names(names)}; {WANTED_COLUMNS_TEXT}")
     return files[0], labels[0] if labels else None

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import class_names_for_matching
-from ..errors import DataError, warn
+from ..errors import DataError, UnclearLabelsError, warn
 from ..inputs.frames import is_data_frame
 from ..inputs.labels import (
     classes_from_label_names,
@@ -26,7 +26,7 @@ from ..inputs.labels import (
     missing_labels_text,
 )
 from ..inputs.signed_labels import refuse_signed_labels
-from ..validation import missing_path_text, normalized_name
+from ..validation import listed_names, missing_path_text, normalized_name
 from .sets import check_n_examples
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -36,6 +36,7 @@ WANTED_TEXT_COLUMNS_TEXT = (
     "wanted a column of texts (text, sentence, review, ...) and one of labels (label, class, target, ...), or without "
     "a header texts first, then labels"
 )
+TEXT_LABEL_ADVICE = 'Name that of labels: ub.data.texts(data, box, label="COLUMN"), --label COLUMN on the command line'
 
 
 class TextBatch(NamedTuple):
@@ -100,7 +101,9 @@ class Texts(Dataset[tuple[str, int]]):
         return f"Texts({self.name!r}, {len(self)} texts, {len(self.classes)} classes)"
 
 
-def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = None) -> Texts:
+def texts(
+    path: Any, like: Box | None = None, classes: Sequence[str] | None = None, *, label: str | None = None
+) -> Texts:
     """The texts in a file, with their labels where it has them.
 
     Args:
@@ -109,6 +112,8 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
             such columns is taken, too.
         like: The box of a model: labels are then its classes.
         classes: Class names that labels are numbered by. None takes the box's, else those of the file in their order.
+        label: The column of labels. None takes one that is called so; without one, other columns are not read, with a
+            warning.
 
     Returns:
         `Texts`, each with its class number, -1 where the file has no labels. Texts without a label (an empty cell, NaN,
@@ -126,14 +131,15 @@ def texts(path: Any, like: Box | None = None, classes: Sequence[str] | None = No
         ...     ub.data.texts(path).first(2)
         TextBatch(x=['a good film', 'a bad film'], y=tensor([1, 0]))
     """
-    return open_texts(path, like, classes)
+    return open_texts(path, like, classes, label=label)
 
 
 def open_texts(
-    path: Any, like: Box | None = None, classes: Sequence[str] | None = None, *, keep_unlabeled: bool = False
-) -> Texts:
+    path: Any, like: Box | None = None, classes: Sequence[str] | None = None, *, label: str | None = None,
+    keep_unlabeled: bool = False,
+) -> Texts:  # fmt: skip
     """As `texts`; those without a label beside others may be kept."""
-    source, read_rows = _rows_of_frame(path) if is_data_frame(path) else _rows_of_file(path)
+    source, read_rows = (_rows_of_frame if is_data_frame(path) else _rows_of_file)(path, label)
     read = list(read_rows)
     names = class_names_for_matching(like) if like is not None and classes is None else classes
     refuse_signed_labels([label for *_, label in read], None if names is None else len(names))
@@ -153,7 +159,7 @@ Row = tuple[int, str, Any]
 """The number of a line, its text and its label."""
 
 
-def _rows_of_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
+def _rows_of_file(path: str | os.PathLike[str], label: str | None) -> tuple[Path, Iterator[Row]]:
     """Its path and its rows. Raises DataError."""
     source = Path(path).expanduser()
     if not source.is_file():
@@ -161,15 +167,15 @@ def _rows_of_file(path: str | os.PathLike[str]) -> tuple[Path, Iterator[Row]]:
     read = READER_BY_SUFFIX.get(source.suffix.lower())
     if read is None:
         raise DataError(f"{source} holds no texts that can be read; wanted a file {', '.join(TEXT_SUFFIXES)}")
-    return source, read(source)
+    return source, read(source, label)
 
 
-def _rows_of_frame(frame: Any) -> tuple[Path, Iterator[Row]]:
+def _rows_of_frame(frame: Any, label_name: str | None) -> tuple[Path, Iterator[Row]]:
     """What it is called and its rows, counted from 0. Raises DataError."""
     source, names = Path("the DataFrame"), [str(name) for name in frame.columns]
-    text, label, has_names = _find_text_and_label_columns(source, names)
+    text, label, has_names = _find_text_and_label_columns(source, names, label_name)
     if not has_names:
-        raise DataError(f"{source} has the columns {', '.join(map(repr, names[:8]))}; {WANTED_TEXT_COLUMNS_TEXT}")
+        raise DataError(f"{source} has the columns {listed_names(names)}; {WANTED_TEXT_COLUMNS_TEXT}")
     columns = [frame[name].to_numpy().tolist() for name in frame.columns]
     labels = [None] * len(frame) if label is None else columns[label]
     return source, ((i, str(t), k) for i, (t, k) in enumerate(zip(columns[text], labels, strict=True)))
@@ -204,7 +210,7 @@ def _numbered(
     )
 
 
-def _read_table(source: Path) -> Iterator[Row]:
+def _read_table(source: Path, label_name: str | None) -> Iterator[Row]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
     with source.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(
@@ -213,7 +219,7 @@ def _read_table(source: Path) -> Iterator[Row]:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     if not rows:
         return
-    text, label, has_header = _find_text_and_label_columns(source, rows[0][1])
+    text, label, has_header = _find_text_and_label_columns(source, rows[0][1], label_name)
     for line, row in rows[has_header:]:
         if len(row) <= max(text, label or 0):
             raise DataError(
@@ -222,33 +228,55 @@ def _read_table(source: Path) -> Iterator[Row]:
         yield line, row[text], None if label is None else row[label].strip()
 
 
-def _find_text_and_label_columns(source: Path, first: Sequence[str]) -> tuple[int, int | None, bool]:
+def _find_text_and_label_columns(source: Path, first: Sequence[str], label: str | None) -> tuple[int, int | None, bool]:
     """The columns of texts and of labels, and whether the first row names them. Raises DataError."""
     names = [normalized_name(cell) for cell in first]
-    texts, labels = (
-        [names.index(name) for name in known if name in names] for known in (TEXT_COLUMN_NAMES, TEXT_LABEL_COLUMN_NAMES)
-    )
+    labels = [names.index(name) for name in TEXT_LABEL_COLUMN_NAMES if name in names]
+    if label is not None:
+        labels = [_label_position(source, first, label)]
+    texts = [names.index(name) for name in TEXT_COLUMN_NAMES if name in names and names.index(name) not in labels]
+    if label is not None and not texts and len(first) == 2:
+        texts = [1 - labels[0]]
     if texts:
+        if not labels:
+            _warn_of_unread_columns(source, [name for i, name in enumerate(first) if i != texts[0]])
         return texts[0], labels[0] if labels else None, True
     if labels or len(first) > 2:
-        raise DataError(f"{source} has the columns {', '.join(map(repr, first[:8]))}; {WANTED_TEXT_COLUMNS_TEXT}")
+        raise DataError(f"{source} has the columns {listed_names(first)}; {WANTED_TEXT_COLUMNS_TEXT}")
     return 0, 1 if len(first) == 2 else None, False
 
 
-def _read_json_lines(source: Path) -> Iterator[Row]:
+def _label_position(source: Path, names: Sequence[str], label: str) -> int:
+    """Where the column of labels is. Raises UnclearLabelsError."""
+    if label not in names:
+        raise UnclearLabelsError(f"{source} has no column {label!r} for labels; it has {listed_names(names)}")
+    return names.index(label)
+
+
+def _warn_of_unread_columns(source: Path, names: Sequence[str]) -> None:
+    if names:
+        columns = "the column" if len(names) == 1 else "the columns"
+        warn(f"{to_printable(source.name)}: no column is called label, so that {columns} {listed_names(names)} "
+             f"{'is' if len(names) == 1 else 'are'} not read. {TEXT_LABEL_ADVICE}")  # fmt: skip
+
+
+def _read_json_lines(source: Path, label_name: str | None) -> Iterator[Row]:
+    columns: dict[tuple[str, ...], tuple[int, int | None, bool]] = {}  # by the fields of a line
     with source.open(encoding="utf-8-sig", errors="replace") as file:
         for line, content in enumerate(file, 1):
             if not content.strip():
                 continue
             value = _parse_json_object(source, line, content)
-            by_name = {normalized_name(name): v for name, v in value.items()}
-            text = next((by_name[name] for name in TEXT_COLUMN_NAMES if name in by_name), None)
-            label = next((by_name[name] for name in TEXT_LABEL_COLUMN_NAMES if name in by_name), None)
-            if not isinstance(text, str):
+            fields = tuple(value)
+            if fields not in columns:
+                columns[fields] = _find_text_and_label_columns(source, fields, label_name)
+            text, label, has_names = columns[fields]
+            values = list(value.values())
+            if not has_names or not isinstance(values[text], str):
                 raise DataError(
-                    f"line {line} of {source} has the fields {', '.join(map(repr, value))}; {WANTED_TEXT_COLUMNS_TEXT}"
+                    f"line {line} of {source} has the fields {listed_names(value)}; {WANTED_TEXT_COLUMNS_TEXT}"
                 )
-            yield line, text, None if label is None else str(label)
+            yield line, values[text], None if label is None or values[label] is None else str(values[label])
 
 
 def _parse_json_object(source: Path, line: int, content: str) -> Mapping[str, Any]:
@@ -261,12 +289,14 @@ def _parse_json_object(source: Path, line: int, content: str) -> Mapping[str, An
     return value
 
 
-def _read_lines(source: Path) -> Iterator[Row]:
+def _read_lines(source: Path, label_name: str | None) -> Iterator[Row]:
+    if label_name is not None:
+        raise UnclearLabelsError(f"{source} holds texts alone, without columns; got label={label_name!r}")
     with source.open(encoding="utf-8-sig", errors="replace") as file:
         yield from ((line, text, None) for line, text in enumerate(file, 1) if text.strip())
 
 
-READER_BY_SUFFIX: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+READER_BY_SUFFIX: Mapping[str, Callable[[Path, str | None], Iterator[Row]]] = {
     ".csv": _read_table,
     ".tsv": _read_table,
     ".jsonl": _read_json_lines,

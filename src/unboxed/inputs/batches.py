@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -10,17 +11,23 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..validation import listed_names
 from .base import MAX_VALUE_UNLIKE_8_BITS, white_advice
 
 
-def min_and_max_of_valid_batch(x: object, shape: tuple[int, ...], what: str) -> tuple[float, float]:
-    """The minimum and maximum of a batch of finite floats. Raises InputError."""
+def min_and_max_of_valid_batch(
+    x: object, shape: tuple[int, ...], what: str, columns: Sequence[str] = ()
+) -> tuple[float, float]:
+    """The minimum and maximum of a batch of finite floats. Raises InputError, which names the columns of rows."""
     if not isinstance(x, Tensor) or not _is_valid_batch(x, shape):
         raise InputError(_invalid_batch_text(x, shape, what))
     low, high = min_and_max(x)  # both NaN where any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise InputError(f"NaN or infinite values in {len(bad)} of {len(x)} examples, the first at index {bad[0]}")
+        named = [name for name, is_finite in zip(columns, torch.isfinite(x[bad[0]]), strict=False) if not is_finite]
+        where = f" in {'the column' if len(named) == 1 else 'the columns'} {listed_names(named)}" if named else ""
+        problem = f"NaN or infinite values in {len(bad)} of {len(x)} examples"
+        raise InputError(f"{problem}, the first at index {bad[0]}{where}")
     return low, high
 
 

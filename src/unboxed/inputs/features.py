@@ -153,7 +153,7 @@ class Features:
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, if it is a batch of valid rows; else InputError that names the column."""
-        min_and_max_of_valid_batch(x, self.shape, "rows of features")
+        min_and_max_of_valid_batch(x, self.shape, "rows of features", self.names)
         for i, name in enumerate(self.names):
             self._check_column(name, x[:, i], self.low[i], self.high[i])
         return x

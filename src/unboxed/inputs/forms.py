@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
+from ..validation import listed_names
 from .base import Inputs
 from .items import ACCEPTED_DATA_TEXT, is_indexable
 from .multi import MultiInput
@@ -86,7 +87,7 @@ def image_and_label_of_row(row: Mapping[Any, Any]) -> tuple[Any, Any]:
     """The image and the label of a row, or of the columns, of a Hugging Face data set. Raises DataError."""
     image = next((row[name] for name in HF_IMAGE_COLUMN_NAMES if name in row), None)
     if image is None:
-        names = ", ".join(map(repr, list(row)[:6]))
+        names = listed_names(row)
         are_splits = bool(row) and all(hasattr(value, "column_names") for value in row.values())
         advice = f"; these are the splits of a data set: pass one, data[{next(iter(row))!r}]" if are_splits else ""
         raise DataError(f"got a dict of {names}; the columns image and label are taken{advice}; {ACCEPTED_DATA_TEXT}")

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, UnclearLabelsError
-from ..validation import REORDERED_INDEX_TEXT, is_index_reordered, nearest_names, normalized_name
+from ..validation import REORDERED_INDEX_TEXT, is_index_reordered, listed_names, nearest_names, normalized_name
 from .base import Inputs
 from .features import Features
 from .multi import MultiInput
 
 LABEL_COLUMN_NAMES = ("label", "labels", "class", "classname", "classid", "target", "category", "y", "labelname")
-MAX_LISTED_COLUMNS = 8  # in a message
 LABEL_COLUMN_ADVICE = 'Name it: ub.data.table(data, box, label="COLUMN"), --label COLUMN on the command line'
 
 
@@ -104,7 +103,7 @@ def find_label_column(source: object, others: Sequence[str], label: str | None =
     None where there is none. Raises DataError for a column that is not there, and where it could be several.
     """
     others = [name for name in others if name.strip() and not name.startswith("Unnamed: ")]  # an index of pandas
-    listed = ", ".join(map(repr, others[:MAX_LISTED_COLUMNS]))
+    listed = listed_names(others)
     if label is not None:
         if label in others:
             return label
@@ -130,11 +129,14 @@ def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:
         )
         raise DataError(f"a DataFrame holds rows for Features; these inputs are {type(inputs).__name__}. {advice}")
     columns = list(frame.columns)
-    if missing := [name for name in inputs.names if columns.count(name) != 1]:
-        names = ", ".join(map(repr, missing[:5]))
+    if missing := [name for name in inputs.names if name not in columns]:
         near = nearest_columns_text(missing, columns)
-        listed = f"{near and f'{near}; '}it has {columns[:MAX_LISTED_COLUMNS]}"
-        raise DataError(f"the DataFrame has no column, or two, of the name {names}; {listed}")
+        listed = f"{near and f'{near}; '}it has {listed_names(columns)}"
+        raise DataError(f"the DataFrame has no column {listed_names(missing)}; {listed}")
+    if repeated := [name for name in inputs.names if columns.count(name) > 1]:
+        raise DataError(
+            f"the DataFrame has several columns of the name {listed_names(repeated)}; leave out all but one"
+        )
     try:
         return np.array(frame[list(inputs.names)].to_numpy(), dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -145,7 +147,7 @@ def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:
 
 def nearest_columns_text(missing: Sequence[Any], columns: Iterable[Any]) -> str:
     """The columns that are spelled like those that are missing: "'Ash' is spelled like 'ash'", or nothing."""
-    near = {str(name): nearest_names(str(name), map(str, columns)) for name in missing[:MAX_LISTED_COLUMNS]}
+    near = {str(name): nearest_names(str(name), map(str, columns)) for name in missing}
     return ", ".join(f"{found[0]!r} is spelled like {name!r}" for name, found in near.items() if found)
 
 

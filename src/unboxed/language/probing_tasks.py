@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError, InputError
 from ..rng import keyed_generator
-from ..validation import missing_path_text
+from ..validation import listed_names, missing_path_text
 from .files import open_maybe_gzipped
 
 FLAGS = ("tr", "va", "te")
@@ -63,7 +63,7 @@ class ProbingTask:
         if blank := [i for i, sentence in enumerate(self.sentences) if not sentence.strip()]:
             raise InputError(f"sentence {blank[0]} is empty")
         if unknown := sorted(set(self.flags) - set(FLAGS)):
-            raise InputError(f"flags must be 'tr', 'va' or 'te'; got {', '.join(map(repr, unknown[:3]))}")
+            raise InputError(f"flags must be 'tr', 'va' or 'te'; got {listed_names(unknown)}")
         if absent := [flag for flag in FLAGS if flag not in self.flags]:
             raise DataError(f"{self.name}: no sentence has the flag {' or '.join(map(repr, absent))}")
         if len(present := {label for label, flag in zip(self.labels, self.flags, strict=True) if flag == "tr"}) < 2:

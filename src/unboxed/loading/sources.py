@@ -94,7 +94,7 @@ def dataset_with_model_classes(
         root: Folder of the MNIST files. None takes the user's cache folder.
         classes: Class names, where the model has none.
         quiet: No progress bar while downloading.
-        label: The column of labels of a table; None takes one called so.
+        label: The column of labels of a table, also of texts; None takes one called so.
         keep_unlabeled: Keep rows and texts without a label, which are left out with a warning where others have one.
 
     Returns:
@@ -110,10 +110,10 @@ def dataset_with_model_classes(
         >>> len(loading.dataset_with_model_classes("digits:test", ub.load("zoo:digits-cnn")))
         359
     """
-    if label is not None and (isinstance(box.inputs, Tokens) or not _is_table_file(spec)):
-        raise UnclearLabelsError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {spec}")
     if isinstance(box.inputs, Tokens) and Path(spec).suffix.lower() in TEXT_SUFFIXES:
-        return open_texts(spec, box, classes, keep_unlabeled=keep_unlabeled)
+        return open_texts(spec, box, classes, label=label, keep_unlabeled=keep_unlabeled)
+    if label is not None and not _is_table_file(spec):
+        raise UnclearLabelsError(f"label={label!r} names a column of a table ({', '.join(TABLE_SUFFIXES)}); got {spec}")
     if Path(spec).suffix.lower() in ARRAY_SUFFIXES and Path(spec).is_file():
         return TensorDataset(box.restore_structure(read_array(Path(spec), box)))
     if _is_factory_spec(spec) and not has_class_labels(box):

@@ -74,12 +74,18 @@ def explain(
 
         box, _ = open_box(model, weights, shape, mean, std, classes, outputs, seed)
         methods = split_names(method) or ("all" if all_methods else None)
-        settings: dict[str, Any] = {"methods": methods, "target": target, "versus": versus, "max_examples": n}
+        settings: dict[str, Any] = {
+            "methods": methods,
+            "target": target,
+            "versus": versus,
+            "max_examples": n,
+            "label": label,
+        }
         settings |= {"seed": seed, "quiet": quiet or json, "as_json": json}
         if text or getattr(box.inputs, "is_text", False) or source is None:
             if run_explain_text(box, text or (), source, out, **settings).interrupted:
                 raise KeyboardInterrupt
             return
-        explanations = run_explain(box, source, out, label=label, **settings)
+        explanations = run_explain(box, source, out, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt

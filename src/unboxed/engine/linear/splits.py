@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import rng
 from ...errors import DataError, InputError
+from ...validation import listed_names
 
 N_VALIDATION_FOLDS = 4  # a quarter of the training examples chooses the penalty
 SPLIT_INDEX_BY_FLAG = {"tr": 0, "train": 0, "va": 1, "dev": 1, "validation": 1, "te": 2, "test": 2}
@@ -64,7 +65,7 @@ def split_from_flags(flags: Sequence[Any] | Tensor) -> list[Split]:
     """
     values = flags.tolist() if isinstance(flags, Tensor) else list(flags)
     if unknown := sorted({str(v) for v in values if v not in SPLIT_INDEX_BY_FLAG and v not in (0, 1, 2)}):
-        raise InputError(f"flags must be 'tr', 'va' or 'te'; got {', '.join(map(repr, unknown[:3]))}")
+        raise InputError(f"flags must be 'tr', 'va' or 'te'; got {listed_names(unknown)}")
     codes = torch.tensor([SPLIT_INDEX_BY_FLAG.get(v, v) for v in values])
     rows = [(codes == part).nonzero().flatten() for part in range(3)]
     if empty := [name for name, part in zip(("tr", "va", "te"), rows, strict=True) if not len(part)]:
