@@ -236,7 +236,7 @@ def test_what_has_no_label_is_predicted_and_keeps_its_place(folder: Path, model:
     if model == "rows":
         assert [r["prediction"] for r in found.records] == [box.classes[k] for k in box.predict(ROWS).tolist()]
     else:  # the column of the true values is called "label"
-        assert [r["output label"] for r in found.records] == pytest.approx(box(ROWS)[:, 0].tolist())
+        assert [r["output"] for r in found.records] == pytest.approx(box(ROWS)[:, 0].tolist())
 
 
 def test_a_text_without_a_label_is_predicted_and_keeps_its_place(tmp_path: Path) -> None:
