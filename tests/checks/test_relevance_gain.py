@@ -187,7 +187,7 @@ def test_columns_of_a_table() -> None:
         model.weight.copy_(torch.stack([torch.tensor([3.0, 2, 1, 0, 0, 0]), torch.zeros(6)]))
     box = ub.Box(model, ub.Features(tuple("abcdef")), outputs="logits")
     x = 1 + torch.rand(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = gain(box, x, model.weight[0].detach() * x)
+    found = gain(box, x, model.weight[0].detach() * (x - x.mean(0)))
     assert found.shape == (8, 2)  # the mean and other examples
     curves = removal_curves(box, x, x, ub.logit(0), fill_fn_by_name(box, x, 0), signed=True, seed=0)
     assert torch.allclose(curves.fractions[0], torch.linspace(0, 1, 7, dtype=torch.float64))
