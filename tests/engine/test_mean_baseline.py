@@ -52,6 +52,16 @@ def test_methods_take_arrays_lists_and_series(card: Any) -> None:
         torch.testing.assert_close(card.method(box, x[:2], 1, baseline=form).map, want)
 
 
+@pytest.mark.parametrize("card", METHODS, ids=lambda card: card.key)
+def test_contributions_from_zeros_say_so(card: Any) -> None:
+    box, x = table()
+    known = ub.Box(box.model, ub.Features(NAMES, mean=0, std=1), outputs="logits")
+    assert card.method(box, x[:1], 1).unit.endswith(" (baseline: zeros)")
+    units = {card.method(box, x[:1], 1, baseline=x.mean(0)).unit, card.method(known, x[:1], 1).unit}
+    assert len(units) == 1
+    assert "zeros" not in units.pop()
+
+
 def test_integrated_gradients_from_a_series_are_captums() -> None:
     pandas = pytest.importorskip("pandas")
     box, x = table()

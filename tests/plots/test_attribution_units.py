@@ -63,7 +63,7 @@ def test_columns_of_a_table_have_their_own_word(monkeypatch: pytest.MonkeyPatch)
     figures(ub.attribution.gradient(box, torch.rand(2, 3)), box)
     assert (
         labels
-        == ["output added by the column"] * 2
+        == ["output added by the column (baseline: zeros)"] * 2
         + ["slope: change of the score per unit of the column (no std or bounds are given)"] * 2
     )
 

@@ -12,7 +12,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution, target_or_predicted_classes
 from ..engine.gradients.score import score_gradients
-from ..engine.perturb.baselines import Baseline, score_difference
+from ..engine.perturb.baselines import Baseline, score_difference, unit_of_contributions
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.read.edits import resolve_target
 from ..errors import RuleError
@@ -97,6 +97,7 @@ def deep_lift(
         contributions,
         x=x,
         method="DeepLIFT",
+        unit=unit_of_contributions(box.inputs, baseline),
         target=target_or_predicted_classes(objective, target),
         score=score.to(box.dtype),
         score_difference=gap.to(box.dtype),

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import Baseline, unit_of_contributions
 from ..engine.perturb.estimators import set_rounding_noise_to_zero
 from ..engine.perturb.masking import (
     MASKED_INPUT_NAME_IN_ERRORS,
@@ -109,7 +109,11 @@ def feature_ablation(
         over_embedding="same",
         target=target if classes is None else classes,
         score=torch.stack([v[0, 0] for v in row_scores]).to(box.dtype).to(box.device),
-        unit=f"{explained_quantity(box, target)} lost when the {segment_noun(box, segments)} is removed",
+        unit=unit_of_contributions(
+            box.inputs,
+            baseline,
+            f"{explained_quantity(box, target)} lost when the {segment_noun(box, segments)} is removed",
+        ),
     )
 
 

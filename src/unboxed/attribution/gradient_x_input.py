@@ -10,7 +10,7 @@ from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
 from ..engine.gradients.score import gradients, warn_of_zero_or_nonfinite_gradients
-from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import Baseline, unit_of_contributions
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..model.nan_checks import check_finite_scores
 from ..parameters import BatchSize, InputBatch, Target
@@ -77,6 +77,7 @@ def gradient_x_input(
         grads.map * (x - baseline_values),
         x=x,
         method="Gradient x input",
+        unit=unit_of_contributions(box.inputs, baseline),
         target=grads.predicted if target is None else target,
         score=grads.score,
     )

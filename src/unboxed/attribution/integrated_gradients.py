@@ -20,7 +20,7 @@ from ..engine.gradients.adaptive_quadrature import (
     n_initial_points_for_tolerance,
 )
 from ..engine.gradients.quadrature import QUADRATURE_RULES, QuadratureRule, midpoints
-from ..engine.perturb.baselines import Baseline, score_difference
+from ..engine.perturb.baselines import Baseline, score_difference, unit_of_contributions
 from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.read.edited_runs import run_variants
 from ..engine.read.edits import resolve_target
@@ -136,6 +136,7 @@ def integrated_gradients(
         integral.mean_gradient * problem.delta,
         x=x,
         method="Integrated gradients",
+        unit=unit_of_contributions(box.inputs, baseline),
         target=target_or_predicted_classes(objective, target),
         score=high,
         completeness_error=integral.completeness_error,

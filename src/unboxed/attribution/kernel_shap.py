@@ -14,7 +14,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.perturb.baselines import Baseline, score_difference
+from ..engine.perturb.baselines import Baseline, score_difference, unit_of_contributions
 from ..engine.perturb.estimators import exact_shapley, kernel_shapley
 from ..engine.perturb.masking import (
     explained_quantity,
@@ -142,7 +142,11 @@ def kernel_shap(
         method="KernelSHAP",
         target=target if classes is None else classes,
         score=ends[:, 0],
-        unit=f"share of the {explained_quantity(box, target)} added by the {segment_noun(box, segments)}",
+        unit=unit_of_contributions(
+            box.inputs,
+            baseline,
+            f"share of the {explained_quantity(box, target)} added by the {segment_noun(box, segments)}",
+        ),
         values=values,
         standard_error=error,
         segments=segment_ids_like_input(box, masking.features.ids),

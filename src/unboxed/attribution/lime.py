@@ -19,7 +19,7 @@ from torch import Tensor
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import Baseline, unit_of_contributions
 from ..engine.perturb.control_variate import (
     RegressionDesign,
     fit_local_model_with_control_variate,
@@ -321,6 +321,7 @@ def _fit_local_models(
             f"{explained_quantity(masking.box, target, settings.get('on'))} added by the "
             f"{segment_noun(masking.box, settings['segments'])}"
         )
+        unit = unit_of_contributions(masking.box.inputs, settings["baseline"], unit)
         results.append(_local_models_to_attribution(masking, fits, [float(y[0]) for y in ys], target, unit))
     return results
 

@@ -13,7 +13,7 @@ import torch
 from ..box import Box
 from ..cards import card
 from ..engine.attribution_result import Attribution, make_attribution
-from ..engine.perturb.baselines import Baseline, score_difference
+from ..engine.perturb.baselines import Baseline, score_difference, unit_of_contributions
 from ..engine.perturb.estimators import exact_shapley
 from ..engine.perturb.masking import (
     make_maskable_inputs,
@@ -114,6 +114,7 @@ def shapley(
         masking.features.distribute_within_segments(values),
         x=x,
         method="Shapley values",
+        unit=unit_of_contributions(box.inputs, baseline),
         target=target if classes is None else classes,
         score=ends[:, 0],
         values=values,

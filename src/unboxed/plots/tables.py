@@ -10,18 +10,18 @@ from PIL import Image
 
 from ..engine.attribution_result import Attribution
 from ..engine.column_units import ColumnChange
+from ..engine.perturb.baselines import ATTRIBUTION_UNIT
 from .charts import beeswarm_chart, signed_bar_chart
 from .colors import to_float64_array
 
 MAX_TABLE_ROW_PANELS = 4  # rows that are drawn one by one
 MAX_DRAWN_TABLE_COLUMNS = 12  # that are drawn; the others are counted
-ATTRIBUTION_AXIS_LABEL = "attribution to the score"
 PANEL_GAP_PIXELS = 6  # pixels between the panels of a figure
 
 
 def attribution_axis_label(attribution: Attribution) -> str:
     """What one value means, for an axis."""
-    return attribution.unit or ATTRIBUTION_AXIS_LABEL
+    return attribution.unit or ATTRIBUTION_UNIT
 
 
 def contribution_bars(values: Any, x: Any, names: Sequence[str], *, title: str = "", label: str = "") -> Image.Image:

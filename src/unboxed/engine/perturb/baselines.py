@@ -42,6 +42,7 @@ tensor or array is one baseline for all (1, ...) or (...), or one per example (N
 DataFrame, by the names of the columns. Several inputs take a dict or tuple of these, or one for all.
 """
 
+ATTRIBUTION_UNIT = "attribution to the score"
 BLUR_SIGMA_FRACTION = 0.1  # the blur's standard deviation, as a fraction of the shorter side
 MAX_BLUR_MATRIX_SIDE = 2048  # of images; a longer signal is convolved, as a matrix of its length would be large
 
@@ -183,6 +184,13 @@ def baseline_of_row_means(inputs: Inputs, x: Tensor, *, tables_only: bool = Fals
     if tables_only and not isinstance(inputs, Features):
         return None
     return "mean" if has_known_mean(inputs) else x.double().mean(0)
+
+
+def unit_of_contributions(inputs: Inputs, kind: Any, unit: str = "") -> str:
+    """The unit of contributions, which says where their default baseline is zeros, as a table has no known mean."""
+    parts = _list_of_parts(inputs) if isinstance(inputs, MultiInput) else [inputs]
+    is_zeros = kind is None and any(isinstance(part, Features) and not part.has_mean for part in parts)
+    return f"{unit or ATTRIBUTION_UNIT} (baseline: zeros)" if is_zeros else unit
 
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
