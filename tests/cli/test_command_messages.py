@@ -181,6 +181,13 @@ def test_a_quiet_report_says_what_is_left_out(flat_folder: Path, tmp_path: Path)
     assert "Left out: 1 image is broken." in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
+def _probe_refusal() -> str:
+    box = ub.Box(torch.nn.Linear(2, 1), ub.Features(("a", "b")), outputs="regression")
+    with pytest.raises(ub.errors.InputError) as refused:
+        ub.concepts.probe(box, (torch.rand(4, 2), torch.rand(4)))
+    return str(refused.value)
+
+
 def test_advice_names_options_not_python() -> None:
     """`segmenter=` and `ignore_case=True` are no options of a command."""
     from unboxed.cli.parsing import rewrite_advice_for_command_line
@@ -188,6 +195,8 @@ def test_advice_names_options_not_python() -> None:
     from unboxed.errors import InputError
     from unboxed.language import WordVectors
 
+    assert "give --attribute FILE:COLUMN, a value" in rewrite_advice_for_command_line(_probe_refusal())
+    assert rewrite_advice_for_command_line("bits= (images) needs").startswith("--bits (images)")
     with pytest.raises(InputError) as missing:
         Segmentation.of(None, torch.zeros(1, 3, 8, 8))
     assert "give --segmenter file.py:factory, which makes a function from images" in rewrite_advice_for_command_line(

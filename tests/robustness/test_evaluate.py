@@ -436,6 +436,42 @@ def test_default_attacks_on_a_table_from_the_command(tmp_path) -> None:
     assert run_attack(box, (x, box.predict(x)), tmp_path, eps=[0.1], quiet=True).attacks == ("fgsm", "pgd")
 
 
+def test_the_figure_of_a_table_names_the_rows_of_the_data(tmp_path, monkeypatch, capsys) -> None:
+    from unboxed.plots.results import adversarial as plots
+
+    torch.manual_seed(0)
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b"), std=(2.0, 3.0)), outputs="logits")
+    x = torch.randn(12, 2)
+    y = box.predict(x)
+    y[:3] = 1 - y[:3]  # misclassified as they are: not attacked
+    y[5] = -1
+    titles: list[str] = []
+    bars = plots.column_change_bars
+    monkeypatch.setattr(plots, "column_change_bars", lambda c, title: (titles.append(title), bars(c, title=title))[1])
+    with pytest.warns(UnboxedWarning, match="row 5"):
+        run_attack(box, (x, y), tmp_path, eps=[5.0], attacks=["fgsm"], quiet=True)
+    named = [int(title.split(",")[0].removeprefix("example ")) for title in titles]
+    assert named == [3, 4, 6, 7]
+    assert "eps 5 is 5 standard deviations of its column" in capsys.readouterr().out
+
+
+def test_no_internal_name_in_what_a_table_is_refused(tmp_path) -> None:
+    box = ub.Box(nn.Linear(2, 2), ub.Features(("a", "b"), std=(2.0, 3.0)), outputs="logits")
+    with pytest.raises(InputError, match=r"this one takes Features$"):
+        adversarial.pgd(box, torch.randn(4, 2), torch.zeros(4, dtype=torch.long), eps=0.1, bits=8)
+
+
+def test_attacks_without_gradients_that_are_advised_take_the_inputs() -> None:
+    dead = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    nn.init.constant_(dead[0].bias, -1e6)
+    for inputs, n_named in ((ub.Features(("a", "b"), std=2.0), 0), (ub.Pixels((2, 1, 1)), 1)):
+        model = dead if n_named == 0 else nn.Sequential(nn.Flatten(), dead)
+        x = torch.rand(2, *inputs.shape)
+        with pytest.warns(UnboxedWarning, match="hop_skip_jump") as said:
+            adversarial.pgd(ub.Box(model, inputs, outputs="logits"), x, [0, 1], eps=0.1, steps=1)
+        assert str(said[0].message).count("square") == n_named
+
+
 def folder_of(root: Path) -> Path:
     """Twenty digits as images in folders of their classes."""
     x, y = ub.data.digits("test").first(20)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -12,21 +11,20 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..cards import cards
 from ..engine.column_units import categorical_mask, inputs_to_original_units, table_inputs, to_scaled_box_and_inputs
 from ..engine.cpu_cache import gradient_batch_size_and_max_rows
-from ..engine.gradients.score import REENTRANT_CHECKPOINT_MESSAGE, score_gradients_with_bypass
+from ..engine.gradients.score import score_gradients_with_bypass
 from ..engine.optimize.constraints import NormBall, eps_with_rounding_tolerance, norm_of
 from ..engine.read.class_labels import has_class_labels
 from ..engine.read.examples import inputs_and_labels
 from ..engine.read.output_values import inputs_and_output_values
 from ..engine.rows import broadcast_rows
-from ..errors import NaNError, OutputError
 from ..inputs.labels import ClassLabels
 from ..model.batching import BatchSize, map_in_batches
 from ..model.hooks import Acts
 from ..model.nan_checks import check_no_nan
 from ..objectives import Objective
+from .attacks_without_gradients import explaining_missing_gradient
 from .goal import make_goal, require_attackable_classes
 from .output_loss import make_output_loss_goal, measured_losses
 from .predictions import naming_originals_of_nan
@@ -247,7 +245,7 @@ class AttackState:
         """
 
         def evaluate_rows(images: Tensor, row_index: Tensor) -> Tensors:
-            with explaining_missing_gradient(), self.box.isolated():
+            with explaining_missing_gradient(self.box), self.box.isolated():
                 images = images.detach().requires_grad_()
                 logits = self.box.forward(images, {"logits"})["logits"].to(self.x.dtype)  # (n, K)
                 scores = select_scores(logits, row_index)  # (n, J)
@@ -325,28 +323,6 @@ class AttackState:
         """The mean over `n_samples` draws of the model's own noise."""
         samples = list[Tensor]()
         for seed in range(self.n_samples):
-            with explaining_missing_gradient(), self.box.isolated(grad=needs_grad, seed=seed):
+            with explaining_missing_gradient(self.box), self.box.isolated(grad=needs_grad, seed=seed):
                 samples.append(evaluate_one_noise_sample())
         return samples[0] if len(samples) == 1 else torch.stack(samples).mean(0)
-
-
-@contextmanager
-def explaining_missing_gradient() -> Iterator[None]:
-    """Where the model has no gradient, the error names the attacks that need none."""
-    try:
-        yield
-    except NaNError:
-        raise
-    except OutputError as error:
-        raise OutputError(f"{error}; {gradient_free_attacks_hint()}") from None
-    except RuntimeError as error:
-        if "does not require grad" in str(error):
-            raise OutputError(f"the model gives no gradient of its input; {gradient_free_attacks_hint()}") from error
-        if "use_reentrant" in str(error):
-            raise OutputError(f"{REENTRANT_CHECKPOINT_MESSAGE}; {gradient_free_attacks_hint()}") from error
-        raise
-
-
-def gradient_free_attacks_hint() -> str:
-    *names, last = [card.key for card in cards() if card.gradient_free]
-    return f"{', '.join(names)} and {last} attack models without gradients"

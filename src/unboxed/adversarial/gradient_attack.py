@@ -31,8 +31,8 @@ from ..engine.rows import broadcast_rows
 from ..errors import InputError, warn
 from ..objectives import Objective
 from ..validation import valid_seed
-from .attack_state import AttackState, explaining_missing_gradient, gradient_free_attacks_hint
-from .goal import AttackGoal
+from .attack_state import AttackState
+from .attacks_without_gradients import explaining_missing_gradient, gradient_free_attacks_hint
 from .quantization import quantize_images
 from .result import Adversarial
 
@@ -98,7 +98,7 @@ def run_gradient_attack(state: AttackState, config: GradientAttackConfig, bits: 
             optimization = attack_state.optimize_rows(rows, restart)
             attack_state.update_best(optimization, rows, restart)
             if restart == 0:
-                _warn_zero_gradient(optimization, config, state.goal)
+                _warn_zero_gradient(optimization, config, state)
             if state.goal.signed_error is not None and not state.interrupted:
                 other_side = attack_state.objective_of_other_side(state.goal.signed_error, optimization, rows)
                 attack_state.update_best(attack_state.optimize_rows(rows, restart, other_side), rows, restart)
@@ -159,7 +159,7 @@ class _GradientAttackState:
             frozen_rows=frozen_rows,
             allow_nan=True,  # `update_best` names the rows of all examples
         )
-        with explaining_missing_gradient():
+        with explaining_missing_gradient(box):
             return optimize(
                 box,
                 (goal.ascent_objective if objective is None else objective).rows(rows),
@@ -198,14 +198,15 @@ class _GradientAttackState:
             state.success = state.success_score(state.images, rows) > 0
 
 
-def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttackConfig, goal: AttackGoal) -> None:
+def _warn_zero_gradient(optimization: OptimizationResult, config: GradientAttackConfig, state: AttackState) -> None:
     """Warn of examples whose first gradient is zero."""
     was_evaluated = ~optimization.initially_finished & (optimization.n_forwards > 0)
     has_zero_gradient = was_evaluated & ~(optimization.initial_grad.abs() > 0).flatten(1).any(1)
     if config.steps and not optimization.interrupted and (n_zero := int(has_zero_gradient.sum())):
         advice = (
-            f"loss='margin' has a gradient where the cross-entropy is saturated, and {gradient_free_attacks_hint()}"
-            if goal.has_threshold
+            "loss='margin' has a gradient where the cross-entropy is saturated, and "
+            f"{gradient_free_attacks_hint(state.box)}"
+            if state.goal.has_threshold
             else "pgd and apgd start at a random point, where there may be one"
         )
         warn(

@@ -27,16 +27,17 @@ from ..inputs.features import Features
 from ..inputs.pixels import Pixels
 from ..parameters import Norm
 from ..plots.attack_sheet import DISTANCE_NAME_BY_NORM, attack_sheet
-from ..plots.figures import figures
 from ..plots.files import save
 from ..plots.png_files import to_png_levels
+from ..plots.results.adversarial import column_change_figures
+from ..report.input_nouns import input_nouns_for
 from ..report.words import count_noun
 from ..robustness.attack_compatibility import compatible_attacks, first_common_norm
 from ..robustness.evaluate import AttackFn, default_attacks, evaluate, supported_kwargs
 from ..robustness.evaluate_outputs import OutputRobustness
 from ..robustness.result import Robustness
 from ..validation import check_int
-from .attack_outputs import run_output_attack
+from .attack_outputs import eps_unit_text, run_output_attack
 from .parsing import checkpoint_text, skipped_files
 
 FIGURE_FILE, RESULTS_FILE, IMAGES_DIR = "attacked.png", "attack.json", "images"
@@ -118,7 +119,7 @@ def run_attack(
         print(json.dumps(results_json, indent=1, ensure_ascii=False, allow_nan=False))
     else:
         figure = no_figure if figure_path is None else figure_path
-        _print_robustness_result(result, class_order, figure, out, checkpoint_path)
+        _print_robustness_result(result, class_order, eps_unit_text(box, result.eps[-1]), figure, out, checkpoint_path)
     return result
 
 
@@ -158,8 +159,12 @@ def _save_fooled_examples(
         return None
     settings = {"norm": result.norm, "seed": seed}
     adversarial_result = attack(box, x[rows], y[rows], eps=result.eps[-1], **supported_kwargs(attack, settings))
+    eps_text = f"{DISTANCE_NAME_BY_NORM[result.norm]} at most {format_eps(result.eps[-1])}"
     if isinstance(box.inputs, Features):
-        return save(figures(adversarial_result, box)["change"], out / FIGURE_FILE)
+        title = f"Adversarial rows by {name}, {eps_text} {input_nouns_for(box.inputs).unit}"
+        numbers = row_in_data[rows].tolist()
+        drawn = column_change_figures(adversarial_result, box, title=title, dataset_rows=numbers)
+        return save(drawn["change"], out / FIGURE_FILE)
     fooled_changes = [
         replace(c, row=int(row_in_data[rows[c.row]]))
         for c in prediction_changes(box, x[rows], adversarial_result)
@@ -167,8 +172,7 @@ def _save_fooled_examples(
     ]
     if bits is not None:
         _save_adversarial_images(fooled_changes, out / IMAGES_DIR, box.classes)
-    eps_text_with_norm = f"{DISTANCE_NAME_BY_NORM[result.norm]} at most {format_eps(result.eps[-1])}"
-    title = f"Adversarial images by {name}, {eps_text_with_norm}"
+    title = f"Adversarial images by {name}, {eps_text}"
     return (
         save(
             attack_sheet(fooled_changes[:MAX_FOOLED_EXAMPLES_IN_FIGURE], box.classes, norm=result.norm, title=title),
@@ -206,13 +210,13 @@ def _class_name_for_file(name: str) -> str:
 
 
 def _print_robustness_result(
-    result: Robustness, class_order: Sequence[str], figure: Path | str, out: Path, checkpoint_path: Path
+    result: Robustness, class_order: Sequence[str], eps_unit: str, figure: Path | str, out: Path, checkpoint_path: Path
 ) -> None:
     """Print the numbers, what is to be read beside them and the files; `figure` is its file, or why there is none."""
     from rich.console import Console
 
     console = Console()
-    lines = [_median_distance_text(result), _least_robust_classes_text(result)]
+    lines = [eps_unit, _median_distance_text(result), _least_robust_classes_text(result)]
     if not result.interrupted:
         lines.append(f"no figure: {figure}" if isinstance(figure, str) else f"figure: {figure}")
     if (out / IMAGES_DIR).is_dir():

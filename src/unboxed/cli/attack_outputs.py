@@ -13,6 +13,7 @@ from ..engine.optimize.constraints import format_eps
 from ..parameters import Norm
 from ..plots.figures import figures
 from ..plots.files import save
+from ..report.input_nouns import input_nouns_for
 from ..report.words import count_noun
 from ..robustness.evaluate import AttackFn
 from ..robustness.evaluate_outputs import ALL_ATTACKS, OutputRobustness, evaluate_outputs
@@ -37,11 +38,16 @@ def run_output_attack(
     if as_json:
         print(numbers)
     else:
-        _print_output_robustness(result, [*paths, out / results_file], checkpoint)
+        _print_output_robustness(result, eps_unit_text(box, result.eps[-1]), [*paths, out / results_file], checkpoint)
     return result
 
 
-def _print_output_robustness(result: OutputRobustness, paths: Sequence[Path], checkpoint: Path) -> None:
+def eps_unit_text(box: Box, eps: float) -> str:
+    """What an eps is an amount of."""
+    return f"eps {format_eps(eps)} is {format_eps(eps)} {input_nouns_for(box.inputs).unit}"
+
+
+def _print_output_robustness(result: OutputRobustness, eps_unit: str, paths: Sequence[Path], checkpoint: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -53,6 +59,7 @@ def _print_output_robustness(result: OutputRobustness, paths: Sequence[Path], ch
             table.add_row(f"{metric}, {name}", *(f"{v.mean:.3g}" for v in (clean, *result.attacked[name][metric])))
     console = Console()
     console.print(table)
+    console.print(eps_unit, highlight=False)
     n, largest = count_noun(result.example_errors.shape[2], "example"), format_eps(result.eps[-1])
     for metric in result.clean:
         interval = result.metric(metric)

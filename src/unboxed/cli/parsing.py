@@ -45,6 +45,8 @@ COMMAND_LINE_ADVICE_BY_PATTERN: Mapping[str, str] = {
     r"open one label k by itself: Box\(\.\.\., output=lambda out: (.+?), (--outputs binary)\)": (
         r"let the model return one label k by itself, \1 of its output out, with \2"
     ),
+    r"\bbits= ": "--bits ",
+    r"\bgive attribute=, a value": "give --attribute FILE:COLUMN, a value",
     r"\bgive segmenter=, a function": "give --segmenter file.py:factory, which makes a function",
     r"\bignore_case=True\b": "--ignore-case",
     r" --eps  ": " ",

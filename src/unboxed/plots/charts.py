@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHART_DPI = 100
 CHART_PADDING_INCHES = 0.14  # around all that is drawn
 AXES_SIZE_PIXELS = (460, 260)  # pixels of a chart's axes
-SCATTER_SIDE_PIXELS = 280  # of a scatter's square axes
+SCATTER_SIDE_PIXELS, MAX_SCATTER_TICK_INTERVALS = 280, 4  # of a scatter's square axes, with numbers of 7 digits
 BEESWARM_ROW_PIXELS, BEESWARM_COLOR_SATURATION = 30, 0.9  # of each column; of the points' colors
 N_SWARM_BINS, MIN_SWARM_LANES = 60, 10  # points in one bin are set beside one another, in at least so many lanes
 RAISES_SCORE_COLOR, LOWERS_SCORE_COLOR = "#b3382c", "#2f6db3"  # what raises a score and what lowers it
@@ -136,6 +136,7 @@ def scatter_chart(x: Any, y: Any, *, title: str = "", x_label: str = "", y_label
         axes.plot(ends, ends, linestyle="--", linewidth=1, color=FAINT_TEXT_COLOR)
         axes.scatter(x, y, s=14, color=class_colors(1)[0], alpha=0.5, linewidths=0)
         axes.set(xlabel=to_printable(x_label), ylabel=to_printable(y_label), aspect="equal")
+        axes.locator_params(nbins=MAX_SCATTER_TICK_INTERVALS)
     return chart.image
 
 

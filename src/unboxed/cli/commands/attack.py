@@ -44,7 +44,8 @@ def attack(
     model: ModelOption, data: DataOption,
     eps: Annotated[
         list[str] | None,
-        typer.Option(help="Perturbation budget in [0, 1], needed: 0.03 or 8/255; .1,.2 is a curve."),
+        typer.Option(help="Perturbation budget, needed: of images in [0, 1], 0.03 or 8/255; of tables in standard "
+                          "deviations of a column, 0.5; .1,.2 is a curve."),
     ] = None,
     attacks: Annotated[
         list[str] | None, typer.Option(

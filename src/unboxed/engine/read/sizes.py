@@ -17,6 +17,7 @@ from ...inputs.multi import MultiInput
 from ...inputs.pixels import Pixels, PixelsOfAnySize
 from ...inputs.tokens import Tokens
 from ...objectives import Objective
+from ..column_units import ScaledInputs
 
 LOG = logging.getLogger("unboxed")
 Size = tuple[int, int]  # (H, W)
@@ -40,8 +41,9 @@ def require_images_or_texts(box: Box, caller: str) -> None:
 
 
 def _other_inputs_error(box: Box, caller: str, wanted: str) -> InputError:
-    way = ": box.fix_other_inputs(name, x) is a box of one of them" if isinstance(box.inputs, MultiInput) else ""
-    return InputError(f"{caller} needs a model that takes {wanted}; this one takes {type(box.inputs).__name__}{way}")
+    inputs = box.inputs.base if isinstance(box.inputs, ScaledInputs) else box.inputs  # attacks scale tables
+    way = ": box.fix_other_inputs(name, x) is a box of one of them" if isinstance(inputs, MultiInput) else ""
+    return InputError(f"{caller} needs a model that takes {wanted}; this one takes {type(inputs).__name__}{way}")
 
 
 def validate_any_size(box: Box, x: Any, caller: str) -> Tensor:

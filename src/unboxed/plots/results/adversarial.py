@@ -50,7 +50,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
     if result.input is None:
         return {}
     if first_image_part(result.images) is None:
-        return _feature_change_figures(result, box)
+        return column_change_figures(result, box)
     if box is not None and not isinstance(result.images, (dict, tuple)) and _has_one_class_per_example(box):
         rows = _rows_fooled_first(result)
         changes = prediction_changes(box, result.input, result, rows)
@@ -59,7 +59,7 @@ def _adversarial_figures(result: Adversarial, box: Box | None = None, *, data: A
             if changes
             else {}
         )
-    tables = {} if isinstance(result.images, Tensor) else _feature_change_figures(result, box)
+    tables = {} if isinstance(result.images, Tensor) else column_change_figures(result, box)
     return {"attack": _sheet_without_predictions(result), **tables}
 
 
@@ -112,13 +112,19 @@ def _label_maps(result: Adversarial, rows: list[int]) -> dict[str, list[Tile]]:
     return label_map_rows(before[rows], after[rows])
 
 
-def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
-    """Of tables, and of the tables among several inputs: which columns were changed, and how far."""
+def column_change_figures(
+    result: Adversarial, box: Box | None, *, title: str = "", dataset_rows: Sequence[int] | None = None
+) -> Figures:
+    """Of tables, and of the tables among several inputs: which columns were changed, and how far.
+
+    `dataset_rows` are where the examples are in data of which only some were attacked.
+    """
     spec = result.input_spec if box is None else box.inputs
     parts = zip(input_part_by_name(result.input).items(), input_part_by_name(result.images).values(), strict=True)
     rows = _rows_fooled_first(result)[:MAX_TABLE_ROW_PANELS]
-    titles = _row_titles(result, rows, box)
-    head = contact_sheet([], title=_success_title(result, len(rows)))
+    numbers = rows if dataset_rows is None else [dataset_rows[i] for i in rows]
+    titles = [f"example {n}, {text}" for n, text in zip(numbers, _row_outcomes(result, rows, box), strict=True)]
+    head = contact_sheet([], title=title or _success_title(result, len(rows)))
     return {
         f"change {name}".rstrip(): stack_panels(
             [
@@ -134,13 +140,13 @@ def _feature_change_figures(result: Adversarial, box: Box | None) -> Figures:
     }
 
 
-def _row_titles(result: Adversarial, rows: list[int], box: Box | None) -> list[str]:
+def _row_outcomes(result: Adversarial, rows: list[int], box: Box | None) -> list[str]:
     """What became of each row: with the box, what the model predicts before and after."""
     outcomes = [result.outcome_text(i) for i in rows]
     if box is not None and rows and _has_one_class_per_example(box):
         changes = prediction_changes(box, result.input, result, rows)
         outcomes = [_prediction_change_text(change, box.classes) for change in changes]
-    return [f"example {i}, {outcome}" for i, outcome in zip(rows, outcomes, strict=True)]
+    return outcomes
 
 
 def _prediction_change_text(change: PredictionChange, classes: Sequence[str]) -> str:
