@@ -15,8 +15,6 @@ from ..checks.methods import AttributionMethodFn
 from ..checks.ranking import candidates, estimated_verdict_flops, forward_flops
 from ..checks.verdict import MAX_DRAWS_PER_TEST, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
-from ..engine.column_units import table_inputs
-from ..engine.perturb.baselines import has_known_mean
 from ..engine.randomized import randomize_all_layers
 from ..engine.read.channel_axes import channels_first_layers
 from ..inputs.features import Features
@@ -96,10 +94,9 @@ class ReportContext:
         """The attribution methods that can explain this model, with the data's mean row as the baseline of a table
         whose mean is not known otherwise."""
         methods = candidates(self.box, MAX_FLOPS_PER_REPORT_MAP)
-        if table_inputs(self.box.inputs) is None or has_known_mean(self.box.inputs):
-            return methods
-        rows = self.inputs(evenly_spaced_indices(len(self.survey.rows), MAX_ROWS_OF_MEAN))
-        return with_mean_as_baseline(methods, self.box, rows)
+        return with_mean_as_baseline(
+            methods, self.box, lambda: self.inputs(evenly_spaced_indices(len(self.survey.rows), MAX_ROWS_OF_MEAN))
+        )
 
     @cached_property
     def followed_index(self) -> int:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
 
 from ..box import Box
 from ..checks.methods import AttributionMethodFn
-from ..engine.perturb.baselines import baseline_of_row_means
+from ..engine.column_units import table_inputs
+from ..engine.perturb.baselines import baseline_of_row_means, has_known_mean
 
 MAX_ROWS_OF_MEAN = 10_000
 
 
 def with_mean_as_baseline(
-    methods: Mapping[str, AttributionMethodFn], box: Box, rows: Tensor
+    methods: Mapping[str, AttributionMethodFn], box: Box, read_rows: Callable[[], Tensor]
 ) -> dict[str, AttributionMethodFn]:
-    """The methods, those that take a baseline with the mean of these rows (N, ...), where none is known."""
-    settings = {"baseline": baseline_of_row_means(box.inputs, box.validate_inputs(rows), tables_only=True)}
+    """The methods, those that take a baseline with the mean of rows (N, ...), of tables whose mean is not known."""
+    if table_inputs(box.inputs) is None or has_known_mean(box.inputs):
+        return dict(methods)
+    rows = box.validate_inputs(read_rows())
+    settings = {"baseline": baseline_of_row_means(box.inputs, rows, tables_only=True)}
     takes_baseline = {name for name, method in methods.items() if "baseline" in inspect.signature(method).parameters}
     return {name: partial(m, **settings) if name in takes_baseline else m for name, m in methods.items()}
