@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from typing import Any
@@ -31,7 +32,7 @@ from .model.isolation import IsolatedModel, Mode, check_is_module
 from .model.language_models import is_next_token_output, output_names_of_model, scores_at_answer_position
 from .model.layers import Layers
 from .model.locks import holding_locks
-from .model.maskless_texts import padding_check_of
+from .model.maskless_texts import PaddingCheck
 from .model.nan_checks import check_no_nan
 from .model.output_advice import class_scores_problem_text
 from .model.outputs import OutputKind, OutputReader, class_names_in_config, with_batch_axis
@@ -191,7 +192,7 @@ class Box(NotebookTablesMixin):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Deep copies and unpickled boxes open their model again."""
-        return _unpickle_box, (type(self), self.model, self.inputs, self.mode, self._options)
+        return partial(type(self), mode=self.mode, **self._options), (self.model, self.inputs)
 
     def _open_model(self) -> None:
         """Survey the model as it is now, in full precision: rows are compared."""
@@ -213,7 +214,10 @@ class Box(NotebookTablesMixin):
             warn_of_repeated_class_names(self.classes)
             if (autocast := self._options["autocast"]) is not None:
                 self._enable_autocast(autocast)
-            self._is_stale, self._padding_check = False, padding_check_of(self.model, self.inputs)
+            self._is_stale = False
+            self._padding_check = PaddingCheck(
+                self.inputs, self.stochastic, self.batch_dependent, self.output_map_shape
+            )
         finally:
             self._is_opening = False
 
@@ -349,6 +353,8 @@ class Box(NotebookTablesMixin):
 
         Raises:
             LayerError: when a layer does not run for this input.
+            InputError: for layers of texts of several lengths, where the model takes no mask and its answers change
+                with padding.
 
         Example:
             >>> import unboxed as ub
@@ -358,14 +364,15 @@ class Box(NotebookTablesMixin):
             >>> bool((acts["logits"][0] == acts["logits"][1]).all())  # all that differed was set to 0
             True
         """
-        inner_addresses = {a: self.layers.resolve(a) for a in addresses if a not in INPUT_OUTPUT_ADDRESSES}
-        paths = inner_addresses.values()
+        if by_length := self._padding_check.forward_by_length(x, {*addresses, *(edits or ())}, self.forward):
+            return by_length
+        inner = {a: self.layers.resolve(a) for a in addresses if a not in INPUT_OUTPUT_ADDRESSES}
         needs_output = "output" in addresses or "logits" in addresses
         rewrites = {self.layers.resolve(a): edit for a, edit in edits.items()} if edits else {}
         padding = BatchPadding(n := x.shape[0], max(n, self.min_rows))
-        hook_dicts = bool(inner_addresses or rewrites)
+        hook_dicts = bool(inner or rewrites)
         with (
-            capturing_activations(self.modules, paths, edits=rewrites, stop=not needs_output, padding=padding)
+            capturing_activations(self.modules, inner.values(), edits=rewrites, stop=not needs_output, padding=padding)
             if hook_dicts
             else state.NULL_CONTEXT as captured,
             state.SharedDropoutMaskMode() if self.stochastic else state.NULL_CONTEXT,
@@ -373,7 +380,7 @@ class Box(NotebookTablesMixin):
         ):
             raw = self.raw_output(padding.pad(x)) if hook_dicts or needs_output else None
         acts = Acts({"input": x})
-        for a, real in inner_addresses.items():
+        for a, real in inner.items():
             if captured is None or real not in captured:
                 raise LayerError(f"{a!r} did not run for this input")
             acts[a], acts.edges[a] = captured[real], captured.edges[real]
@@ -381,9 +388,8 @@ class Box(NotebookTablesMixin):
             output = with_batch_axis(self.output_reader.select_tensor(raw), n_rows or padding.padded_n, self._n_columns)
             acts["output"] = padding.split(output)[0]
             if "logits" in addresses:
-                logits = scores_at_answer_position(
-                    self.inputs, padding.pad(x), self.output_reader.logits(output, final_op)
-                )
+                scores = self.output_reader.logits(output, final_op)
+                logits = scores_at_answer_position(self.inputs, padding.pad(x), scores)
                 acts["logits"] = acts["output"] if logits is output else padding.split(logits)[0]
         return acts
 
@@ -424,8 +430,7 @@ class Box(NotebookTablesMixin):
             that cannot be read, with a warning.
 
         Raises:
-            InputError: when shape, dtype or range are wrong, values are NaN or infinite, or nothing can be read; for
-                texts of several lengths where the model takes no mask and its answers change with padding.
+            InputError: when shape, dtype or range are wrong, values are NaN or infinite, or nothing can be read.
 
         Example:
             >>> import torch, unboxed as ub
@@ -439,8 +444,7 @@ class Box(NotebookTablesMixin):
         x = self.inputs.check(to_batch(x, self.inputs))
         with state.leaving_inference_mode():
             packed = state.copy_to(self.inputs.pack(x), self.device, self.dtype)
-        if self._padding_check is not None and not self.stochastic:  # else the same text has other answers by chance
-            self._padding_check(x, packed, lambda h: self.read(h, "logits")["logits"])
+        self._padding_check.update(x, packed, self)
         return packed
 
     def restore_structure(self, h: Tensor) -> Any:
@@ -786,7 +790,3 @@ class Box(NotebookTablesMixin):
         notes += ["examples depend on one another: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"
-
-
-def _unpickle_box(box_type: type[Box], model: nn.Module, inputs: Inputs, mode: Mode, options: dict[str, Any]) -> Box:
-    return box_type(model, inputs, mode=mode, **options)

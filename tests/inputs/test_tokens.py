@@ -359,16 +359,53 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def test_texts_whose_padding_changes_the_answers_are_refused() -> None:
+def test_texts_whose_padding_changes_the_answers_are_run_by_length() -> None:
     box = ub.Box(WithoutMask("all"), ub.Tokens(numbers), outputs="logits")
-    for texts in (
-        ["1 2", "3 4 5 6"],
-        {"input_ids": torch.tensor([[1, 2, 0], [3, 4, 5]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])},
-    ):
-        with pytest.raises(InputError, match="padding changes the model's answers: its forward has no argument"):
-            box(texts)
-    assert torch.allclose(box(["1 2", "3 4"])[:1], box(["1 2"]))
+    texts = ["1 2", "3 4 5 6", "7 8", "9 1 2"]
+    alone = torch.cat([box.model(torch.tensor([numbers(text)])) for text in texts]).detach()
+    assert torch.allclose(box(texts), alone, atol=1e-6)
+    maps = ub.attribution.gradient(box, texts, 1)
+    for i, text in enumerate(texts):
+        n = len(numbers(text))
+        assert torch.allclose(maps.map[i, :n], ub.attribution.gradient(box, [text], 1).map[0], atol=1e-6)
+        assert not maps.map[i, n:].any()
+    left = {"input_ids": torch.tensor([[0, 1, 2], [3, 4, 5]]), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+    assert torch.allclose(box(left)[0], alone[0], atol=1e-6)
     assert torch.equal(box(torch.tensor([[1, 0]])), box.model(torch.tensor([[1, 0]])).detach())  # a token, no padding
+    with pytest.raises(InputError, match="padding changes the model's answers: its forward has no argument"):
+        box.read(texts, "embed")
+    assert box.read(texts[::2], "embed")["embed"].shape == (2, 2, 4)
+
+
+class MaxOverTime(nn.Module):
+    """A text CNN: the largest value over tokens, which padding has in some texts only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(10, 4, padding_idx=0), nn.Linear(4, 3)
+        self.conv = nn.Conv1d(4, 4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.conv(self.embed(ids).mT).amax(2))
+
+
+def test_every_padded_text_is_asked_whether_padding_changes_its_answer() -> None:
+    model = MaxOverTime()
+    generator = torch.Generator().manual_seed(0)
+    texts = [" ".join(map(str, torch.randint(1, 10, (n,), generator=generator).tolist())) for n in range(4, 9)] * 3
+    answers = [model(torch.tensor([numbers(text)])).detach() for text in texts]
+    padded = [model(torch.tensor([numbers(text) + [0] * (8 - len(numbers(text)))])).detach() for text in texts]
+    harmless = [torch.allclose(a, b) for a, b in zip(answers, padded, strict=True)]
+    assert 5 < sum(harmless) < 15
+    for first in range(len(texts)):  # whatever text comes first
+        box = ub.Box(model, ub.Tokens(numbers), outputs="logits")
+        assert torch.allclose(
+            box(texts[first:] + texts[:first]), torch.cat(answers[first:] + answers[:first]), atol=1e-6
+        )
+    box(texts)
+    with pytest.raises(InputError, match="the model fails on texts of 2 tokens alone"):
+        box(["1 2", texts[-1]])
 
 
 @pytest.mark.parametrize("reads", ["not 0", "before"])
@@ -377,30 +414,17 @@ def test_a_text_has_one_answer_where_padding_changes_nothing(reads: str) -> None
     assert torch.allclose(box(["1 2", "3 4 5 6"])[:1], box(["1 2"]), atol=1e-6)
 
 
-def test_whether_padding_matters_is_asked_once_for_each_length_and_weights() -> None:
-    box = ub.Box(WithoutMask("not 0"), ub.Tokens(numbers), outputs="logits")
-    n_runs = 0
+def test_answers_of_each_token_are_refused_where_padding_changes_them() -> None:
+    class BothWays(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(10, 4), nn.Linear(4, 3)
+            self.read = nn.GRU(4, 2, batch_first=True, bidirectional=True)
 
-    def count(*_: Any) -> None:
-        nonlocal n_runs
-        n_runs += 1
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.read(self.embed(ids))[0])  # (N, T, 3)
 
-    def runs_of(*texts: str) -> int:
-        nonlocal n_runs
-        n_runs = 0
-        box.validate_inputs(list(texts))
-        return n_runs
-
-    box.model.head.register_forward_pre_hook(count)
-    box.refresh()
-    assert [runs_of("1 2", "3 4 5 6"), runs_of("6 5 4 3", "2 1"), runs_of("1 2 3", "3 4 5 6")] == [2, 0, 2]
-    with torch.no_grad():
-        box.model.head.weight.mul_(2)
-    assert runs_of("1 2", "3 4 5 6") == 2
-    box.model.reads = "all"
-    with torch.no_grad():
-        box.model.head.weight.mul_(2)
-    with pytest.raises(InputError, match="padding changes"):
-        box(["1 2", "3 4 5 6"])
-    with pytest.raises(InputError, match="padding changes"):  # as before
-        box(["1 2", "3 4 5 6"])
+    box = ub.Box(BothWays(), ub.Tokens(numbers), outputs="logits", classes=["a", "b", "c"])
+    assert box(["1 2", "3 4"]).shape == (2, 3, 2)
+    with pytest.raises(InputError, match="2 to 3 tokens, and padding changes"):
+        box(["1 2", "3 4 5"])

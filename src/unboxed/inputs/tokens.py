@@ -38,7 +38,8 @@ class Tokens:
     (N, T, D + 3): each token's embedding, as the model's own embedding layer gives it, then its id, whether it is a
     token or padding, and its type. The model gets ids and mask as it always does; what its embedding layer returns is
     replaced by the embeddings, so that gradients and masks act on them, whatever the model does with ids besides. A
-    model without an argument for the mask, and whose answers padding changes, takes texts of one length at a time.
+    model without an argument for the mask, and whose answers padding changes, is run on texts of one length at a time;
+    its layers are read of texts of one length only.
 
     Args:
         tokenizer: A Hugging Face tokenizer, or a function of a text that returns its ids (a list of ints). Maps name

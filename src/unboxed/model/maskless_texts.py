@@ -2,69 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 from ..inputs.base import Inputs
 from ..inputs.text_models import MASK_ARGUMENT_NAMES
-from ..inputs.tokens import Tokens
+from ..inputs.tokens import N_TOKEN_META_COLUMNS, Tokens
+from .batching import is_out_of_memory_error
+from .hooks import Acts
+
+LogitsFn = Callable[[Tensor], Tensor]
+ForwardFn = Callable[[Tensor, Collection[str]], Acts]
 
 
 class PaddingCheck:
-    """Refuses padded texts where a model without a mask answers them otherwise than each alone.
+    """Finds out whether padding changes the answers of a model that takes no mask.
 
-    It is asked once for each shortest and longest text, until a weight is written.
+    Every text that is padded is asked, until one has another answer alone: the model `is_sensitive` from then on. Other
+    inputs have no padding, and a stochastic model has other answers to the same text by chance.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tokens) -> None:
-        self.model, self.inputs = model, inputs
-        self.harmless: set[tuple[int, ...]] = set()
+    def __init__(
+        self, inputs: Inputs, stochastic: bool, batch_dependent: bool, output_map_shape: tuple[int, ...]
+    ) -> None:
+        self.inputs = inputs if isinstance(inputs, Tokens) and not (inputs.takes_mask or stochastic) else None
+        self.batch_dependent = batch_dependent
+        self.can_group = not (batch_dependent or output_map_shape)
+        self.is_sensitive = False
 
-    def __call__(self, x: Any, packed: Tensor, logits_of: Callable[[Tensor], Tensor]) -> None:
-        """Raise InputError where padding changes answers, asked of the text with most padding.
-
-        `packed` (N, T, D + 3) are the texts x; where x was packed before, nothing is asked again.
-        """
+    def update(self, x: Any, packed: Tensor, logits_of: LogitsFn) -> None:
+        """Compare the answers to texts x, packed (N, T, D + 3), with those to each alone; packed ones were asked."""
         is_packed_before = isinstance(x, Tensor) and x.is_floating_point()
-        if is_packed_before or self.inputs.takes_mask:
+        if self.inputs is None or is_packed_before:
             return
-        n_tokens = int(self.inputs.mask(packed).sum(1).min())
-        case = (n_tokens, packed.shape[1], *(0 if p.is_inference() else p._version for p in self.model.parameters()))
-        if n_tokens < packed.shape[1] and case not in self.harmless:
-            _check_padding_changes_nothing(self.inputs, packed, n_tokens, logits_of)
-            self.harmless.add(case)
+        mask = self.inputs.mask(packed)
+        for rows in _rows_by_mask(mask):
+            for part in torch.split(rows, 1 if self.batch_dependent else len(rows)):
+                if self.is_sensitive or mask[part[0]].all():
+                    break
+                self.is_sensitive = _is_changed_by_padding(packed[part], mask[part[0]], logits_of)
+
+    def forward_by_length(self, x: Tensor, addresses: Collection[str], forward: ForwardFn) -> Acts | None:
+        """The logits of packed texts x of a sensitive model, of equal masks at a time; None where padding is harmless.
+
+        Raises InputError where other activations are wanted, whose rows would differ in length.
+        """
+        if self.inputs is None or not self.is_sensitive:
+            return None
+        wanted, mask = {*addresses} - {"input"}, self.inputs.mask(x)
+        if not wanted or mask.all():
+            return None
+        if wanted != {"logits"} or not self.can_group:
+            raise InputError(
+                f"these texts have {int(mask.sum(1).min())} to {x.shape[1]} tokens, and padding changes the "
+                f"model's answers: its forward has no argument {' or '.join(MASK_ARGUMENT_NAMES)}. Give it one, by "
+                "which it leaves padding out, or give texts of one length at a time"
+            )
+        groups = list(_rows_by_mask(mask))
+        logits = torch.cat([_run_unpadded(x[rows][:, mask[rows[0]]], forward) for rows in groups])
+        return Acts({"input": x, "logits": logits[torch.cat(groups).argsort()]})
 
 
-def padding_check_of(model: nn.Module, inputs: Inputs) -> PaddingCheck | None:
-    """The check of a model of texts; None for other inputs."""
-    return PaddingCheck(model, inputs) if isinstance(inputs, Tokens) else None
+def _rows_by_mask(mask: Tensor) -> Iterator[Tensor]:
+    """The rows of each distinct mask (N, T)."""
+    groups = torch.unique(mask, dim=0, return_inverse=True)[1]
+    for k in range(int(groups.max()) + 1):
+        yield (groups == k).nonzero()[:, 0]
 
 
-def _check_padding_changes_nothing(
-    inputs: Tokens, packed: Tensor, n_tokens: int, logits_of: Callable[[Tensor], Tensor]
-) -> None:
-    if _is_changed_by_padding(inputs, packed, logits_of):
-        raise InputError(
-            f"these texts have {n_tokens} to {packed.shape[1]} tokens, and padding changes the model's "
-            f"answers: its forward has no argument {' or '.join(MASK_ARGUMENT_NAMES)}. Give it one, by which it leaves "
-            "padding out, or give texts of one length at a time"
-        )
-
-
-def _is_changed_by_padding(inputs: Tokens, x: Tensor, logits_of: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the shortest of packed texts x has another answer alone, by more than rounding."""
-    row = int(inputs.mask(x).sum(1).argmin())
-    mask = inputs.mask(x)[row]  # (T,)
-    padded = logits_of(x[row : row + 1])
+def _run_unpadded(x: Tensor, forward: ForwardFn) -> Tensor:
+    """The logits of texts of one length. Raises InputError where the model fails on so few tokens."""
     try:
-        alone = logits_of(x[row : row + 1, mask])
+        return forward(x, {"logits"})["logits"]
+    except RuntimeError as error:
+        if is_out_of_memory_error(error):
+            raise
+        raise InputError(
+            f"the model fails on texts of {x.shape[1]} tokens alone ({error}), and padding changes its answers: leave "
+            "them out"
+        ) from error
+
+
+def _is_changed_by_padding(x: Tensor, mask: Tensor, logits_of: LogitsFn) -> bool:
+    """Whether packed texts x of one mask (T,) have other answers alone, by more than rounding.
+
+    Methods change embeddings, so the first text is asked with its embeddings negated, too: a maximum over tokens
+    leaves padding out by chance.
+    """
+    negated = x[:1].clone()
+    negated[:, mask, :-N_TOKEN_META_COLUMNS] *= -1
+    return any(_differs_unpadded(part, mask, logits_of) for part in (x, negated))
+
+
+def _differs_unpadded(x: Tensor, mask: Tensor, logits_of: LogitsFn) -> bool:
+    padded = logits_of(x)
+    try:
+        alone = logits_of(x[:, mask])
     except RuntimeError:  # the model takes texts of one length alone: padding is a part of them
         return False
-    if padded.ndim == 3 and padded.shape[2] == len(mask):  # (1, K, T), of each token
+    if padded.ndim == 3 and padded.shape[2] == len(mask):  # (N, K, T), of each token
         padded = padded[..., mask]
     scale = alone.abs().amax() * torch.finfo(alone.dtype).eps ** 0.5
     return padded.shape != alone.shape or bool(((padded - alone).abs() > scale).any())
