@@ -163,8 +163,8 @@ class _RunBudgetBox(Box):
 
 
 def _make_run_budget_box(box: Box) -> _RunBudgetBox:
-    reopen, (_, *arguments) = box.__reduce__()
-    return reopen(_RunBudgetBox, *arguments)  # type: ignore[no-any-return]
+    reopen, arguments = box.__reduce__()
+    return _RunBudgetBox(*arguments, **reopen.keywords)
 
 
 class _TrialLabels(NamedTuple):

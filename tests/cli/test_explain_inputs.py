@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import unboxed as ub
 from unboxed import cli
-from unboxed.errors import DataError, InputError
-from unboxed.loading.input_files import read_inputs
+from unboxed.errors import DataError, InputError, UnboxedError
+from unboxed.loading.input_files import read_array, read_inputs
 
 SOURCE = """
 import torch, unboxed as ub
@@ -135,3 +136,14 @@ def test_arrays_that_do_not_fit_are_refused(file: Path) -> None:
     (file.parent / "none").mkdir()
     with pytest.raises(DataError, match="holds no such files"):
         read_inputs(file.parent / "none", box, 2)
+
+
+@pytest.mark.parametrize(("size", "layer"), [((6, 6), nn.Conv2d(1, 2, 6)), ((9,), nn.Conv1d(1, 2, 9))])
+def test_a_batch_of_one_channel_may_leave_out_its_axis(size: Any, layer: nn.Module, tmp_path: Path) -> None:
+    box = ub.Box(nn.Sequential(layer, nn.Flatten()), ub.Pixels((1, *size)), outputs="logits")
+    x = np.random.default_rng(0).random((5, *size)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    assert torch.equal(read_array(tmp_path / "x.npy", box).flatten(1), torch.tensor(x).flatten(1))
+    np.save(tmp_path / "none.npy", np.float32(3))
+    with pytest.raises(UnboxedError):
+        read_array(tmp_path / "none.npy", box)

@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 import unboxed as ub
 from unboxed import loading
 from unboxed.cli.app import app
+from unboxed.cli.parsing import open_inputs
+from unboxed.data.tables import open_table
 from unboxed.engine.read.examples import labeled_examples
-from unboxed.errors import DataError, InputError, MissingPackageError, UnboxedWarning
+from unboxed.errors import DataError, InputError, MissingPackageError, UnboxedWarning, UnclearLabelsError
 from unboxed.inputs.labels import label_to_text, label_to_value
 
 GRAY = ub.Pixels((1, 8, 8))
@@ -177,7 +179,7 @@ def test_what_is_left_out_is_listed(root: Path) -> None:
 
 BAD = {
     "two labels": ("0.png,cat\n0.png,dog\n", "has two labels, cat and dog"),
-    "no labels": ("file,size\n0.png,3\n", r"the columns 'file', 'size'; wanted a column of files"),
+    "no labels": ("file,size\n0.png,3\n", r"which of the columns 'size' has the labels\? Name it"),
     "short rows": ("file,label\n0.png\n", "fewer than 2 columns"),
     "empty": ("", "is empty"),
     "header alone": ("file,label\n", "it has no rows"),
@@ -370,3 +372,34 @@ def test_rows_say_what_their_labels_are(outputs: Any, text: str, said: str, tmp_
     (path := tmp_path / "rows.csv").write_text(text)
     box = ub.Box(nn.Linear(1, 1 if outputs == "regression" else 2), ub.Features(["a"]), outputs=outputs)
     assert repr(ub.data.table(path, box)) == f"Rows('rows.csv', 2 rows of 1 columns, {said})"
+
+
+@pytest.mark.parametrize("columns", ["file", "file,price", "file,price,color"])
+def test_images_of_a_table_need_no_labels_where_none_are_asked_for(columns: str, tmp_path: Path) -> None:
+    """Each row is an image, also where one is listed twice or has no label."""
+    for k in range(2):
+        Image.new("L", (4, 4), 100 * k).save(tmp_path / f"{k}.png")
+    rows = [[f"{k % 2}.png", ("2.5", "")[k % 2], "red"][: columns.count(",") + 1] for k in range(3)]
+    path = table_of(tmp_path, "\n".join([columns, *map(",".join, rows)]) + "\n")
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), ub.Pixels((1, 4, 4)), outputs="logits")
+    assert box(str(path))[:, None].shape == (3, 1, 3)
+    if columns != "file":
+        with pytest.raises(UnclearLabelsError, match="has the labels"):
+            ub.data.table(path, box)
+        assert len(open_inputs(str(path), box)) == 3
+
+
+def test_an_image_without_a_label_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    for k in range(2):
+        Image.new("L", (4, 4), 100 * k).save(tmp_path / f"{k}.png")
+    path = table_of(tmp_path, "file,label\n0.png,\n1.png,2\n")
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), ub.Pixels((1, 4, 4)), outputs="logits")
+    assert [y for _, y in open_table(path, box, keep_unlabeled=True)] == [-1, 2]
+    assert [y for _, y in open_table(path, box)] == [2]
+
+
+def test_the_only_other_column_of_a_regression_has_its_values(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "0.png")
+    path = table_of(tmp_path, "file,price\n0.png,2.5\n")
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), ub.Pixels((1, 4, 4)), outputs="regression")
+    assert [y for _, y in ub.data.table(path, box)] == [2.5]

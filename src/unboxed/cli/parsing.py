@@ -186,14 +186,17 @@ def open_inputs(spec: str, box: Box, *, label: str | None = None, **settings: An
     import torch
     from torch.utils.data import TensorDataset
 
-    from ..data.tables import inputs_of_table
+    from ..data.tables import inputs_of_table, unlabeled_images
     from ..inputs.features import Features
+    from ..inputs.pixels import Pixels
 
     try:
         return open_dataset(spec, box, label=label, **settings)
     except UnclearLabelsError:
-        if not isinstance(box.inputs, Features) or not Path(spec).is_file():
+        if not isinstance(box.inputs, Features | Pixels) or not Path(spec).is_file():
             return open_dataset(spec, box, **settings)
+        if isinstance(box.inputs, Pixels):
+            return unlabeled_images(spec, box.inputs)
         return TensorDataset(torch.as_tensor(inputs_of_table(spec, box.inputs)))
 
 

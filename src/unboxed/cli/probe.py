@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..box import Box
 from ..concepts import LayerProbe, Probing, probe
-from ..data.tables import check_table_path, read_columns
+from ..data.table_files import check_table_path, read_columns
 from ..engine.intervals import Interval
 from ..errors import DataError
 from ..language import SentenceProbing, load_probing_task, load_vectors, probe_sentences

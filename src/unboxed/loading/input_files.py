@@ -19,7 +19,8 @@ from ..data.folders import folder
 from ..data.labeled_files import LabeledFiles
 from ..data.rows import select_feature_columns
 from ..data.single import image
-from ..data.tables import TABLE_SUFFIXES, read_columns
+from ..data.table_files import read_columns
+from ..data.tables import TABLE_SUFFIXES
 from ..errors import DataError, InputError
 from ..inputs.examples import to_batch
 from ..inputs.features import Features
@@ -178,10 +179,12 @@ def _load_array(path: Path) -> NDArray[Any]:
 
 
 def _array_to_batch(array: NDArray[Any], box: Box) -> Tensor:
-    """An array of one input or of a batch as (N, ...)."""
+    """An array of one input or of a batch as (N, ...); a batch of one channel may leave out its axis."""
+    shape = _shape_of_one_input(box)
+    if isinstance(box.inputs, Pixels) and array.shape[1:] == shape[1:] and shape[0] == 1 < len(array):
+        array = array[:, None]
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes == 2:
         return image(array, box)
-    shape = _shape_of_one_input(box)
     is_one = array.shape in (shape, *[shape[1:]] * (shape[0] == 1 and len(shape) > 1))
     return torch.as_tensor(to_batch(array.reshape(1, *shape) if is_one else array, box.inputs))
 
