@@ -192,10 +192,14 @@ def test_advice_names_options_not_python() -> None:
     """`segmenter=` and `ignore_case=True` are no options of a command."""
     from unboxed.cli.parsing import rewrite_advice_for_command_line
     from unboxed.concepts._segmenting import Segmentation
+    from unboxed.data.texts import TEXT_LABEL_ADVICE
     from unboxed.errors import InputError
+    from unboxed.inputs.frames import LABEL_COLUMN_ADVICE
     from unboxed.language import WordVectors
 
     assert "give --attribute FILE:COLUMN, a value" in rewrite_advice_for_command_line(_probe_refusal())
+    assert rewrite_advice_for_command_line(LABEL_COLUMN_ADVICE) == "Name it: --label COLUMN"
+    assert rewrite_advice_for_command_line(TEXT_LABEL_ADVICE) == "Name that of labels: --label COLUMN"
     assert rewrite_advice_for_command_line("bits= (images) needs").startswith("--bits (images)")
     with pytest.raises(InputError) as missing:
         Segmentation.of(None, torch.zeros(1, 3, 8, 8))

@@ -30,7 +30,7 @@ COMMAND_LINE_ADVICE_BY_PATTERN: Mapping[str, str] = {
     r"\b(outputs|classes|root|norm)=\"(\w+)\"": r"--\1 \2",
     r"\bpass classes=(?!\S)": "pass --classes",
     r"\bpass x=(?!\S)": "give --data",
-    r"Name it: ub\.data\.table\(.*?\), --label": "Name it: --label",
+    r"ub\.data\.(?:table|texts)\([^()]*\), (--label COLUMN) on the command line": r"\1",
     r"Of a DataFrame or a file, name the column: ub\.data\.table\(.*?\)": "Of a table, name the column: --label COLUMN",
     r"pass inputs=ub\.Pixels\(.*?, on the command line ": "give ",
     r"give eps \(and norm\), or ball= instead of both": "give --eps (and --norm), such as --eps 8/255",

@@ -33,7 +33,7 @@ from ..engine.results import nonfinite_to_none
 from ..errors import UnclearLabelsError, warn
 from ..inputs.labels import is_missing_label, readable_class_names
 from ..model.nan_checks import check_no_nan
-from ..report.words import count_noun, format_prob, shorten_middle
+from ..report.words import count_noun, format_number, format_prob, shorten_middle
 from ..robustness.output_metrics import metric_intervals, output_statistics
 from ..validation import check_int
 from .parsing import open_dataset, open_inputs, skipped_files
@@ -274,7 +274,9 @@ def _print_predictions(found: Predictions, out: Path | None, maps_dir: Path | No
         console.print(f"and {n_more:,} more" + (": -o predictions.csv has all of them" if out is None else ""))
     for name, score in found.scores.items():
         value = (
-            str(score) if isinstance(score, Proportion) else f"{score.mean:.3g} ({score.low:.3g} to {score.high:.3g})"
+            str(score)
+            if isinstance(score, Proportion)
+            else "{} ({} to {})".format(*map(format_number, (score.mean, score.low, score.high)))
         )
         examples = count_noun(found.n_labeled, "labeled example")
         console.print(f"{name} {value}, {examples}; 95% interval in brackets", highlight=False)
@@ -300,5 +302,5 @@ def _printed_record(record: Record) -> dict[str, str]:
 def _cell(name: str, value: Any) -> str:
     """A value as it is printed: of a path its last part, of a long text its ends."""
     if isinstance(value, float):
-        return format_prob(value) if name.startswith(("probability", "share")) else f"{value:.4g}"
+        return format_prob(value) if name.startswith(("probability", "share")) else format_number(value, 4)
     return shorten_middle(Path(value).name if name in ("file", "map") else str(value), MAX_TEXT_CHARACTERS)

@@ -30,7 +30,7 @@ from .blocks import (
 from .pictures import PageImage, PageImageStore
 from .render import RenderedSection, render_blocks, render_figures, render_page
 from .verdict_notes import TONE_BY_GRADE, ranked_method
-from .words import format_named_prob
+from .words import format_named_prob, format_number
 
 COVER_SIDE_PIXELS, MIN_FIGURE_SIDE_PIXELS = 224, 163  # of a picture beside the headline, and in a row of six
 READING = (
@@ -63,7 +63,7 @@ def prediction_sentence(explanation: Explanation) -> str:
 
 def top_outputs_text(explanation: Explanation) -> str:
     """The largest outputs in words."""
-    format_value = (lambda v: f"{v:.3g}") if explanation.is_regression else format_named_prob
+    format_value = format_number if explanation.is_regression else format_named_prob
     listed = ", ".join(f"{name} ({format_value(v)})" for name, v in explanation.top_outputs.items())
     return f"{listed}, on average over its positions" if explanation.is_mean_over_positions else listed
 

@@ -43,13 +43,13 @@ def format_bar_prob(p: float) -> str:
     return "<0.01" if p < 0.005 else ">0.99" if p >= 0.995 else f"{p:.2f}"
 
 
-def format_number(value: float) -> str:
-    """A number in three digits, large ones without decimals.
+def format_number(value: float, digits: int = 3) -> str:
+    """A number in that many digits, large ones without decimals.
 
     >>> format_number(0.01234), format_number(1374.6), format_number(2.5e9)
     ('0.0123', '1,375', '2.5e+09')
     """
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.{digits}g}"
 
 
 def format_signed(value: float) -> str:
