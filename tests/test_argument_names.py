@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import unboxed as ub
 from contracts.common import CARDS
 from unboxed.argument_names import PEER_NAMES, naming_arguments
-from unboxed.errors import ArgumentError, InputError
+from unboxed.errors import ArgumentError, InputError, ModelError
 
 CHECKS = (ub.checks.verdict, ub.checks.rank_methods, ub.checks.deletion, ub.checks.insertion, ub.checks.infidelity)
 EVALUATIONS = (ub.robustness.evaluate, ub.robustness.evaluate_outputs)
@@ -111,3 +112,37 @@ def test_type_errors_of_the_work_itself_stay_as_they_are() -> None:
     with pytest.raises(TypeError, match="unsupported operand") as caught:
         outer(1)
     assert not isinstance(caught.value, ArgumentError)
+
+
+def test_a_device_leads_to_the_model() -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    for call in (lambda: ub.Box(box.model, box.inputs, device="cuda"), lambda: box.to("cuda"), lambda: box.cuda()):
+        with pytest.raises(
+            (ArgumentError, AttributeError), match=r'a box runs where its model is.* model\.to\("cuda"\)'
+        ):
+            call()
+    assert not hasattr(box, "to")
+    with pytest.raises(AttributeError, match=r"its model has: box\.model\.parameters$"):
+        box.parameters()
+    with pytest.raises(AttributeError, match=r"^a box has no attribute 'prametrs'$"):
+        box.prametrs  # noqa: B018
+    assert repr(copy.copy(box)) == repr(copy.deepcopy(box)) == repr(box)
+
+
+def test_a_method_without_a_target_says_so() -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    x = box.noise(2)
+    for call in (lambda: ub.attribution.rollout(box, x, 1), lambda: ub.attribution.rollout(box, x, target=1)):
+        with pytest.raises(ArgumentError, match=r"no target.* the same for each"):
+            call()
+    others = [card for card in ub.cards() if card.family == "attribution" and card.method is not ub.attribution.rollout]
+    assert all([*inspect.signature(card.method).parameters][:3] == ["box", "x", "target"] for card in others)
+
+
+def test_load_of_a_module_says_what_opens_it() -> None:
+    model, _ = ub.zoo.load("digits-cnn")
+    for given in (model, type(model)):
+        with pytest.raises(ModelError, match=r"open a module by ub\.Box\(model, inputs\), after ub\.loading\.weights"):
+            ub.load(given, "best.pt")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="got dict: a model is zoo:NAME"):
+        ub.load({})  # type: ignore[arg-type]

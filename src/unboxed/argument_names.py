@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+from torch import nn
 
 from .errors import ArgumentError
 from .validation import nearest_names
@@ -71,6 +73,23 @@ EXAMPLES = {
 """What arguments are that a call may lack."""
 
 
+DEVICE_ADVICE = 'a box runs where its model is, and follows it: model.to("cuda"), or box.model.to("cuda")'
+NO_TARGET_TEXT = "it asks for no class or score, so what it gives is the same for each"
+ADVICE_BY_ABSENT_NAME = {"device": DEVICE_ADVICE, "target": NO_TARGET_TEXT}
+"""What is said of arguments that a function does not take, and has no other name for."""
+
+
+class LeadingToModelMixin:
+    """Errors of what is asked of a box and is its model's."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            advice = DEVICE_ADVICE if name in ("to", "cuda", "cpu") else f"its model has: box.model.{name}"
+            is_of_modules = hasattr(nn.Module, name) and not name.startswith("_")
+            raise AttributeError(f"a box has no attribute {name!r}" + f"; {advice}" * is_of_modules)
+
+
 def naming_arguments(function: FunctionT) -> FunctionT:
     """The function, with an ArgumentError where a call doesn't fit it: what isn't taken, and what was meant.
 
@@ -117,7 +136,8 @@ def _misfit_text(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Ma
             return f"{call} got {twice[0]} twice: by its position and as {twice[0]}="
         named = _listed([n for n in parameters if n not in by_position])
         placed = ", ".join(n for n in by_position if n != "self")
-        return f"{call} takes {placed} by their position{named and f', and by name {named}'}: {error}"
+        no_target = f", and no target: {NO_TARGET_TEXT}" if placed == "box, x" and "target" not in parameters else ""
+        return f"{call} takes {placed} by their position{named and f', and by name {named}'}{no_target or f': {error}'}"
     return ""
 
 
@@ -127,6 +147,8 @@ def _meant_text(name: str, names: Collection[str]) -> str:
     known = [ours for ours, peers in others.items() if name in peers]
     if known:
         return f"did you mean {min(known, key=lambda ours: others[ours].index(name))}=?"
+    if name in ADVICE_BY_ABSENT_NAME:
+        return ADVICE_BY_ABSENT_NAME[name]
     if nearest := nearest_names(name, names):
         return f"did you mean {' or '.join(f'{n}=' for n in nearest)}?"
     return f"there are {_listed(names)}"

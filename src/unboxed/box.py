@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .argument_names import naming_arguments
+from .argument_names import LeadingToModelMixin, naming_arguments
 from .errors import InputError, LayerError, OutputError
 from .inputs.base import Inputs, check_channels_last_setting, inputs_from_unit_interval
 from .inputs.batches import to_model_arguments
@@ -52,7 +52,7 @@ LayersToRead = str | nn.Module | Sequence[str | nn.Module] | None
 MAX_AUTO_BATCH_ACTIVATION_BYTES = 2**29  # for the activations of one automatic batch
 
 
-class Box(NotebookTablesMixin):
+class Box(NotebookTablesMixin, LeadingToModelMixin):
     """An opened model: the module, what its inputs are, what its output means, and its class names.
 
     Every method takes a box as its first argument. Opening runs the model once on noise, to list its layers and to see
@@ -73,7 +73,8 @@ class Box(NotebookTablesMixin):
             the outputs of a few inputs and the last op, and raises where they do not determine it. One output of
             "logits", "probs" or "multilabel" is "binary".
         output: Which tensor of a structured output is meant: a key, an index, or a function of the output. None takes
-            `.logits` or `["logits"]`, else the only tensor (N, K). Of a map of outputs (N, ...), the axis with as many
+            `.logits`, `["logits"]` or `["out"]`, else the only tensor beside losses and auxiliary outputs that is
+            (N, K) or a map, which the repr says. Of a map of outputs (N, ...), the axis with as many
             entries as `classes`, or the one that is no position of the image, becomes axis 1.
         mode: "eval" runs all modules in eval mode; "as-is" leaves their train flags alone. With BatchNorm or dropout in
             train mode, examples then depend on one another, and no batch is split.
@@ -786,7 +787,7 @@ class Box(NotebookTablesMixin):
         head = f"Box({type(self.model).__name__}, {self.inputs}, outputs={self.outputs!r}, {len(self.classes)} {noun}"
         head += plural * (len(self.classes) != 1)
         notes = ["one logit z: box(x) is (-z/2, z/2), the score of class 1 is z"] * (self.outputs == "binary")
-        notes += [f"mode={self.mode!r}"] * (self.mode != "eval")
+        notes += self.output_reader.key_notes + [f"mode={self.mode!r}"] * (self.mode != "eval")
         notes += ["examples depend on one another: batches are never split"] * self.batch_dependent
         notes += [f"autocast={self.autocast}"] * (self.autocast is not None) + ["channels_last"] * self.channels_last
         return ", ".join([head, *notes]) + f", on {self.device})\n{self.layers}"

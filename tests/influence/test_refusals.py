@@ -153,3 +153,10 @@ def test_a_training_takes_the_output_that_is_meant(train: Any) -> None:
     assert torch.equal(before["first.weight"], after["first.weight"])
     assert not torch.equal(before["second.weight"], after["second.weight"])
     assert training.reseed(1).n_steps == training.n_steps
+
+
+def test_label_maps_are_refused() -> None:
+    box, x, y = ub.Box(nn.Conv2d(3, 4, 1), ub.Pixels((3, 5, 5))), torch.rand(4, 3, 5, 5), torch.zeros(4, 5, 5).long()
+    for method in (ub.influence.influence_functions, ub.influence.gradient_dot):
+        with pytest.raises(UnboxedError, match=r"label maps are not supported.*mean\(\(2, 3\)\)"):
+            method(box, x[:2], y[:2], (x, y))

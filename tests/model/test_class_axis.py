@@ -155,28 +155,3 @@ def test_logits_are_found_before_a_final_op_with_the_classes_last(end: nn.Module
     box = ub.Box(model, PIXELS)
     assert box.outputs == {nn.Softmax: "probs", nn.LogSoftmax: "logprobs", nn.Sigmoid: "multilabel"}[type(end)]
     assert torch.allclose(box(x), model.conv(x), atol=1e-6)
-
-
-class WithAux(Segmenter):
-    """The scores of a head and of an auxiliary one, as torchvision's segmentation models give them."""
-
-    def __init__(self, has_aux: bool = True) -> None:
-        super().__init__(last=False)
-        self.has_aux = has_aux
-
-    def forward(self, x: Tensor) -> Any:
-        h = super().forward(x)
-        return {"out": h, "aux": h + 1} if self.has_aux else (h,)
-
-
-@pytest.mark.parametrize(
-    ("has_aux", "choices", "pick"),
-    [(True, r"Box\(..., output='out' \(3, 5, 16, 12\) or output='aux' \(3, 5, 16, 12\)\)", "out"),
-     (False, r"Box\(..., output=0 \(3, 5, 16, 12\)\)", 0)],
-)  # fmt: skip
-def test_which_of_several_maps_is_asked_by_their_keys(has_aux: bool, choices: str, pick: Any) -> None:
-    model = WithAux(has_aux).eval()
-    with pytest.raises(OutputError, match=choices):
-        ub.Box(model, PIXELS)
-    x = torch.rand(2, 3, 16, 12)
-    assert torch.equal(ub.Box(model, PIXELS, output=pick)(x), model(x)[pick])

@@ -45,6 +45,8 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
         >>> type(module).__name__
         'DigitsCNN'
     """
+    if not isinstance(spec, (str, Path)):
+        raise ModelError(_no_spec_text(spec))
     spec, seed = str(spec), valid_seed(seed)
     if spec.startswith("zoo:"):
         name = spec.removeprefix("zoo:")
@@ -83,6 +85,15 @@ def _weights_hint(built: object) -> str:
     return (
         ". Weights alone are no model: load them into the model that they belong to" if isinstance(built, dict) else ""
     )
+
+
+def _no_spec_text(model: object) -> str:
+    """What opens what is given in place of a path or a name."""
+    kind = model if isinstance(model, type) else type(model)
+    advice = MODEL_SPEC_TEXT
+    if issubclass(kind, nn.Module):
+        advice = "open a module by ub.Box(model, inputs), after ub.loading.weights(model, path) for weights from a file"
+    return f"wanted the path or the name of a model; got {kind.__name__}: {advice}"
 
 
 def _unknown_model_text(spec: str) -> str:

@@ -49,7 +49,7 @@ def _candidate_class_axes(shape: Sequence[int], possible: Sequence[int], inputs:
     parts = [part for _, part in inputs.keys_and_parts()] if isinstance(inputs, MultiInput) else [inputs]
     ends = [axis for axis in (1, len(shape) - 1) if axis in possible]
     distortions = {
-        axis: min(_aspect_ratio_distortion(shape, axis, _spatial_shape_of_model_input(part)) for part in parts)
+        axis: min(_aspect_ratio_distortion(shape, axis, spatial_shape_of_model_input(part)) for part in parts)
         for axis in ends
     }
     is_exact = min(distortions.values(), default=math.inf) < EQUAL_LOG_ASPECT_TOLERANCE
@@ -57,7 +57,7 @@ def _candidate_class_axes(shape: Sequence[int], possible: Sequence[int], inputs:
     return [axis for axis, distortion in distortions.items() if distortion < bound]
 
 
-def _spatial_shape_of_model_input(inputs: Inputs) -> tuple[int, ...]:
+def spatial_shape_of_model_input(inputs: Inputs) -> tuple[int, ...]:
     """The axes of positions as the model has them: of a signal one, of a volume three."""
     return tuple(inputs.model_shape if isinstance(inputs, Pixels) else inputs.shape)[1:]
 

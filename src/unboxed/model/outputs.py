@@ -14,9 +14,9 @@ from ..inputs.base import Inputs
 from .class_axis import find_class_axis
 from .final_op import FinalOpNameRecorder, FinalOpRecorder
 from .given_output_kinds import refuse_other_kind
-from .hooks import tensors_in
 from .incremental import to_dense
 from .op_tables import FINAL_OP_NAME_BY_OUTPUT_KIND, SYMMETRIC_BOUNDED_OPS
+from .output_choice import describe_output, find_output_key, infer_output_tensor
 from .state import NULL_CONTEXT, waits_for_device_on_read
 
 OutputKind = Literal["logits", "logprobs", "probs", "binary", "multilabel", "regression"]
@@ -27,7 +27,6 @@ RunModelFn = Callable[[Tensor | None], Any]
 
 MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities vary over inputs that are far apart
 NO_OBJECT_CLASS_NAME = "no object"
-MAX_OUTPUT_CHOICES_SHOWN = 5  # in a message
 ONE_OUTPUT_ADVICE = (
     'the model has one output: pass outputs="binary" (a yes/no logit or probability) or outputs="regression"'
 )
@@ -71,6 +70,8 @@ class OutputReader:
         and 1. `n_names` is the number of names that the caller gave, `config_names` are those of the model's config.
         Raises OutputError where something cannot be determined.
         """
+        if self.pick is None and (key := find_output_key(raw, inputs)) is not None:
+            return OutputReader(key, self.outputs).from_raw_output(raw, inputs, run, n_names, config_names)
         shape = self.select_tensor(raw).shape
         reader = OutputReader(self.pick, self.outputs, self._find_class_axis(shape, inputs, n_names, len(config_names)))
         n_outputs = reader.select_tensor(raw).shape[1]
@@ -103,7 +104,7 @@ class OutputReader:
         h = to_dense(self._select_output(raw))
         if not isinstance(h, Tensor) or not h.is_floating_point():
             raise OutputError(
-                f"output={self.pick!r} picks {_describe_output(h)} from {_describe_output(raw)}; wanted a float tensor"
+                f"output={self.pick!r} picks {describe_output(h)} from {describe_output(raw)}; wanted a float tensor"
             )
         if h.ndim < 2:  # (N,), or () of a single example that was squeezed
             return h.reshape(-1, 1)
@@ -113,13 +114,18 @@ class OutputReader:
 
     def _select_output(self, raw: Any) -> Any:
         if self.pick is None:
-            return _infer_output_tensor(raw)
+            return infer_output_tensor(raw)
         if callable(self.pick):
             return self.pick(raw)
         try:
             return getattr(raw, self.pick) if isinstance(self.pick, str) and hasattr(raw, self.pick) else raw[self.pick]
         except (KeyError, IndexError, TypeError) as error:
-            raise OutputError(f"there is no {self.pick!r} in the model's output, {_describe_output(raw)}") from error
+            raise OutputError(f"there is no {self.pick!r} in the model's output, {describe_output(raw)}") from error
+
+    @property
+    def key_notes(self) -> list[str]:
+        """For a repr: which tensor is taken, where that is not plain."""
+        return [] if self.pick in (None, "logits") or callable(self.pick) else [f"output={self.pick!r}"]
 
     def infer_output_kind(
         self, raw: Any, inputs: Inputs, run: RunModelFn | None = None, n_names: int | None = None
@@ -277,30 +283,6 @@ def _in_unit_interval(h: Tensor) -> bool:
     return bool(((h >= 0) & (h <= 1)).all())
 
 
-def _infer_output_tensor(raw: Any) -> Any:
-    if isinstance(raw := to_dense(raw), Tensor):
-        return raw
-    logits = to_dense(raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None))
-    if isinstance(logits, Tensor):
-        return logits
-    candidates = [h for h in tensors_in(raw) if h.ndim == 2 and h.is_floating_point()]
-    if len(candidates) != 1:
-        raise OutputError(
-            f"the model gives {_describe_output(raw)}, in which {len(candidates)} tensors are (N, K): pass which one "
-            f"is meant, as a key, an index or a function: {_output_choices_text(raw)}"
-        )
-    return candidates[0]
-
-
-def _output_choices_text(raw: Any) -> str:
-    """The arguments that pick a tensor of what the model returned, each with its shape; those (N, K) if there are."""
-    items = raw.items() if isinstance(raw, Mapping) else enumerate(raw) if isinstance(raw, (tuple, list)) else ()
-    tensors = {key: h for key, h in items if isinstance(h, Tensor) and h.is_floating_point()}
-    choices = {key: h for key, h in tensors.items() if h.ndim == 2} or tensors
-    shown = [f"output={key!r} {tuple(h.shape)}" for key, h in choices.items()][:MAX_OUTPUT_CHOICES_SHOWN]
-    return f"Box(..., {' or '.join(shown) or 'output=lambda out: ...'})"
-
-
 def _far_apart_inputs(inputs: Inputs, n: int) -> Tensor:
     """Valid inputs (n, ...) as far apart as possible: outputs that happen to be between 0 and 1 then leave it."""
     samples = inputs.random_inputs(n, torch.Generator().manual_seed(1))
@@ -310,14 +292,6 @@ def _far_apart_inputs(inputs: Inputs, n: int) -> Tensor:
 
 def _sums_to_one(sums: Tensor) -> bool:
     return bool(torch.allclose(sums, torch.ones_like(sums), atol=2e-2 if sums.dtype != torch.float64 else 1e-2, rtol=0))
-
-
-def _describe_output(raw: Any) -> str:
-    if isinstance(raw, Tensor):
-        return f"a tensor {tuple(raw.shape)}"
-    if isinstance(raw, Mapping):
-        return f"{type(raw).__name__} with {', '.join(map(str, raw))}"
-    return f"a {type(raw).__name__}" + (f" of {len(raw)}" if isinstance(raw, (tuple, list)) else "")
 
 
 def class_names_in_config(model: nn.Module) -> tuple[str, ...]:

@@ -31,9 +31,10 @@ def indexed_training_examples(box: Box, train: Any, max_examples: int | None = N
 
     Labels are classes (N,); numbers (N, ...) of a regression; (N, K) of several labels. Examples without a label beside
     others with one are left out with a warning. Raises DataError where there are none, or no labels, or their order is
-    another in each pass.
+    another in each pass; OutputError for a map of classes.
     """
     check_not_shuffled(train)
+    _refuse_label_maps(box)
     if not _may_have_value_labels(box):
         return indexed_labeled_examples(box, train, max_examples)
     x, y, rows = indexed_query_examples(box, train, max_examples)
@@ -59,7 +60,8 @@ def indexed_query_examples(box: Box, data: Any, max_examples: int | None = None)
 
 
 def resolve_query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
-    """The labels whose loss is explained: as given, or the predicted ones. Raises InputError."""
+    """The labels whose loss is explained: as given, or the predicted ones. Raises InputError and OutputError."""
+    _refuse_label_maps(box)
     if box.outputs == "regression" and labels is None:
         raise InputError("labels are missing: a regression model predicts no class whose loss could be explained")
     if labels is None:
@@ -69,6 +71,11 @@ def resolve_query_labels(box: Box, x: Tensor, labels: Any) -> Tensor:
         if _are_regression_or_multilabel(box, labels)
         else box.class_labels(labels, len(x))
     )
+
+
+def _refuse_label_maps(box: Box) -> None:
+    if box.output_map_shape and box.outputs != "regression":
+        box.require_class_scores("the influence of training examples (label maps are not supported)")
 
 
 def check_not_shuffled(train: Any) -> None:
