@@ -47,6 +47,13 @@ def price():
 def signal():
     return _made(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(120, 2)), ub.Pixels((1, 32))
 
+class Two(nn.Linear):
+    def forward(self, x):
+        return {"near": super().forward(x), "far-off": -super().forward(x), "of both": x}
+
+def two():
+    return Two(2, 3), ub.Features(["age", "bmi"])
+
 def tags():
     return _made(nn.Flatten(), nn.Linear(192, 3)), ub.Pixels((3, 8, 8))
 
@@ -246,3 +253,43 @@ def test_a_text_without_a_label_is_predicted_and_keeps_its_place(tmp_path: Path)
         assert len(ub.data.texts(path)) == 2
     kept = open_texts(path, keep_unlabeled=True)
     assert (kept.texts, kept.labels, kept.classes) == (["a", "b", "c"], [1, -1, 0], ("neg", "pos"))
+
+
+def test_one_of_several_outputs_is_named(folder: Path) -> None:
+    np.save(folder / "rows.npy", ROWS.numpy())
+    words = "--data", folder / "rows.npy", "--classes", "a,b,c"
+    done = invoke(folder, "two", *words)
+    assert done.exit_code == 2
+    assert "--output 'near' is (3, 3), --output 'far-off' is (3, 3), --output 'of both' is (3, 2)" in done.stderr
+    near, far = (written(folder, "two", *words, "--output", key) for key in ("near", "far-off"))
+    assert near != far
+    done = invoke(folder, "rows", *words, "--output", "near")
+    assert "there is no 'near' in the model's output, a tensor (3, 3)" in done.stderr
+
+
+def test_the_device_is_that_of_the_option(folder: Path) -> None:
+    words = "--data", folder / "photos", "--classes", "cat,dog"
+    assert written(folder, "photo", *words, "--device", "cpu") == written(folder, "photo", *words)
+    done = invoke(folder, "photo", *words, "--device", "nowhere")
+    assert done.exit_code == 2
+    assert "error: the model can't run on device='nowhere'" in done.stderr
+    assert ub.load("zoo:digits-cnn", device="cpu").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "--data", "digits"),
+        ("doctor", "--data", "digits"),
+        ("explain", "photos/cat/scan0.png"),
+        ("dissect", "--data", "digits"),
+        ("attack", "--data", "digits", "--eps", "0.1"),
+        ("influence", "--train", "digits", "--query", "digits"),
+        ("concepts", "--data", "digits"),
+        ("run", "gradient", "--data", "digits"),
+    ],
+)
+def test_all_commands_that_open_a_model_take_its_device(folder: Path, words: tuple[str, ...]) -> None:
+    words = tuple(word.replace("photos", str(folder / "photos")) for word in words)
+    done = CliRunner().invoke(app, [*words, "--model", "zoo:digits-cnn", "--device", "nowhere"])
+    assert "can't run on device='nowhere'" in done.stderr, done.output

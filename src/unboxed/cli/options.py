@@ -60,6 +60,11 @@ OutputsOption = Annotated[
     str | None,
     typer.Option(help="logits, logprobs, probs, binary, multilabel or regression, to override what is inferred."),
 ]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Which tensor is the output, where the model returns several: a key or an index."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="Where the model runs: cpu, cuda, cuda:1 or mps.")]
 MethodsFromOption = Annotated[
     list[str] | None,
     typer.Option(help="A Python file or module with methods of your own; repeat for several."),

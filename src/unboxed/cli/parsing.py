@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OBJECTIVE_CODE_PATTERN = r"(-?ub\.logit\(\w+\)(?: - (?:ub\.logit\(\w+\)|[\d.]+))?)"
 COMMAND_LINE_ADVICE_BY_PATTERN: Mapping[str, str] = {
     r"\b(outputs|classes|root|norm)=\"(\w+)\"": r"--\1 \2",
+    r"Box\(\.\.\., output=('[^']+'|\d+)\) is": r"--output \1 is",
     r"\bpass classes=(?!\S)": "pass --classes",
     r"\bpass x=(?!\S)": "give --data",
     r"ub\.data\.(?:table|texts)\([^()]*\), (--label COLUMN) on the command line": r"\1",
@@ -130,13 +131,14 @@ def print_report_path_and_exit_on_failure(
 
 def open_box(
     model: str, weights: Path | None, shape: str | None, mean: str | None, std: str | None, classes: str | None,
-    outputs: str | None, seed: int = 0,
+    outputs: str | None, output: str | None = None, device: str | None = None, seed: int = 0,
 ) -> tuple[Box, tuple[str, ...] | None]:  # fmt: skip
     """The model that the options name, opened, and the class names that were given, if any."""
     from .. import loading
 
     inputs, names = parse_pixels(shape, mean, std), parse_class_names(classes)
-    box = loading.load(model, weights, inputs=inputs, classes=names, outputs=outputs, seed=seed)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"outputs": outputs, "output": parse_output_key(output), "device": device, "seed": seed}
+    box = loading.load(model, weights, inputs=inputs, classes=names, **settings)
     return box, names
 
 
@@ -162,7 +164,7 @@ def load_judge(spec: str, box: Box, seed: int) -> Box:
     from ..box import Box
 
     model, model_inputs = loading.model(spec, seed=seed)
-    return Box(model, model_inputs or box.inputs, classes=box.classes)
+    return Box(model.to(box.device), model_inputs or box.inputs, classes=box.classes)
 
 
 def open_dataset(spec: str, box: Box, **settings: Any) -> Dataset[Any]:
@@ -243,6 +245,11 @@ def parse_pixels(shape: str | None, mean: str | None, std: str | None) -> Pixels
         )
     channels, height, width = map(int, sizes)
     return Pixels((channels, height, width), parse_floats("--mean", mean or "0"), parse_floats("--std", std or "1"))
+
+
+def parse_output_key(text: str | None) -> str | int | None:
+    """The key of a tensor in what a model returns, or its index in a list."""
+    return int(text) if text is not None and re.fullmatch(r"-?\d+", text) else text
 
 
 def parse_floats(option: str, text: str) -> tuple[float, ...]:

@@ -21,10 +21,12 @@ from .options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    DeviceOption,
     JsonOption,
     LabelOption,
     MeanOption,
     ModelOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -129,6 +131,8 @@ def shared_options(
     std: StdOption = None,
     classes: ClassesOption = None,
     outputs: OutputsOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
     root: RootOption = None,
     label: LabelOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("result"),
@@ -189,7 +193,8 @@ def _setting_to_option_parameter(name: str, setting: Setting) -> inspect.Paramet
 def run(
     card: Card, texts: Mapping[str, str], *, model: str, data: str | None, n: int, compare_with: str | None,
     weights: Path | None, shape: str | None, mean: str | None, std: str | None, classes: str | None,
-    outputs: str | None, root: Path | None, label: str | None = None, out: Path, quiet: bool, json: bool = False,
+    outputs: str | None, output: str | None = None, device: str | None = None,
+    root: Path | None, label: str | None = None, out: Path, quiet: bool, json: bool = False,
 ) -> Any:  # fmt: skip
     """Run a method with settings given as text; write its figures and numbers to `out`, and print a summary.
 
@@ -198,10 +203,10 @@ def run(
     from .. import loading
     from .parsing import box_with_names_of_data, open_box, open_dataset
 
-    box, names = open_box(model, weights, shape, mean, std, classes, outputs)
+    box, names = open_box(model, weights, shape, mean, std, classes, outputs, output, device)
     if getattr(box.inputs, "is_text", False):  # before the data are read as something else
         check_takes_texts(card.method)
-    other = None if compare_with is None else loading.load(compare_with)
+    other = None if compare_with is None else loading.load(compare_with, device=device)
     parse_settings = partial(_parse_settings, card, texts, other, label)
     settings = parse_settings(box, is_after_classes=False)
     quiet = quiet or json

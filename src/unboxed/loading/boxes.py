@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..argument_names import naming_arguments
 from ..box import Box
-from ..errors import ModelError, warn
+from ..errors import InputError, ModelError, warn
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_in_timm_config
 from ..inputs.text_models import takes_token_ids
@@ -34,6 +35,8 @@ def load(
     inputs: Inputs | Preprocessing | None = None,
     classes: Sequence[str] | None = None,
     outputs: OutputKind | None = None,
+    output: object = None,
+    device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Box:
     """Open a model that is named by a text, with its weights from a file if given.
@@ -51,6 +54,8 @@ def load(
         classes: Class names, in the order of the outputs, or the path of a file of them. None takes those of a Hugging
             Face model (`config.id2label`), else numbers.
         outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
+        output: Which tensor of a structured output is meant, as for `Box`: a key, an index or a function of it.
+        device: Where the model runs, such as "cuda". None leaves it where it was made.
         seed: Seed of what the factory draws.
 
     Returns:
@@ -58,6 +63,7 @@ def load(
 
     Raises:
         ModelError: for a wrong spec, weights that do not fit, and inputs that are not known.
+        InputError: for a device that is not there.
 
     Example:
         >>> import unboxed as ub
@@ -71,8 +77,18 @@ def load(
     inputs = inputs or factory_inputs or inputs_in_timm_config(module)
     if inputs is None:
         raise ModelError(_missing_inputs_text(spec, module))
+    if device is not None:
+        module = _to_device(module, device)
     is_image_map = outputs is None and is_generator(spec)  # its values in [0, 1] are no probabilities
-    return Box(module, inputs, classes=classes, outputs="regression" if is_image_map else outputs)
+    return Box(module, inputs, classes=classes, outputs="regression" if is_image_map else outputs, output=output)
+
+
+def _to_device(model: nn.Module, device: str | torch.device) -> nn.Module:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without it, or no such device
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"the model can't run on device={str(device)!r}: {reason}") from error
 
 
 def _warn_of_nonfinite_weights(model: nn.Module) -> None:

@@ -118,6 +118,8 @@ class OutputReader:
         if callable(self.pick):
             return self.pick(raw)
         try:
+            if isinstance(raw, Tensor) and isinstance(self.pick, (int, str)):
+                raise KeyError  # a row of the batch, no output
             return getattr(raw, self.pick) if isinstance(self.pick, str) and hasattr(raw, self.pick) else raw[self.pick]
         except (KeyError, IndexError, TypeError) as error:
             raise OutputError(f"there is no {self.pick!r} in the model's output, {describe_output(raw)}") from error

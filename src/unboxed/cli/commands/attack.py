@@ -14,10 +14,12 @@ from ..options import (
     ClassesOption,
     DataOption,
     DebugOption,
+    DeviceOption,
     JsonOption,
     LabelOption,
     MeanOption,
     ModelOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -62,7 +64,8 @@ def attack(
         "attacked"
     ),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None,
     seed: SeedOption = 0, quiet: QuietOption = False,
     json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -76,7 +79,7 @@ def attack(
         eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
         if not eps_values:
             raise InputError(f"how far may an image be changed? {USUAL_EPS_TEXT}")
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         refuse_texts(box, "attack")
         images = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         box = box_with_names_of_data(images, box) if class_names is None else box

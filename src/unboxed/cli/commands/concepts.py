@@ -12,9 +12,11 @@ from ..options import (
     ClassesOption,
     DataOption,
     DebugOption,
+    DeviceOption,
     LabelOption,
     MeanOption,
     ModelOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -55,7 +57,8 @@ def concepts(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("concepts"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None,
     seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -63,7 +66,7 @@ def concepts(
     with errors_as_exit_codes(debug):
         from ..concepts import read_concept_options, run_concepts
 
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         refuse_texts(box, "concepts")
         examples: Any = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         box = box_with_names_of_data(examples, box) if class_names is None else box

@@ -12,9 +12,11 @@ from ..options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    DeviceOption,
     LabelOption,
     MeanOption,
     ModelOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -51,7 +53,8 @@ def dissect(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("dissect"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None,
     seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -59,7 +62,7 @@ def dissect(
     with errors_as_exit_codes(debug):
         from ..dissect import build_segmenter, random_codes, run_causal_units, run_dissect, signed_to_unit_range
 
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         refuse_texts(box, "dissect")
         examples: Any = (
             random_codes(box, n, seed) if data is None

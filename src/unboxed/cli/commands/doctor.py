@@ -11,9 +11,11 @@ from ..options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    DeviceOption,
     LabelOption,
     MeanOption,
     ModelOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -33,7 +35,9 @@ def doctor(
     model: ModelOption,
     data: Annotated[str | None, typer.Option(help=f"Data to try methods on: {DATA_HELP} (default: noise).")] = None,
     weights: WeightsOption = None, shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None,
-    classes: ClassesOption = None, outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    classes: ClassesOption = None,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     quiet: QuietOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -41,7 +45,7 @@ def doctor(
     with errors_as_exit_codes(debug):
         from ..doctor import run_doctor
 
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device)
         images = (
             None if data is None else open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         )

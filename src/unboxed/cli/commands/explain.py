@@ -14,11 +14,13 @@ from ..completion import complete_attributions
 from ..options import (
     ClassesOption,
     DebugOption,
+    DeviceOption,
     JsonOption,
     LabelOption,
     MeanOption,
     ModelOption,
     OptionalInputArgument,
+    OutputOption,
     OutputsOption,
     QuietOption,
     SeedOption,
@@ -60,7 +62,8 @@ def explain(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, label: LabelOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    label: LabelOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Why this prediction? Maps of an input by well-known methods, ranked by whether they can be trusted, on a page."""
@@ -72,7 +75,7 @@ def explain(
         from ..explain import run_explain
         from ..explain_text import run_explain_text
 
-        box, _ = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, _ = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         methods = split_names(method) or ("all" if all_methods else None)
         settings: dict[str, Any] = {
             "methods": methods,

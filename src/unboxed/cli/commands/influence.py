@@ -12,9 +12,11 @@ from ..options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    DeviceOption,
     LabelOption,
     MeanOption,
     ModelOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -57,15 +59,15 @@ def influence(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figure and numbers.")] = Path("influence"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
-    seed: SeedOption = 0, quiet: QuietOption = False,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Who taught it that? The training examples that made an answer likelier, and those that made it less likely."""
     with errors_as_exit_codes(debug):
         from ..influence import run_influence
 
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         refuse_texts(box, "influence")
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet, "label": label}
         train_data = open_dataset(train, box, **settings)

@@ -13,10 +13,12 @@ from ..options import (
     DATA_HELP,
     ClassesOption,
     DebugOption,
+    DeviceOption,
     JsonOption,
     LabelOption,
     MeanOption,
     ModelOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -48,7 +50,8 @@ def predict(
         typer.Option("--out", "-o", help="A .csv or .json file for all of it; label maps are written beside it."),
     ] = None,
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None,
     seed: SeedOption = 0, quiet: QuietOption = False, json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """What does the model answer? Classes with probabilities, numbers or label maps, and the accuracy with labels."""
@@ -59,7 +62,7 @@ def predict(
             raise InputError(f"predictions are written as {' or '.join(OUT_SUFFIXES)}; got -o {out}")
         from ..predict import open_examples, run_predict
 
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         examples: Any
         if data is None:
             from ...data.texts import Texts

@@ -14,8 +14,10 @@ from ..options import (
     MODEL_HELP,
     ClassesOption,
     DebugOption,
+    DeviceOption,
     LabelOption,
     MeanOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -60,7 +62,8 @@ def probe(
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("probe"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None,
     seed: SeedOption = 0, quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -77,12 +80,16 @@ def probe(
             refuse_options("--text", {"--data": data, "--attribute": attribute, "--n": n})
             if (model is None) == (vectors is None):
                 raise InputError("--text wants --model, a model of texts, or --vectors, a file of word vectors")
-            opened = None if model is None else open_box(model, weights, shape, mean, std, classes, outputs, seed)[0]
+            opened = (
+                None
+                if model is None
+                else open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)[0]
+            )
             run_probe_sentences(text, opened, vectors, addresses, out, pooling=pooling, **settings)
             return
         if model is None or data is None or vectors is not None:
             raise InputError("wanted --model and --data, or --text with --model or --vectors")
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         examples: Any = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         if getattr(box.inputs, "is_text", False):
             refuse_options("--data of texts", {"--attribute": attribute})

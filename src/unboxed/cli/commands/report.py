@@ -14,11 +14,13 @@ from ..options import (
     ClassesOption,
     DataOption,
     DebugOption,
+    DeviceOption,
     LabelOption,
     MeanOption,
     ModelOption,
     OpenBrowserOption,
     OutOption,
+    OutputOption,
     OutputsOption,
     QuietOption,
     RootOption,
@@ -61,7 +63,8 @@ def report(
         typer.Option(help="The example that is followed through the page: its index in the data, or its file's name."),
     ] = None,
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
-    outputs: OutputsOption = None, root: RootOption = None, label: LabelOption = None,
+    outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
+    root: RootOption = None, label: LabelOption = None,
     seed: SeedOption = 0, quiet: QuietOption = False,
     show: OpenBrowserOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
@@ -71,7 +74,7 @@ def report(
         from ...loading.models import comes_with_weights
         from ...report import report as write
 
-        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, seed)
+        box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
         box = box_with_names_of_data(images, box) if class_names is None else box
         train_data = (
