@@ -220,7 +220,8 @@ def test_the_judge_has_the_last_word_on_class_images(made: Any) -> None:
 
 
 def test_a_morph_that_the_model_is_less_sure_of_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["unboxed.report.change"], "MORPH_CONFIDENCE", 1 - 1e-6)
+    monkeypatch.setattr(sys.modules["unboxed.report.change"], "MORPH_CONFIDENCE", 1 - 1e-12)
+    monkeypatch.setattr(sys.modules["unboxed.report.change"], "MAX_MORPH_FLOPS", 0)
     _, page, facts = quick(box_of(), (quadrants(ANSWERS), torch.tensor(LABELS)), tmp_path, sections=["morphs"])
     finding = facts["findings"]["morphs"]
     n = len(finding["outcomes"])

@@ -62,6 +62,22 @@ def test_the_changes_of_a_row_are_named_and_measured() -> None:
     assert changes[1].text == f"size {float(x[0, 0]):.4g} → {float(after[0]):.4g}"
 
 
+def test_rows_are_led_past_every_other_class(tmp_path: Path) -> None:
+    """A step that raises the logit of class 1 raises that of class 2 more."""
+    model = nn.Linear(2, 3).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0], [4.0, 2.0], [8.0, -2.0]]))
+        model.bias.copy_(torch.tensor([0.1, 0.0, 0.0]))
+    box = ub.Box(model, ub.Features(("a", "b"), low=-5, high=5, mean=(0, 0), std=(1, 1)), outputs="logits")
+    x = torch.zeros(4, 2)
+    assert not (box.predict(ub.synthesis.morph(box, x, 1).images) == 1).any()
+    assert ub.synthesis.morph(box, x, 1, score="log-odds").confidence_reached.all()
+    report(box, (x, torch.ones(4).long()), tmp_path, sections=["morphs"], quiet=True)
+    finding = json.loads((tmp_path / "report.json").read_text())["findings"]["morphs"]
+    assert all(row["reached"] for row in finding["rows"] if row["target"] == "1")
+    assert finding["answer"].endswith("; less may do.")
+
+
 def test_the_report_explains_rows(tmp_path: Path) -> None:
     box, x, y = table()
     y[3] = 1 - y[3]

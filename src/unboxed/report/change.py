@@ -21,6 +21,7 @@ from .finding import METADATA_OF_FIELD_NOT_IN_JSON, CheckNote, Example, Finding
 from .judge_model import classify_by_judge, judge_or_missing_reason
 from .pictures import PageFile, PageImage, to_file_name
 from .rows import (
+    MORPH_CONFIDENCE,
     CounterfactualFinding,
     best_counterfactuals,
     find_counterfactuals,
@@ -39,7 +40,6 @@ MAX_MORPH_ITERATIONS, MIN_MORPH_STEP_BUDGET = 200, 40
 MAX_MORPH_FLOPS = 4e11  # of all morphs; a step takes three forward passes
 N_MORPHS_OF_LARGE_MODEL = 2  # where more could not take all steps
 MAX_VALUES_OF_ALL_FRAMES = 40_000_000  # of all frames: photos keep fewer of them
-MORPH_CONFIDENCE = 0.9  # probability of the target at which a morph is done
 MIN_VISIBLE_PIXEL_CHANGE = 1 / 255  # of the pixel range: what changes or varies less shows nothing
 
 
@@ -106,17 +106,18 @@ class MorphFrame:
 def find(context: ReportContext) -> MorphFinding:
     plans, steps = _affordable_plans_and_steps(context, _morph_plans(context))
     examples = context.examples([p.index for p in plans])
-    x = context.inputs([p.index for p in plans])
+    x, targets = context.inputs([p.index for p in plans]), torch.tensor([p.target for p in plans])
     frame_every = max(1, math.ceil(x[0].numel() * steps * len(x) / MAX_VALUES_OF_ALL_FRAMES))
-    targets = torch.tensor([p.target for p in plans])
-    morphs = morph(context.box, x, targets, steps=steps, frame_every=frame_every, confidence=MORPH_CONFIDENCE)
+    morphs = morph(
+        context.box, x, targets, score="log-odds", steps=steps, frame_every=frame_every, confidence=MORPH_CONFIDENCE
+    )
     outcomes = [_morph_outcome(context, plan, examples[i], morphs, i) for i, plan in enumerate(plans)]
     n_changed, n_reached = (sum(getattr(outcome, name) for outcome in outcomes) for name in ("changed", "reached"))
     confident = "" if n_reached == n_changed else f" ({n_reached} of them until p {MORPH_CONFIDENCE})"
+    norms = format_range([o.change for o in outcomes])
     return MorphFinding(
         answer=f"{n_changed} of {count_noun(len(plans), 'example')} could be changed step by step into another class"
-        f"{confident}; "
-        f"the size of the change is {format_range([o.change for o in outcomes])} (Euclidean norm).",
+        f"{confident}; the size of the change is {norms} (Euclidean norm), and less may do.",
         interrupted=morphs.interrupted,
         outcomes=outcomes,
         frame_every=frame_every,
@@ -254,7 +255,6 @@ def _morph_frame_slider(finding: MorphFinding, morph_index: int) -> FrameSlider:
     shown_classes = _most_probable_classes_of_frames(shown, outcome.target_index)
     stem = to_file_name("morph", outcome.example, "to", outcome.target)
     gif = PageFile(f"{stem}.gif", gif_bytes([colors.image_to_rgb(frame.image) for frame in shown]), "as a GIF")
-    strip_image = draw.morph_strip(finding.frames, morph_index)
     return FrameSlider(
         slug=f"morph-{morph_index}",
         name=outcome.title,
@@ -270,7 +270,7 @@ def _morph_frame_slider(finding: MorphFinding, morph_index: int) -> FrameSlider:
         target=shown_classes.index(outcome.target_index),
         steps=[frame.step for frame in shown],
         strip=strip,
-        files=FileLinks([gif, PageFile(f"{stem}.png", strip_image, "as a strip")]),
+        files=FileLinks([gif, PageFile(f"{stem}.png", draw.morph_strip(finding.frames, morph_index), "as a strip")]),
     )
 
 
@@ -309,9 +309,9 @@ def _morph_frame_figure(
 def _morph_gradient_figure(finding: MorphFinding, morph_index: int) -> Figure:
     gradient, name = finding.frames.initial_gradient[morph_index], finding.outcomes[morph_index].target
     vmax = draw.shared_vmax(gradient)
-    alt = f"gradient of {name} at the input, scale ±{vmax:.3g}"
+    alt = f"gradient toward {name} at the input, scale ±{vmax:.3g}"
     picture = PageImage(draw.signed_map_to_rgb(gradient, vmax), alt, STRIP_FRAME_SIDE_PIXELS)
-    return Figure(picture, "", (f"gradient of {name}", f"scale\u00a0±{vmax:.3g}"))
+    return Figure(picture, "", (f"gradient toward {name}", f"scale\u00a0±{vmax:.3g}"))
 
 
 def find_morphs_or_counterfactuals(context: ReportContext) -> Finding:

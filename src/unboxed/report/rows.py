@@ -41,7 +41,7 @@ from .verdict_notes import TONE_BY_GRADE
 from .words import breakable, count_noun, format_prob
 
 MAX_SHOWN_TABLE_ROWS, MAX_SUMMARY_ROWS = 4, 200  # rows shown one by one, and in the summary
-MAX_MORPH_ITERATIONS = 200
+MAX_MORPH_ITERATIONS, MORPH_CONFIDENCE = 200, 0.9  # probability of the target at which one is done
 N_PREVIEW_BARS, N_FOLLOWED_BARS = 8, 3  # columns of a prediction, in the chapter and at the top
 N_PREVIEW_COLUMNS = 5  # of what would change a row, before the section is opened
 ROW_ATTRIBUTION_METHOD = integrated_gradients  # where its checks pass: its bars add up to the score
@@ -211,7 +211,10 @@ def is_predicted(context: ReportContext, probs: Tensor, k: int) -> bool:
 def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int, str]]) -> CounterfactualFinding:
     """Of rows by their index in the survey, the class to become and a title."""
     x, targets = context.inputs([i for i, _, _ in plans]), torch.tensor([k for _, k, _ in plans])
-    result = morph(context.box, x, targets, steps=MAX_MORPH_ITERATIONS, frame_every=MAX_MORPH_ITERATIONS)
+    steps = MAX_MORPH_ITERATIONS
+    result = morph(
+        context.box, x, targets, score="log-odds", steps=steps, frame_every=steps, confidence=MORPH_CONFIDENCE
+    )
     rows = [
         CounterfactualRow(
             title,
@@ -228,8 +231,9 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
     ]
     n_changed = sum(row.changed for row in rows)
     largest = max((abs(c.change) for row in rows for c in row.changes), default=0.0)
-    answer = (f"{n_changed} of {count_noun(len(rows), 'row')} changed to another class; no {context.input_nouns.value} "
-              f"by more than {largest:.2g} {context.input_nouns.unit}.")  # fmt: skip
+    answer = (f"{n_changed} of {count_noun(len(rows), 'row')} changed to another class by steps toward p "
+              f"{MORPH_CONFIDENCE}, which moved a {context.input_nouns.value} by up to {largest:.2g} "
+              f"{context.input_nouns.unit}; less may do.")  # fmt: skip
     n_followed = min(len(rows), len(context.followed_indices))
     return CounterfactualFinding(answer=answer, rows=rows, n_followed=n_followed, interrupted=result.interrupted)
 

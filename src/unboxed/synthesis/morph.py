@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 from torch.optim import SGD
@@ -25,7 +25,7 @@ from ..engine.optimize.parameterizations import RawCanvas
 from ..inputs.base import Inputs
 from ..inputs.labels import ClassLabels
 from ..model.output_advice import MINIMAL_ATTACK_CALL_TEMPLATE
-from ..objectives import Objective, logit, logprob
+from ..objectives import Objective, log_odds, logit, logprob
 from ..parameters import BatchSize, InputBatch, Steps, StepSize, StopProbability
 from ..settings import AtLeast, Unit, ValueRole, check_settings
 from .generated import GeneratedImages
@@ -45,7 +45,7 @@ class Morph(GeneratedImages):
     input: Any  # (N, ...)
     targets: Tensor  # (N,) classes
     probs: Tensor  # (T, N, K) the model's probabilities of each frame
-    initial_gradient: Any  # (N, ...) of the target's logit at the input
+    initial_gradient: Any  # (N, ...) of the target's score at the input
     confidence_reached: Tensor  # (N,) bool
     steps: Tensor  # (N,) steps taken
     classes: tuple[str, ...]  # the names of the model's classes
@@ -67,6 +67,7 @@ def morph(
     x: InputBatch,
     target: Annotated[ClassLabels, ValueRole("labels"), "Class to become (N,), or one for all."],
     *,
+    score: Annotated[Literal["logit", "log-odds"], "What steps raise: the target's logit, or its log-odds."] = "logit",
     confidence: StopProbability = 0.9,
     step: StepSize = None,
     steps: Steps = 200,
@@ -83,6 +84,8 @@ def morph(
         box: The opened model; its outputs must be class scores.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
         target: Class to become (N,), or one for all.
+        score: What steps raise: the target's logit, or its log-odds. The logit of another class may rise along with the
+            target's, and remain above it; log-odds are those against all other classes.
         confidence: Probability of the target at which an image is done.
         step: Length of a step, in the norm. The norm is Euclidean; of a table, of changes in standard deviations of its
             columns (see `Features`). None: 0.01 of the diagonal of [0, 1]^D, of D values.
@@ -109,6 +112,7 @@ def morph(
     Source:
         Simonyan et al. 2014, arXiv:1312.6034, section 2, from an image instead of zero, without a penalty, and by steps
         of one length: x <- clip(x + step * g / |g|), g = d logit[target] / d x. Where g is exactly zero x stays.
+        The log-odds are not theirs.
     """
     check_settings(morph, locals())
     box.require_class_scores("a morph", objective_call=MINIMAL_ATTACK_CALL_TEMPLATE)
@@ -127,7 +131,8 @@ def morph(
     def restore_in_original_units(u: Tensor) -> Any:
         return own_box.restore_structure(inputs_to_original_units(box, u, own_x))
 
-    result = optimize(box, logit(targets), RawCanvas(x), config, batch_size=batch_size)
+    ascend = log_odds if score == "log-odds" and box.outputs != "multilabel" else logit  # those of labels are logits
+    result = optimize(box, ascend(targets), RawCanvas(x), config, batch_size=batch_size)
     frames = x[None] if result.frames is None else result.frames
     probs, was_interrupted = retry_on_interrupt(lambda: box.probs(frames.flatten(0, 1), batch_size=batch_size))
     return Morph.from_result(
