@@ -287,3 +287,11 @@ def test_layers_of_one_size_are_told_apart(train: Any, tmp_path: Path) -> None:
     gradient_store(box, train, tmp_path, layers=["1", "3", "6"])
     with pytest.raises(ModelError, match="it is of other layers"):
         gradient_store(box, train, tmp_path, layers=["1", "5", "6"])
+
+
+@pytest.mark.parametrize("as_labels", [torch.Tensor.numpy, torch.Tensor.tolist])
+def test_labels_of_several_inputs_come_in_any_form(as_labels: Any, tmp_path: Path) -> None:
+    inputs = ub.MultiInput((ub.Features(("a", "b")), ub.Features(("c", "d"))))
+    box, y = ub.Box(nn.Bilinear(2, 2, 3), inputs, outputs="logits"), torch.arange(N) % 3
+    parts = torch.rand(N, 2), torch.rand(N, 2)
+    assert torch.equal(gradient_store(box, (parts, as_labels(y)), tmp_path).labels, y)

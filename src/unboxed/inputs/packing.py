@@ -13,8 +13,8 @@ from .multi import MultiInput
 
 
 def is_packed_pair(inputs: MultiInput, data: Any) -> bool:
-    """Whether these are packed tensors (x, y) already."""
-    is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    """Whether these are packed inputs already, with labels in any form."""
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor)
     return is_pair and data[0].shape[1:] == inputs.shape
 
 
