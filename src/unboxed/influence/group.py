@@ -111,7 +111,7 @@ def group(
 
     Returns:
         Scores (Q, G), positive where the group helped, in nats per group left out; the others keep their weight 1/n.
-        With a solver that approximates H (EK-FAC) they are a ranking alone, as `unit` says.
+        With a solver that approximates H (EK-FAC, Arnoldi) they are a ranking alone, as `unit` says.
         With s = (H + damping)^-1 g of the query, and t = (H + damping)^-1 g of the group's part of the mean loss, it is
         s^T g_group + s^T H_group t.
 

@@ -62,7 +62,8 @@ def influence_functions(
             "arnoldi", "ekfac", "kfac" and "diagonal"; `ub.influence.ConjugateGradient(tolerance=1e-3)` is a solver.
             "auto" is "cg" for up to 10,000 parameters and for a Hessian, else "ekfac"; the result's `settings` name
             it. "ekfac", "kfac" and "diagonal" approximate H layer by layer, for large models and many queries
-            (`ub.influence.Kronecker`): their scores are a ranking, no figures.
+            (`ub.influence.Kronecker`), and "arnoldi" keeps its leading eigenvectors: their scores are a ranking, no
+            figures.
         curvature: Which curvature H of the training loss is inverted. "gauss_newton" has no negative eigenvalues, and
             is the Hessian of a model that is linear in its parameters; "hessian" is the paper's.
         damping: What is added to every eigenvalue of H before it is inverted. None is 0 where l2 makes H positive

@@ -63,9 +63,10 @@ def perturb(
 
     Returns:
         Maps (Q, ...) over the training image of each query, which is the result's `input`: the derivative of the
-        query's loss in nats per unit of the pixel, up to a factor with a solver that approximates H (EK-FAC). Positive:
-        brighter there raises the query's loss. `score` is the influence of the example as a whole
-        (`influence_functions`), `query` the queries, `damping` what was added, `solver` what inverted H.
+        query's loss in nats per unit of the pixel, but for a solver that approximates H: up to a factor by EK-FAC, and
+        by Arnoldi without the directions that it leaves out. Positive: brighter there raises the query's loss. `score`
+        is the influence of the example as a whole (`influence_functions`), `query` the queries, `damping` what was
+        added, `solver` what inverted H.
 
     Raises:
         InputError: for an index that is no training example, and as `influence_functions`.

@@ -6,6 +6,7 @@ Schioppa, Zablotskaia, Vilar & Sokolov 2022, "Scaling up influence functions", a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Arnoldi:
     The eigenvectors cost `n_iterations` products with H, whatever the number of queries, so that it pays with many of
     them. What it leaves out are the directions of small curvature, in which a solution would be large: its scores are
     smaller than those of `ConjugateGradient`, and rank examples by the directions that the training data determine
-    best.
+    best: a ranking, no figures. Where a model has more parameters than H has rank, that is all of its null space.
 
     Args:
         n_iterations: Number of products with H: the dimension of the space that is searched for eigenvectors.
@@ -40,6 +41,8 @@ class Arnoldi:
         Schioppa et al. 2022, algorithm 1. As H is symmetric, the iteration is Lanczos's, with full
         reorthogonalization.
     """
+
+    is_approximate: ClassVar[bool] = True
 
     n_iterations: int = 100
     n_eigenvectors: int | None = None
