@@ -48,6 +48,36 @@ def test_probabilities_are_never_read_as_logits(kind: str, advice: str) -> None:
     assert opened("logits", "logits").outputs == opened("logprobs", "logits").outputs == "logits"
 
 
+class Untrained(nn.Module):
+    """Outputs near one value for every input."""
+
+    def __init__(self, end: nn.Module, n: int = 4, scale: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.end = nn.Conv2d(1, 4, 3), nn.Linear(4, n), end
+        with torch.no_grad():
+            self.head.weight.mul_(scale)
+            self.head.bias.mul_(scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.head(self.conv(x).relu().mean((2, 3))))
+
+
+def test_a_softmax_gives_no_labels_of_their_own_also_where_its_outputs_hardly_vary() -> None:
+    inputs = ub.Pixels((1, 8, 8))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        with pytest.raises(OutputError, match=r'sum to 1, as those of a softmax.*Pass outputs="probs"'):
+            ub.Box(Untrained(nn.Softmax(1)).to(dtype), inputs, outputs="multilabel")
+    for model in (
+        Untrained(nn.Sigmoid()),
+        Untrained(nn.Sigmoid(), 2, scale=0.0),  # one half each
+        Untrained(nn.Hardtanh(0.5, 0.6), 2, scale=0.0),  # logits
+        Untrained(nn.Sigmoid(), 2, scale=1e-4),
+        Untrained(nn.Hardtanh(0.2, 0.3)),
+    ):
+        assert ub.Box(model, inputs, outputs="multilabel").outputs == "multilabel"
+
+
 def test_logits_between_0_and_1_are_logits() -> None:
     class Small(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

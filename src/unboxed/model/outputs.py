@@ -25,6 +25,7 @@ ONE_OUTPUT_KINDS_READ_AS_BINARY = ("logits", "probs", "multilabel")  # what one 
 
 RunModelFn = Callable[[Tensor | None], Any]
 
+MAX_ROUNDING_OF_SUM = 0.01  # of the sum of probabilities in half precision
 MIN_PROBABILITY_SPREAD = 0.1  # by how much probabilities vary over inputs that are far apart
 NO_OBJECT_CLASS_NAME = "no object"
 ONE_OUTPUT_ADVICE = (
@@ -43,6 +44,10 @@ LOGITS_CODE_BY_FINAL_OP = {
     "softmax": 'output=lambda p: p.log(), outputs="logits"',
     "log_softmax": 'outputs="logits"',
 }
+SOFTMAX_AS_LABELS_TEXT = (
+    'outputs="multilabel", but the outputs of each input sum to 1, as those of a softmax. Pass outputs="probs": the '
+    "logits before it are then found"
+)
 
 
 class OutputReader:
@@ -211,12 +216,26 @@ class OutputReader:
         return z is not None and OutputReader(self.pick, kind, self.class_axis)._final_op_reproduces(z, output)
 
     def _is_sigmoid_output(self, raw: Any, inputs: Inputs, run: RunModelFn) -> bool:
-        """Whether yes/no outputs are what a final sigmoid gives. Raises OutputError where that sigmoid is not seen."""
+        """Whether yes/no outputs are what a final sigmoid gives. Raises OutputError where it is hidden or a softmax."""
         if not _in_unit_interval(self.select_tensor(raw)):
             return False
-        if not (is_seen := self._ends_in("multilabel", run)) and self._looks_like_probabilities(inputs, run):
+        if self._ends_in("multilabel", run):
+            return True
+        if self._is_softmax_output(raw, inputs, run):
+            raise OutputError(SOFTMAX_AS_LABELS_TEXT)
+        if self._looks_like_probabilities(inputs, run):
             raise OutputError(f"the outputs are between 0 and 1, but {_hidden_final_op_text('sigmoid')}")
-        return is_seen
+        return False
+
+    def _is_softmax_output(self, raw: Any, inputs: Inputs, run: RunModelFn) -> bool:
+        """Whether outputs that vary sum to one for each input, to rounding, also for inputs that are far apart."""
+        h = self.select_tensor(raw)
+        if h.shape[1] == 1 or bool((h == h[:1]).all()):
+            return False
+        far = self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device)))
+        rounding = min(4 * h.shape[1] * torch.finfo(h.dtype).eps, MAX_ROUNDING_OF_SUM)
+        sums = torch.cat([h, far]).double().sum(1)
+        return _in_unit_interval(far) and bool(((sums - 1).abs() <= rounding).all())
 
     def recording_final_op(self, wants_logits: bool) -> AbstractContextManager[FinalOpRecorder | None]:
         """Record the model's final softmax or sigmoid, where logits are wanted and the model has one."""
