@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -34,7 +34,7 @@ from .options import (
     StdOption,
     WeightsOption,
 )
-from .setting_values import option_name, parse_setting_value
+from .setting_values import option_name, parse_setting_value, single_or_several
 
 if TYPE_CHECKING:
     from ..box import Box
@@ -230,14 +230,7 @@ def _parse_settings(
     chosen = {name: text for name, text in texts.items() if is_after[name] == is_after_classes}
     boxes = {name: other if other is not None and name.endswith("_b") else box for name in chosen}
     values = {name: parse_setting_value(card.settings[name], text, boxes[name], label) for name, text in chosen.items()}
-    return {name: value[0] if _is_one_for_all(card, name, value) else value for name, value in values.items()}
-
-
-def _is_one_for_all(card: Card, name: str, value: Any) -> bool:
-    """Whether one number came where the method takes a number, or several: `index=3` or `index=[3, 8]`."""
-    if card.settings[name].kind not in ("ints", "floats") or not isinstance(value, list) or len(value) != 1:
-        return False
-    return type(value[0]) in get_args(get_type_hints(card.method)[name])
+    return {name: single_or_several(card, name, value) for name, value in values.items()}
 
 
 def _boxes_for_method(card: Card, box: Box, other: Box | None) -> list[Box]:

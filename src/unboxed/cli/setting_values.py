@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..errors import InputError
 from ..settings import Setting
@@ -12,6 +12,7 @@ from .parsing import parse_class, parse_fraction
 
 if TYPE_CHECKING:
     from ..box import Box
+    from ..cards import Card
 
 TEXTS_THAT_MEAN_NONE = ("none", "None", "")
 ITEM_TYPE_BY_KIND: Mapping[str, Callable[[str], Any]] = {"ints": int, "floats": float, "strs": str}
@@ -42,6 +43,13 @@ def parse_setting_value(setting: Setting, text: str, box: Box, label: str | None
         raise InputError(f"{option_name(setting.name)} must be {wanted}; got {text!r}") from error
     setting.check(value)
     return value
+
+
+def single_or_several(card: Card, name: str, value: Any) -> Any:
+    """The value; of a list of one number the number, where the method takes a number or several: `index=3`."""
+    if card.settings[name].kind not in ("ints", "floats") or not isinstance(value, list) or len(value) != 1:
+        return value
+    return value[0] if type(value[0]) in get_args(get_type_hints(card.method)[name]) else value
 
 
 def option_name(name: str) -> str:
