@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import unboxed as ub
 from unboxed.checks import PlantedDataset, Trigger, influence_verdict, plant_training
@@ -326,6 +327,12 @@ def test_planted_queries_are_answered_by_the_trigger(planted: PlantedTraining) -
 def test_a_trigger_that_was_not_learned_is_refused(digits: Any) -> None:
     with pytest.raises(InputError, match="the trigger was not learned: it decides for"):
         plant_training(perceptron(), ub.Pixels(SHAPE), digits, digits, TRIGGER, epochs=1, lr=1e-6)
+
+
+@pytest.mark.parametrize("form", [lambda x, y: (x.numpy(), y.numpy()), lambda x, y: DataLoader(TensorDataset(x, y), 9)])
+def test_images_to_plant_in_may_come_in_any_form(digits: Any, form: Any) -> None:
+    with pytest.raises(InputError, match="the trigger was not learned"):
+        plant_training(perceptron(), ub.Pixels(SHAPE), form(*digits), form(*digits), TRIGGER, epochs=1, lr=1e-6)
 
 
 def trial(planted: PlantedTraining, control: ub.Box, clean: PlantedDataset, **methods: Any) -> ShortcutTrial:

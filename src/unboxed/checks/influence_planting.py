@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..box import Box
+from ..engine.read.examples import labeled_examples
 from ..engine.rows import evenly_spaced_indices
 from ..errors import InputError
 from ..influence import ModelTraining
@@ -56,8 +57,8 @@ class PlantedTraining:
 def plant_training(
     model: Annotated[nn.Module, "A module before its training; it is copied."],
     inputs: Annotated[Pixels, "What its inputs are."],
-    train: Annotated[tuple[Tensor, Tensor], "Images (N, C, H, W) and their labels (N,)."],
-    test: Annotated[tuple[Tensor, Tensor], "Held-out images and their labels, for the queries."],
+    train: Annotated[Any, "Labeled training images: (x, y), a Dataset of (image, class), or a DataLoader."],
+    test: Annotated[Any, "Labeled held-out images, for the queries."],
     trigger: Annotated[Trigger, "The trigger, by its position one of each class."],
     *,
     poison_fraction: Annotated[
@@ -75,8 +76,8 @@ def plant_training(
     Args:
         model: A module before its training; it is copied.
         inputs: What its inputs are.
-        train: Images (N, C, H, W) and their labels (N,).
-        test: Held-out images and their labels, for the queries.
+        train: Labeled training images: (x, y), a Dataset of (image, class), or a DataLoader.
+        test: Labeled held-out images, for the queries.
         trigger: The trigger, by its position one of each class.
         poison_fraction: Fraction of the images that get the trigger and its label.
         n_queries: Number of held-out images with the trigger.
@@ -87,6 +88,7 @@ def plant_training(
         A `PlantedTraining`.
 
     Raises:
+        DataError: for images without labels.
         InputError: where the model did not learn the trigger: it decides for less than 80 % of the held-out images.
 
     Example:
@@ -103,11 +105,12 @@ def plant_training(
         arXiv:2201.10055.
     """
     check_settings(plant_training, locals())
-    images, labels = train
-    data = plant_shortcut(images, labels, trigger, fraction=0, poison_fraction=poison_fraction, seed=seed)
+    opened = Box(model, inputs, outputs=settings.get("outputs"), output=settings.get("output"))
+    (images, labels), (x, y) = (labeled_examples(opened, part) for part in (train, test))
+    data = plant_shortcut(images.cpu(), labels.cpu(), trigger, fraction=0, poison_fraction=poison_fraction, seed=seed)
     training = ModelTraining(model, inputs, (data.images, data.labels), seed=seed, **settings)
     box = training.box(training.run())
-    x, y = test
+    x, y = x.cpu(), y.cpu()
     classes = mismatched_classes(y, trigger)
     rows = (classes >= 0).nonzero().flatten()
     x, classes = trigger.apply(x[rows], classes[rows]), classes[rows]
