@@ -414,6 +414,15 @@ def test_a_text_has_one_answer_where_padding_changes_nothing(reads: str) -> None
     assert torch.allclose(box(["1 2", "3 4 5 6"])[:1], box(["1 2"]), atol=1e-6)
 
 
+def test_packed_texts_are_asked_by_each_model() -> None:
+    texts, model = ["1 2", "3 4 5 6"], WithoutMask("all")
+    box = ub.Box(model, ub.Tokens(numbers), outputs="logits")
+    packed = box.validate_inputs(texts)
+    for other in (box.with_model(WithoutMask("all")), box):
+        assert torch.allclose(other(packed)[:1], other(texts[:1]), atol=1e-6)
+        model.double()  # opened again
+
+
 def test_answers_of_each_token_are_refused_where_padding_changes_them() -> None:
     class BothWays(nn.Module):
         def __init__(self) -> None:

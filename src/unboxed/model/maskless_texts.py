@@ -32,14 +32,17 @@ class PaddingCheck:
         self.inputs = inputs if isinstance(inputs, Tokens) and not (inputs.takes_mask or stochastic) else None
         self.batch_dependent = batch_dependent
         self.can_group = not (batch_dependent or output_map_shape)
-        self.is_sensitive = False
+        self.is_sensitive = self._was_asked = False
 
     def update(self, x: Any, packed: Tensor, logits_of: LogitsFn) -> None:
-        """Compare the answers to texts x, packed (N, T, D + 3), with those to each alone; packed ones were asked."""
+        """Compare the answers to texts x, packed (N, T, D + 3), with those to each alone.
+
+        What came packed was asked before: methods change it. Only of another model it was not, as of a copy.
+        """
         is_packed_before = isinstance(x, Tensor) and x.is_floating_point()
-        if self.inputs is None or is_packed_before:
+        if self.inputs is None or (is_packed_before and self._was_asked) or (mask := self.inputs.mask(packed)).all():
             return
-        mask = self.inputs.mask(packed)
+        self._was_asked = True
         for rows in _rows_by_mask(mask):
             for part in torch.split(rows, 1 if self.batch_dependent else len(rows)):
                 if self.is_sensitive or mask[part[0]].all():
