@@ -50,3 +50,11 @@ def check_example(shape: tuple[int, int, int], name: str) -> None:
         return
     assert card.example(card.method, box, x, y) is not None
     assert model.rows <= MOST
+
+
+@pytest.mark.parametrize("name", ["kernel_shap", "lime"])
+def test_an_example_runs_on_a_table_of_many_columns(name: str) -> None:
+    method = getattr(ub.attribution, name)
+    box = ub.Box(torch.nn.Linear(60, 3), ub.Features(tuple(f"c{i}" for i in range(60))), outputs="logits")
+    x = torch.rand(1, 60)
+    assert method.card.example(method, box, x, torch.tensor([0])).shape == x.shape

@@ -289,3 +289,17 @@ def test_random_examples_have_no_vector() -> None:
     assert r.verdict == "fail"
     assert "'random' is told apart worst" in r.reason
     assert float(r.accuracy[0].min()) > 0.85
+
+
+def test_layers_that_run_before_are_no_test_of_consistency() -> None:
+    """Moving a layer cannot change an earlier one: the cosine was 0, the lowest of all."""
+    box, x, y = planted()
+    concepts = {"first": high(0), "third": high(2)}
+    forward, backward = (
+        tcav(box, (x, y), concepts, 1, layers, n_random=3, set_size=20).diagnostics
+        for layers in (["1", "2"], ["2", "1"])
+    )
+    assert not forward.consistency.isnan().any()
+    assert backward.consistency.isnan().all()
+    r = tcav(box, (x, y), concepts, 1, ["2", "1"], n_random=3, set_size=20)
+    assert not any("consistency" in sentence for sentence in r.diagnosis)

@@ -70,7 +70,7 @@ def test_large_changes_are_those_beyond_the_loss_of_predicting_the_mean(recwarn:
         UnboxedWarning, match=r"scores of up to \S+ of the loss for leaving out one example are no figures"
     ):
         found = influence.influence_functions(box_of("regression", 1), X, NUMBERS, (X, NUMBERS), damping=1e-6)
-    assert found.unit == "ranking alone, no figures"
+    assert found.unit == "rank only: sizes mean nothing"
 
 
 def test_figures_have_numbers_for_labels() -> None:
@@ -92,7 +92,7 @@ def test_what_approximates_the_curvature_gives_rankings(solver: str, recwarn: py
     assert (
         alone.unit
         == influence.group(box, X[:2], None, (X, y), [[0, 1]], solver=solver).unit
-        == "ranking alone, no figures"
+        == "rank only: sizes mean nothing"
     )
     assert "nats" not in repr(alone)
     assert not [w for w in recwarn if issubclass(w.category, UnboxedWarning)]

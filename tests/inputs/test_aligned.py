@@ -118,3 +118,10 @@ def test_wrong_names_of_inputs_are_told_with_those_wanted(form: str) -> None:
     }
     with pytest.raises(UnboxedError, match=r"wanted a dict of tensors, 'image', 'row'; got keys \['img', 'row'\]"):
         calls[form]()
+
+
+def test_the_mean_and_std_of_columns_may_be_series_matched_by_name() -> None:
+    table = pandas.DataFrame({"v": [0.0, 4.0, 8.0], "u": [1.0, 2.0, 3.0], "label": [0, 1, 0]})
+    inputs = ub.Features(("u", "v"), mean=table.mean(), std=table.std(), low=table.min()[["v", "u"]])
+    assert (inputs.mean, inputs.std, inputs.low) == ((2.0, 4.0), (1.0, 4.0), (1.0, 0.0))
+    assert ub.Features(("a", "b"), mean=table["u"].iloc[:2]).mean == (1.0, 2.0)  # without such names, by position

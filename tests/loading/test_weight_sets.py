@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+import unboxed as ub
 from unboxed import loading
 from unboxed.errors import ModelError, UnboxedWarning
 
@@ -474,3 +475,10 @@ def test_nan_is_no_difference_between_a_tensor_and_itself(tmp_path: Path) -> Non
     torch.save(broken, tmp_path / "w.pt")
     with pytest.raises(ModelError, match="tied"):
         loading.weights(tied, tmp_path / "w.pt")
+
+
+def test_the_file_of_an_interrupted_training_says_what_it_is(tmp_path: Path) -> None:
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(6, 1, 2, 2), torch.tensor([0, 1] * 3)
+    ub.training.fit(model, ub.Pixels((1, 2, 2)), (x, y), epochs=1, checkpoint=tmp_path / "run.pt", quiet=True)
+    with pytest.raises(ModelError, match="from which an interrupted training goes on"):
+        ub.loading.weights(model, tmp_path / "run.pt")

@@ -147,3 +147,12 @@ def test_outputs_of_least_squares_sum_to_one_and_are_logits(outputs: Any, is_pai
     box = ub.Box(model, ub.Features(tuple("abc")), outputs=outputs)
     assert box.outputs == "logits"
     torch.testing.assert_close(box(x), model(x), rtol=0, atol=0)
+
+
+def test_logits_whose_exponentials_happen_to_sum_to_one_are_logits() -> None:
+    model = nn.Linear(3, 3)
+    with torch.no_grad():
+        model.weight.mul_(0.01)
+        model.bias.fill_(-torch.tensor(3.0).log())
+    assert ub.Box(model, ub.Features(tuple("abc"))).outputs == "logits"
+    assert ub.Box(nn.Sequential(model, nn.LogSoftmax(1)), ub.Features(tuple("abc"))).outputs == "logprobs"

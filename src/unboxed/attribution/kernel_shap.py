@@ -20,6 +20,7 @@ from ..engine.perturb.masking import (
     explained_quantity,
     make_maskable_inputs,
     masked_scores,
+    n_example_samples,
     resolve_objective_and_classes,
     segment_ids_like_input,
     segment_noun,
@@ -40,7 +41,7 @@ from ..validation import valid_seed
     "standard errors.",
     does_not_show="What the model would answer for realistic inputs: parts are masked in unrealistic ways.",
     example=lambda method, box, x, y: method(
-        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=48
+        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=n_example_samples(box, x, 48)
     ),
     exempt={
         "one forward": "it runs the model once for each subset drawn",

@@ -32,6 +32,7 @@ from ..engine.perturb.masking import (
     explained_quantity,
     make_maskable_inputs,
     masked_scores,
+    n_example_samples,
     resolve_objective_and_classes,
     segment_ids_like_input,
     segment_noun,
@@ -60,7 +61,7 @@ class LimeOfTopClasses:
     shows="Which parts of the input raise this answer and which lower it, with the standard error of each weight.",
     does_not_show="More than a linear model can: where R² is low, parts interact and the weights mean little.",
     example=lambda method, box, x, y: method(
-        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=36
+        box, x, y, segments=("squares", segment_square_side(box, 3)), n_samples=n_example_samples(box, x, 36)
     ),
     exempt={
         "one forward": "it runs the model once for each mask drawn",

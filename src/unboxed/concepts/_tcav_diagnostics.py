@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -67,7 +68,7 @@ class Diagnostics(ResultMixin):
 
     Attributes:
         consistency: (C, L - 1) mean cosine between a concept's vector in a layer and what moving the layer before along
-            its own vector changes there.
+            its own vector changes there; NaN where that changes nothing, as in a layer that runs before.
         entanglement: (L, C, C) cosines between the concepts' vectors.
         spatial: A `SpatialDependence` per layer; None where it has no positions.
     """
@@ -89,8 +90,8 @@ class Diagnostics(ResultMixin):
 def diagnosis_sentences(d: Diagnostics, concepts: Sequence[str], layers: Sequence[str]) -> list[str]:
     """What the diagnostics say, a sentence each: of the concept, pair or layer where they are worst."""
     sentences = list[str]()
-    if d.consistency.numel():
-        c, k = divmod(int(d.consistency.argmin()), d.consistency.shape[1])
+    if not d.consistency.isnan().all():
+        c, k = divmod(int(d.consistency.nan_to_num(math.inf).argmin()), d.consistency.shape[1])
         sentences.append(
             f"consistency: moving {layers[k]!r} along {concepts[c]!r} changes {layers[k + 1]!r} along its vector there "
             f"with a mean cosine of {float(d.consistency[c, k]):.2f}, the lowest of all (1: the same concept)"
@@ -165,7 +166,7 @@ def diagnose(
 def _consistency(
     box: Box, x: Tensor, before: LayerDirections, after: LayerDirections, batch_size: BatchSize
 ) -> Tensor:  # fmt: skip
-    """(C,) mean cosine between each vector of the later layer and its change; 0 where nothing changes."""
+    """(C,) mean cosine between each vector of the later layer and its change; NaN where nothing changes."""
     steps = before.vectors * before.lengths[:, None]
 
     def read(rows: slice, step: Tensor | None) -> Tensor:
@@ -184,7 +185,8 @@ def _consistency(
     plain = run(None)
     changes = [run(step) - plain for step in steps]
     cosines = (torch.cosine_similarity(h, v[None].double(), dim=1) for h, v in zip(changes, after.vectors, strict=True))
-    return torch.stack([cosine.mean() for cosine in cosines])
+    means = torch.stack([cosine.mean() for cosine in cosines])
+    return means.where(torch.stack([h.any() for h in changes]), math.nan)
 
 
 def _spatial_dependence(box: Box, d: LayerDirections, dtype: torch.dtype) -> SpatialDependence | None:

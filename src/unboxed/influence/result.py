@@ -19,7 +19,7 @@ NATS_PER_EXAMPLE_UNIT_TEXT = "nats per example left out"
 HALF_SQUARED_ERROR_UNIT_TEXT = "half squared error per example left out"  # of a regression
 LOSS_PER_EXAMPLE_UNIT_TEXT = "loss per example left out"  # of a regression with a loss of the caller's
 LOSS_CHANGE_UNIT_TEXTS = (NATS_PER_EXAMPLE_UNIT_TEXT, HALF_SQUARED_ERROR_UNIT_TEXT, LOSS_PER_EXAMPLE_UNIT_TEXT)
-RANKING_UNIT_TEXT = "ranking alone, no figures"  # of scores that no change of a loss can be
+RANKING_UNIT_TEXT = "rank only: sizes mean nothing"  # of scores that no change of a loss can be
 SIMILARITY_UNIT_TEXT = "similarity"
 
 
@@ -37,7 +37,7 @@ class Influence(ResultMixin):
         truth: "one run" or "mean over seeds".
         unit: Unit of the scores: "nats per example left out"; of a regression "half squared error per example left
             out", or "loss per example left out" with a loss of your own; "similarity", or what the method says;
-            "ranking alone, no figures" of scores too large to be changes, or of a solver that approximates the
+            "rank only: sizes mean nothing" of scores too large to be changes, or of a solver that approximates the
             curvature.
         method: The name of the method, as its card has it.
         input: The queries (Q, ...), in the box's units.

@@ -100,7 +100,8 @@ def non_default_setting_texts(inputs: object, **defaults: float) -> list[str]:
 
 
 def to_number_or_list(value: Any) -> Any:
-    """A tensor or array as a number or a list of numbers; axes of size one are dropped, as in (C, 1, 1)."""
+    """A tensor, array or Series as a number or a list of numbers; axes of size one are dropped, as in (C, 1, 1)."""
+    value = value.to_numpy() if hasattr(value, "to_numpy") else value
     if isinstance(value, (Tensor, np.ndarray)):
         if math.prod(value.shape) != max(value.shape, default=1):
             return f"a tensor {tuple(value.shape)}"

@@ -85,6 +85,8 @@ class Features:
     def _validated_column_values(self, name: str, default: float) -> tuple[float, ...]:
         """One number per column. Raises InputError."""
         value = getattr(self, name)
+        if hasattr(value, "to_numpy") and {*self.names} <= {*getattr(value, "index", ())}:
+            value = value[list(self.names)]  # a Series, such as frame.mean()
         value = value if isinstance(value, UnsetValues) else to_number_or_list(value)
         if isinstance(value, UnsetValues) or (isinstance(value, (tuple, list)) and not value):
             return UnsetValues((default,) * len(self.names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ from .weight_sets import (
 
 ADAPTER_NAME_PARTS = ("lora_", "lokr_", "hada_w", "ia3_", "adapter_")  # in the names of adapters' weights
 PARAMETRIZATION_NAME_PARTS = (".parametrizations.", "weight_orig", "weight_g", "weight_mask")
+RESUME_FILE_NAME_PATTERN = re.compile(r"state\.model\.\d+$")  # of ub.training.fit(checkpoint=)
+RESUME_FILE_TEXT = (
+    "is the file from which an interrupted training goes on (checkpoint= of ub.training.fit), not of weights: run the "
+    "training to its end, then save them by torch.save(model.state_dict(), path)"
+)
 
 
 def weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
@@ -116,6 +122,8 @@ def _mismatch_text(
     fitted, unexpected = closest_weight_match(part, state)
     if unexpected and all(any(word in name for word in ADAPTER_NAME_PARTS) for name in part):
         return f"{path} {ADAPTER_REFUSED_TEXT}"
+    if unexpected and any(RESUME_FILE_NAME_PATTERN.match(name) for name in part):
+        return f"{path} {RESUME_FILE_TEXT}"
     missing = missing_tensor_names(fitted, state)
     if len(missing_after_conversion) < len(missing):
         missing, unexpected = list(missing_after_conversion), []

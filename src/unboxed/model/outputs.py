@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
@@ -144,7 +145,7 @@ class OutputReader:
             return "binary"
         if not is_one and self._are_probabilities(h, inputs, run):
             return "probs"
-        if not is_one and (h <= 0).all() and _sums_to_one(h.exp().sum(1)):
+        if not is_one and self._are_log_probabilities(h, inputs, run):
             return "logprobs"
         if run is not None and _in_unit_interval(h) and self._ends_in("multilabel", run):
             return "multilabel"
@@ -178,11 +179,19 @@ class OutputReader:
         """
         if not ((h >= 0).all() and _sums_to_one(h.sum(1))):
             return False
-        if run is None:
-            return True
+        return run is None or self._stays_within(0, 1, h, inputs, run)
+
+    def _are_log_probabilities(self, h: Tensor, inputs: Inputs, run: RunModelFn | None) -> bool:
+        """As `_are_probabilities`, of their logarithms."""
+        if not ((h <= 0).all() and _sums_to_one(h.exp().sum(1))):
+            return False
+        return run is None or self._stays_within(-math.inf, 0, h, inputs, run)
+
+    def _stays_within(self, low: float, high: float, h: Tensor, inputs: Inputs, run: RunModelFn) -> bool:
+        """Whether the last op is not linear, and outputs for inputs that are far apart have these bounds."""
         with FinalOpNameRecorder() as last:
             extreme = self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device))).detach()
-        return not last.is_output_unbounded(extreme) and not ((extreme < 0) | (extreme > 1)).any()
+        return not last.is_output_unbounded(extreme) and not ((extreme < low) | (extreme > high)).any()
 
     def _refuse_symmetric_final_op(self, raw: Any, run: RunModelFn) -> None:
         """Raise OutputError where the last op is a tanh or another that ends at -1 and 1, and no function undoes it."""

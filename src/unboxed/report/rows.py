@@ -255,7 +255,7 @@ def _counterfactual_blocks(row: CounterfactualRow, n_columns: int = MAX_DRAWN_TA
     lead = (
         f"Example {row.example}, predicted {row.before}: with these columns{more} changed, the probability of "
         f"{row.target} goes from {format_prob(row.p_before)} to {format_prob(row.p_after)}{reached}. Columns stay "
-        "within their bounds, and categories as they are."
+        "within the bounds that the inputs state, where they do, and categories as they are."
     )
     cells = [[c.name, f"{c.before:.4g}", f"{c.after:.4g}", _signed_number_text(c.change)] for c in row.changes]
     unit = row.changes[0].unit.strip("()") if row.changes else ""
@@ -271,4 +271,4 @@ def _counterfactual_blocks(row: CounterfactualRow, n_columns: int = MAX_DRAWN_TA
 
 
 def _signed_number_text(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212")
+    return f"{value:+.3g}".replace("-", "\u2212")

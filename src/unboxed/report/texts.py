@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..adversarial import WordSwaps, hotflip
 from ..checks.verdict import NOT_APPLICABLE, PASS, Verdict
-from ..errors import LayerError
+from ..errors import InputError, LayerError
 from ..language import HeadAblation, Lens, head_ablation, logit_lens
 from ..plots.figures import figures
 from . import chapters
@@ -19,7 +19,7 @@ from .pictures import PageImage
 from .text_explanations import TextExplanations, make_text_explanations
 from .text_page import colored_words
 from .word_effects import WordEffects, require_text_inputs, word_effects
-from .words import count_noun, error_sentence
+from .words import count_noun
 
 N_SWAPPED_TEXTS, N_LISTED_TEXTS, MAX_MAPS_PER_TEXT = 100, 6, 2
 MAX_SWAPS_PER_TEXT = 3
@@ -205,8 +205,8 @@ def find_layers(context: ReportContext) -> LayersFinding:
     x, classes = context.verdict_inputs, context.survey.predicted[context.verdict_indices]
     try:
         lens, heads = logit_lens(context.box, x), head_ablation(context.box, x, classes)
-    except LayerError as error:
-        raise NotApplicable(error_sentence(error)) from error
+    except (LayerError, InputError) as error:  # no attention, or texts of several lengths without a mask
+        raise NotApplicable(str(error)) from error
     agreement = (lens.probs.argmax(2) == lens.probs[:, -1:].argmax(2)).double().mean(0).tolist()
     first = next(i for i, share in enumerate(agreement) if share >= MIN_AGREEMENT)
     when = "before the first block" if first == 0 else f"after block {first} of {len(lens.layers) - 1}"

@@ -235,6 +235,13 @@ MAX_QUANTITY_CHARS = 20  # of an objective's name on an axis
 WARN_BELOW_SAMPLES_PER_FEATURE = 4  # with fewer, values are mostly noise
 
 
+def n_example_samples(box: Box, x: Any, at_least: int) -> int:
+    """As many masked inputs as an example takes without a warning: a few for each column of a table or token."""
+    if not isinstance(box.inputs, Features | Tokens):
+        return at_least
+    return max(at_least, WARN_BELOW_SAMPLES_PER_FEATURE * box.validate_inputs(x).shape[1])
+
+
 def warn_few_samples(masking: MaskableInputs, n_samples: int) -> None:
     """Warn where active segments are sampled too rarely, and not all of their subsets are run."""
     a = max(masking.n_maskable_segments_per_row)
