@@ -317,6 +317,27 @@ def test_a_model_of_texts_is_tried_by_the_methods_that_take_them(text_box: ub.Bo
     assert "texts" not in diagnosis_of("lstm").model
 
 
+class MeanOfWords(nn.Module):
+    """Without a mask: padding changes its answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(128, 4), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embed(ids).mean(1))  # type: ignore[no-any-return]
+
+
+def test_texts_of_several_lengths_are_in_no_methods_way() -> None:
+    """What is wrong of a method is said, not that padding changes the answers of this model."""
+    torch.manual_seed(0)
+    box = ub.Box(MeanOfWords(), ub.Tokens(lambda text: [ord(c) for c in text]), outputs="logits")
+    found = doctor(box, ["abcd", "ef", "hijk"])
+    assert {"ablation", "attn_lrp", "gradient"} <= set(found.working)
+    assert "no layer of this model attends" in found.refused["legrad"]
+    assert not any("padding" in why for why in found.refused.values())
+
+
 def test_what_fails_on_texts_is_said(text_box: ub.Box, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise InputError("no words")

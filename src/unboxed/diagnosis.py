@@ -124,7 +124,7 @@ def doctor(
         (True, True)
     """
     check_settings(doctor, locals())
-    inputs = box.noise(N_TRIAL_EXAMPLES) if x is None else box.validate_inputs(x)[:N_TRIAL_EXAMPLES]
+    inputs = box.noise(N_TRIAL_EXAMPLES) if x is None else _trial_inputs(box, x)
     logits = box(box.restore_structure(inputs))
     labels = _TrialLabels(mean_over_positions(logits).argmax(1), predicted_output_values(box, logits))
     row_budget = max(MIN_FORWARD_ROW_BUDGET, max_flops / max(1.0, box.flops_per_example))
@@ -138,6 +138,15 @@ def doctor(
     if n_untried := len(cards()) - len(tried):
         facts["texts"] = f"{len(tried)} methods take them; {n_untried} that do not are left out"
     return Diagnosis(facts, tuple(_with_alternatives_as_remedy(check, checks) for check in checks))
+
+
+def _trial_inputs(box: Box, x: InputBatch) -> Tensor:
+    """The first inputs; of texts, for a model without a mask, those as long as the first: no padding is in the way."""
+    inputs = box.validate_inputs(x)
+    if isinstance(box.inputs, Tokens) and not box.inputs.takes_mask:
+        mask = box.inputs.mask(inputs)  # (N, T)
+        inputs = inputs[(mask == mask[0]).all(1)][:, mask[0]]
+    return inputs[:N_TRIAL_EXAMPLES]
 
 
 # -- trying a method ---------------------------------------------------------------------------------------------------

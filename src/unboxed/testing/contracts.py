@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -312,11 +313,17 @@ _RESULT_CACHE: WeakKeyDictionary[Callable[..., Any], dict[tuple[str, torch.dtype
 )
 
 
+@cache
+def _case_for_cached_results(model: str, dtype: torch.dtype | None) -> MethodCase:
+    """One for all methods, which leave it as it is."""
+    return make_case(model, dtype)
+
+
 def cached_result(card: Card, model: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The result on a fresh model of the zoo, moved to `dtype` if given, cached. Not to be written into."""
+    """The result on a model of the zoo, moved to `dtype` if given, cached. Not to be written into."""
     results = _RESULT_CACHE.setdefault(card.method, {})
     if (model, dtype) not in results:
-        results[model, dtype] = result_tensors(call_example(card, make_case(model, dtype)))
+        results[model, dtype] = result_tensors(call_example(card, _case_for_cached_results(model, dtype)))
     return results[model, dtype]
 
 
