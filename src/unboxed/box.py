@@ -135,12 +135,13 @@ class Box(NotebookTablesMixin, LeadingToModelMixin):
         self._is_opening = self._is_refreshed = self._is_stale = False
         self._open_model()
 
-    def with_model(self, model: nn.Module, inputs: Inputs | None = None) -> Box:
+    def with_model(self, model: nn.Module, inputs: Inputs | None = None, classes: Sequence[str] | None = None) -> Box:
         """A box of another model, opened with the settings of this one: classes, outputs, mode and precision.
 
         Args:
             model: The other model, with as many outputs.
             inputs: What its inputs are; None takes this box's.
+            classes: The names of its classes; None takes this box's.
 
         Returns:
             A new `Box`.
@@ -152,7 +153,7 @@ class Box(NotebookTablesMixin, LeadingToModelMixin):
             >>> box.with_model(untrained).classes == box.classes
             True
         """
-        options = self._options | {"classes": self.classes, "outputs": self.outputs}
+        options = self._options | {"classes": classes or self.classes, "outputs": self.outputs}
         return Box(model, inputs or self.inputs, mode=self.mode, **options)
 
     def fix_other_inputs(self, varied: str | int, x: PackedOrParts) -> Box:

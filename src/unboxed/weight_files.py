@@ -263,9 +263,7 @@ def _contains_optimizer_state_dict(value: Any, depth: int) -> bool:
     )
 
 
-def listed_names_text(names: Iterable[str]) -> str:
+def listed_names_text(names: Iterable[str], max_listed: int = MAX_LISTED_TENSOR_NAMES) -> str:
     """The first names of a list, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:MAX_LISTED_TENSOR_NAMES]) + (
-        f" and {len(names) - MAX_LISTED_TENSOR_NAMES} more" if len(names) > MAX_LISTED_TENSOR_NAMES else ""
-    )
+    return ", ".join(names[:max_listed]) + (f" and {len(names) - max_listed} more" if len(names) > max_listed else "")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 import unboxed as ub
 from unboxed import data, loading
 from unboxed.cli.parsing import parse_fraction
+from unboxed.engine.read.class_labels import box_with_names_of_data
 from unboxed.engine.read.examples import indexed_labeled_examples, labeled_examples
 from unboxed.errors import BrokenImageError, DataError, InputError, UnboxedWarning
 from unboxed.inputs.labels import match_labels_to_classes
@@ -240,3 +241,9 @@ def test_folders_that_are_numbers_may_be_sorted_as_text(n: int, tmp_path: Path) 
     table = tmp_path / "labels.csv"
     table.write_text("file,label\n" + "".join(f"{k}/image.png,{k}\n" for k in range(n)))
     assert ub.data.table(table, box).label_assumption == ""
+
+
+def test_names_of_data_leave_the_other_settings_of_a_box() -> None:
+    box = ub.Box(nn.Linear(3, 2).double(), ub.Features(tuple("abc")), outputs="logits", mode="as-is")
+    named = box_with_names_of_data(box, data.Texts(["one"], classes=("no", "yes")))
+    assert (named.classes, named.mode, named.outputs) == (("no", "yes"), "as-is", "logits")

@@ -176,7 +176,7 @@ def open_dataset(spec: str, box: Box, **settings: Any) -> Dataset[Any]:
     return data
 
 
-def box_with_names_of_data(data: Any, box: Box) -> Box:
+def box_with_names_of_data(box: Box, data: Any) -> Box:
     """As `engine.read.class_labels.box_with_names_of_data`."""
     from ..engine.read import class_labels
 

@@ -211,7 +211,7 @@ def run(
     settings = parse_settings(box, is_after_classes=False)
     quiet = quiet or json
     images = None if data is None else open_dataset(data, box, root=root, classes=names, quiet=quiet, label=label)
-    box = box if images is None or names is not None else box_with_names_of_data(images, box)
+    box = box if images is None or names is not None else box_with_names_of_data(box, images)
     settings |= parse_settings(box, is_after_classes=True)
     settings |= {"quiet": quiet} if "quiet" in card.settings else {}
     examples = arguments_from_data(card, box, images, n, given=settings)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..errors import DataError, MissingPackageError, UnclearLabelsError
 from ..inputs.examples import TABLE_SUFFIXES
-from ..inputs.frames import LABEL_COLUMN_ADVICE, LABEL_COLUMN_NAMES, find_label_column, is_data_frame
+from ..inputs.frames import LABEL_COLUMN_NAMES, find_label_column, is_data_frame, unclear_labels_text
 from ..validation import listed_names, missing_path_text, normalized_name
 
 FILE_COLUMN_NAMES = (
@@ -137,7 +137,5 @@ def _find_file_and_label_columns(
         return files[0], find_label_column(source, others, label)
     called = [by_plain_name[name] for name in LABEL_COLUMN_NAMES if name in by_plain_name]
     if not called:
-        raise UnclearLabelsError(
-            f"{source}: which of the columns {listed_names(others)} has the labels? {LABEL_COLUMN_ADVICE}"
-        )
+        raise UnclearLabelsError(unclear_labels_text(source, others))
     return files[0], called[0]

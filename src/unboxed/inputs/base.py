@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -97,6 +98,12 @@ def non_default_setting_texts(inputs: object, **defaults: float) -> list[str]:
         if set(values) != {default}:
             texts.append(f"{name}={values[0]:g}" if len(set(values)) == 1 else f"{name}=({', '.join(printed)})")
     return texts
+
+
+def in_order_of_columns(value: Any, names: Sequence[str]) -> Any:
+    """A Series with a value for each of these columns, such as frame.mean(), in their order; others unchanged."""
+    is_by_column = hasattr(value, "to_numpy") and {*names} <= {*getattr(value, "index", ())}
+    return value[list(names)] if is_by_column else value
 
 
 def to_number_or_list(value: Any) -> Any:

@@ -17,6 +17,7 @@ from .base import (
     MAX_PRINTED_COLUMNS_OR_CHANNELS,
     UNIT_RANGE_TOLERANCE,
     constant_tensor,
+    in_order_of_columns,
     non_default_setting_texts,
     to_number_or_list,
 )
@@ -84,9 +85,7 @@ class Features:
 
     def _validated_column_values(self, name: str, default: float) -> tuple[float, ...]:
         """One number per column. Raises InputError."""
-        value = getattr(self, name)
-        if hasattr(value, "to_numpy") and {*self.names} <= {*getattr(value, "index", ())}:
-            value = value[list(self.names)]  # a Series, such as frame.mean()
+        value = in_order_of_columns(getattr(self, name), self.names)
         value = value if isinstance(value, UnsetValues) else to_number_or_list(value)
         if isinstance(value, UnsetValues) or (isinstance(value, (tuple, list)) and not value):
             return UnsetValues((default,) * len(self.names))

@@ -115,7 +115,11 @@ def find_label_column(source: object, others: Sequence[str], label: str | None =
         return (called or others)[0]
     if not others:
         return None
-    raise UnclearLabelsError(f"{source}: which of the columns {listed} has the labels? {LABEL_COLUMN_ADVICE}")
+    raise UnclearLabelsError(unclear_labels_text(source, others))
+
+
+def unclear_labels_text(source: object, others: Sequence[str]) -> str:
+    return f"{source}: which of the columns {listed_names(others)} has the labels? {LABEL_COLUMN_ADVICE}"
 
 
 def frame_to_rows(frame: Any, inputs: Inputs | None) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from ..errors import BrokenImageError, DataError, UnboxedError, warn
+from ..validation import listed_names
 from .base import warn_of_small_white
 
 MAX_SKIP_REASONS_IN_WARNING, MAX_SKIPPED_ROWS_IN_WARNING = 3, 8
@@ -56,8 +57,7 @@ class SkippedExamples:
         warn_of_small_white(self.largest_8_bit_value)
         if n := self.count:
             summary = f"{n} example{'s' if n > 1 else ''} can't be read and {'are' if n > 1 else 'is'} left out"
-            rows = ", ".join(map(str, self.rows[:MAX_SKIPPED_ROWS_IN_WARNING]))
-            rows += ", ..." * (len(self.rows) > MAX_SKIPPED_ROWS_IN_WARNING)
+            rows = listed_names(self.rows, MAX_SKIPPED_ROWS_IN_WARNING)
             named = f" (row{'s' * (len(self.rows) > 1)} {rows})" * bool(self.rows)
             numbers = "; results number the others from 0" * self.renumbers
             warn(f"{summary}: {self._skipped_reasons_text()}{named}{numbers}")

@@ -20,9 +20,8 @@ SYNSET_ADVICE = (
 
 
 def numeric_names_text(names: Sequence[str], classes: Sequence[str], names_source: str) -> str:
-    pairs = [f"{name} is {classes[int(name)]}" for name in names[:MAX_NAMES_IN_MESSAGE]]
-    rest = f", and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
-    return f"the {names_source} are numbers, so they mean outputs of the model: {', '.join(pairs)}{rest}"
+    pairs = _first_names_text([f"{name} is {classes[int(name)]}" for name in names])
+    return f"the {names_source} are numbers, so they mean outputs of the model: {pairs}"
 
 
 def assumed_name_order_text(names: Sequence[str], names_source: str) -> str:

@@ -16,6 +16,7 @@ from ..inputs.preprocessing import Preprocessing, image_shape_in_config, inputs_
 from ..inputs.text_models import takes_token_ids
 from ..model.nan_checks import names_of_infinite_parameters, names_of_nan_weights
 from ..model.outputs import OutputKind
+from ..weight_files import listed_names_text
 from .checkpoints import weights as put
 from .huggingface import HF_CONFIG_FILE_NAME, HF_PROCESSOR_FILE_NAMES
 from .models import is_generator, model
@@ -95,9 +96,8 @@ def _warn_of_nonfinite_weights(model: nn.Module) -> None:
     """Say which weights hold NaN or infinite values: what such a model answers means nothing."""
     for what, names in (("NaN", names_of_nan_weights(model)), ("infinite", names_of_infinite_parameters(model))):
         if names:
-            more = f" and {len(names) - MAX_NAMED_WEIGHTS} more" if len(names) > MAX_NAMED_WEIGHTS else ""
             warn(
-                f"the model's weights hold {what} values in {', '.join(names[:MAX_NAMED_WEIGHTS])}{more}: its answers "
+                f"the model's weights hold {what} values in {listed_names_text(names, MAX_NAMED_WEIGHTS)}: its answers "
                 "are then NaN or mean nothing. Load a checkpoint from before the training diverged"
             )
 

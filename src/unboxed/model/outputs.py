@@ -190,7 +190,7 @@ class OutputReader:
     def _stays_within(self, low: float, high: float, h: Tensor, inputs: Inputs, run: RunModelFn) -> bool:
         """Whether the last op is not linear, and outputs for inputs that are far apart have these bounds."""
         with FinalOpNameRecorder() as last:
-            extreme = self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device))).detach()
+            extreme = self._far_apart_outputs(h, inputs, run)
         return not last.is_output_unbounded(extreme) and not ((extreme < low) | (extreme > high)).any()
 
     def _refuse_symmetric_final_op(self, raw: Any, run: RunModelFn) -> None:
@@ -213,9 +213,13 @@ class OutputReader:
             return False
         if any(z.numel() == h.numel() for z, _ in sigmoid.calls):
             return True
-        extreme_outputs = self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device))).detach()
-        spread = float((extreme_outputs.amax(0) - extreme_outputs.amin(0)).max())  # small in an untrained model
-        return spread > MIN_PROBABILITY_SPREAD and _in_unit_interval(extreme_outputs)
+        extreme = self._far_apart_outputs(h, inputs, run)
+        spread = float((extreme.amax(0) - extreme.amin(0)).max())  # small in an untrained model
+        return spread > MIN_PROBABILITY_SPREAD and _in_unit_interval(extreme)
+
+    def _far_apart_outputs(self, h: Tensor, inputs: Inputs, run: RunModelFn) -> Tensor:
+        """As many outputs as h (N, K, ...), of inputs that are as far apart as possible."""
+        return self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device))).detach()
 
     def _ends_in(self, kind: OutputKind, run: RunModelFn) -> bool:
         """Whether the last op is that of outputs of a kind, a softmax or a sigmoid, by one more forward pass."""
@@ -241,7 +245,7 @@ class OutputReader:
         h = self.select_tensor(raw)
         if h.shape[1] == 1 or bool((h == h[:1]).all()):
             return False
-        far = self.select_tensor(run(_far_apart_inputs(inputs, len(h)).to(h.device)))
+        far = self._far_apart_outputs(h, inputs, run)
         rounding = min(4 * h.shape[1] * torch.finfo(h.dtype).eps, MAX_ROUNDING_OF_SUM)
         sums = torch.cat([h, far]).double().sum(1)
         return _in_unit_interval(far) and bool(((sums - 1).abs() <= rounding).all())

@@ -82,7 +82,7 @@ def attack(
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         refuse_texts(box, "attack")
         images = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-        box = box_with_names_of_data(images, box) if class_names is None else box
+        box = box_with_names_of_data(box, images) if class_names is None else box
         settings: dict[str, Any] = {"norm": norm, "max_examples": n, "bits": bits, "seed": seed}
         settings |= {"quiet": quiet or json, "as_json": json}
         result = run_attack(box, images, out, attacks=split_names(attacks) or (), eps=eps_values, **settings)

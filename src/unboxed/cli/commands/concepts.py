@@ -69,7 +69,7 @@ def concepts(
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         refuse_texts(box, "concepts")
         examples: Any = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-        box = box_with_names_of_data(examples, box) if class_names is None else box
+        box = box_with_names_of_data(box, examples) if class_names is None else box
         given = read_concept_options(concept, box) if concept else None
         run_concepts(
             box, examples, given, None if target is None else parse_class(target, box),

@@ -71,7 +71,7 @@ def influence(
         refuse_texts(box, "influence")
         settings: dict[str, Any] = {"root": root, "classes": class_names, "quiet": quiet, "label": label}
         train_data = open_dataset(train, box, **settings)
-        box = box_with_names_of_data(train_data, box) if class_names is None else box
+        box = box_with_names_of_data(box, train_data) if class_names is None else box
         queries = open_inputs(query, box, **settings)
         run_influence(
             box,

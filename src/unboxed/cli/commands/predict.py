@@ -72,5 +72,5 @@ def predict(
             examples = Texts(text or ())
         else:
             examples = open_examples(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-            box = box_with_names_of_data(examples, box) if class_names is None else box
+            box = box_with_names_of_data(box, examples) if class_names is None else box
         run_predict(box, examples, max_examples=n, top=top, out=out, as_json=json)

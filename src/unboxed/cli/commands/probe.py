@@ -96,6 +96,6 @@ def probe(
             labeled = type(examples)(examples.texts[:n], examples.labels[:n], examples.classes, examples.name)
             run_probe_sentences(labeled, box, None, addresses, out, pooling=pooling, **settings)
             return
-        box = box_with_names_of_data(examples, box) if class_names is None else box
+        box = box_with_names_of_data(box, examples) if class_names is None else box
         values = None if attribute is None else read_attribute_file(attribute)
         run_probe(box, examples, values, addresses, out, max_examples=n, **settings)

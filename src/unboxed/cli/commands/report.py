@@ -76,7 +76,7 @@ def report(
 
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         images = loading.dataset_with_model_classes(data, box, root=root, classes=class_names, quiet=quiet, label=label)
-        box = box_with_names_of_data(images, box) if class_names is None else box
+        box = box_with_names_of_data(box, images) if class_names is None else box
         train_data = (
             None
             if training is None

@@ -19,7 +19,7 @@ from torch import Tensor
 from ... import rng
 from ...box import Box
 from ...errors import InputError
-from ...inputs.base import Inputs
+from ...inputs.base import Inputs, in_order_of_columns
 from ...inputs.features import Features
 from ...inputs.frames import frame_to_rows, is_data_frame, series_to_array
 from ...inputs.multi import MultiInput
@@ -99,10 +99,8 @@ def _array_to_tensor(inputs: Inputs, kind: Any) -> Any:
     """An array, a list of numbers, a Series or a DataFrame as a tensor; other kinds as they are. Raises InputError."""
     if is_data_frame(kind):
         kind = frame_to_rows(kind, inputs)
-    elif (
-        hasattr(kind, "to_numpy") and isinstance(inputs, Features) and {*inputs.names} <= {*getattr(kind, "index", ())}
-    ):
-        kind = kind[list(inputs.names)]  # a Series, such as frame.mean()
+    elif isinstance(inputs, Features):
+        kind = in_order_of_columns(kind, inputs.names)
     kind = series_to_array(kind)
     if not isinstance(kind, (np.ndarray, list, tuple)):
         return kind

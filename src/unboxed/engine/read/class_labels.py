@@ -106,7 +106,7 @@ def box_with_names_of_data(box: Box, data: Any) -> Box:
         names = [name] if (name := target_column_name(data, box.inputs)) else None
     if not names or len(names) != len(box.classes) or not are_default_class_names(box.classes):
         return box
-    return Box(box.model, box.inputs, classes=names, outputs=box.outputs, output=box.output_reader.pick)
+    return box.with_model(box.model, classes=names)
 
 
 def readable_output_names(box: Box) -> tuple[str, ...]:
