@@ -54,5 +54,5 @@ def test_classes_of_data_replace_only_numbers() -> None:
     model, inputs = ub.zoo.load("digits-cnn")
     data = ub.data.digits("test")
     named = ub.Box(model, inputs, classes=list("jihgfedcba"))
-    assert box_with_names_of_data(data, named) is named
-    assert box_with_names_of_data(data, ub.Box(model, inputs)).classes == tuple(data.classes)
+    assert box_with_names_of_data(named, data) is named
+    assert box_with_names_of_data(ub.Box(model, inputs), data).classes == tuple(data.classes)
