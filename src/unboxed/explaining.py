@@ -17,11 +17,13 @@ from .argument_names import naming_arguments
 from .box import Box
 from .cards import Card, card_of, cards
 from .checks.control_boxes import sharing_control_boxes
-from .checks.methods import AttributionMethodFn, compute_attribution, resolve_target
+from .checks.methods import AttributionMethodFn, compute_attribution, resolve_target, with_baseline
 from .checks.ranking import candidates, find_attribution_methods_by_name, first_choices, max_draws_of
 from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
 from .engine.attribution_result import Attribution
+from .engine.perturb.baselines import Baseline
+from .engine.perturb.baselines import baseline as baseline_of
 from .engine.read.class_labels import box_with_names_of_data, readable_output_names
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
@@ -92,6 +94,7 @@ def explain(
     *,
     versus: Any = None,
     methods: MethodChoice = None,
+    baseline: Baseline = None,
     seed: int = 0,
     verdict_cache: VerdictCache | None = None,
     on_progress: Callable[[Explanation], None] | None = None,
@@ -108,6 +111,8 @@ def explain(
         target: The class to explain, by name or number. None is the predicted one.
         versus: Another class: the maps then show what speaks for the target and against this one.
         methods: Names of methods; "all"; or {name: function (box, x, target)}. None takes five well-known ones.
+        baseline: What those methods compare x with that take a baseline (`Baseline`): for a table whose model
+            normalizes the data's mean row, `frame.mean()`. None is each method's own.
         seed: Seed of all random draws: same seed, same result.
         verdict_cache: Verdicts that are known already. None starts without any.
         on_progress: Called with what there is after each map and each verdict.
@@ -117,7 +122,7 @@ def explain(
         An `Explanation`: `maps` and `verdicts` by method, the most trustworthy first. Ctrl-C keeps what there is.
 
     Raises:
-        InputError: for more than one input, or a class or method that does not exist.
+        InputError: for more than one input, a class or method that does not exist, or a baseline that does not fit x.
 
     Example:
         >>> import unboxed as ub
@@ -132,7 +137,7 @@ def explain(
     if len(x) != 1:
         raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
     run = _ExplanationBuilder(
-        box, x, target, versus, resolve_methods(box, methods), seed, verdict_cache or VerdictCache()
+        box, x, target, versus, _resolve_methods(box, x, methods, baseline), seed, verdict_cache or VerdictCache()
     )
     run.run(None if on_progress is None else lambda: on_progress(run.explanation()), quiet=quiet)
     return run.explanation()
@@ -145,6 +150,15 @@ def resolve_methods(box: Box, methods: MethodChoice) -> Mapping[str, Attribution
     if methods == "all":
         return candidates(box)
     return methods if isinstance(methods, Mapping) else find_attribution_methods_by_name(box, list(methods))
+
+
+def _resolve_methods(box: Box, x: Tensor, methods: MethodChoice, baseline: Any) -> Mapping[str, AttributionMethodFn]:
+    """The methods of a choice, with the baseline where one is given. Raises InputError."""
+    resolved = resolve_methods(box, methods)
+    if baseline is None:
+        return resolved
+    baseline_of(box, x, baseline)  # refused here, once, and not by each method
+    return with_baseline(resolved, baseline)
 
 
 class MethodRun:
@@ -267,8 +281,13 @@ def _card_or_display_name(method: AttributionMethodFn) -> str:
 def partial_settings_text(method: AttributionMethodFn) -> str:
     """The settings of a `functools.partial`."""
     keywords = method.keywords if isinstance(method, partial) else {}
-    settings = ", ".join(f"{name}={value}" for name, value in keywords.items())
+    settings = ", ".join(f"{name}={_setting_text(value)}" for name, value in keywords.items())
     return f" (with {settings})" if settings else ""
+
+
+def _setting_text(value: Any) -> str:
+    """The value; of an array its shape."""
+    return f"values {tuple(value.shape)}" if getattr(value, "shape", ()) else str(value)
 
 
 def _top_outputs(box: Box, x: Tensor, explained: Sequence[int]) -> dict[str, float]:

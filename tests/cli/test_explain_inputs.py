@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import unboxed as ub
 from unboxed import cli
+from unboxed.cli.parsing import parse_baseline
 from unboxed.errors import DataError, InputError, UnboxedError
 from unboxed.loading.input_files import read_array, read_inputs
 
@@ -89,6 +90,21 @@ def test_the_first_so_many_are_explained(file: Path) -> None:
     assert run(file, "table", "rows.csv", "--n", 2).exit_code == 0
     assert {p.name for p in (file.parent / "out").iterdir()} == {"rows-0", "rows-1", "verdicts.json"}
     assert "--n must be a whole number, 1 or more" in run(file, "table", "rows.csv", "--n", 0).output
+
+
+def test_a_baseline_is_a_kind_a_number_or_the_mean_of_a_file(file: Path) -> None:
+    words = ("--n", 1, "--method", "gradient_x_input", "--json", "--baseline")
+    for name, values in ((file.parent / "rows.csv", (44.66667, 1.7)), ("mean", (40, 1.7)), ("0", (0, 0))):
+        box, x = ub.load(f"{file}:table"), torch.tensor([[33, 1.8]])
+        expected = ub.attribution.gradient_x_input(box, x, baseline=torch.tensor(values)).map[0]
+        seen = parse_baseline(str(name), box)
+        assert torch.allclose(ub.attribution.gradient_x_input(box, x, baseline=seen).map[0], expected, atol=1e-4)
+        (said,) = json.loads(run(file, "table", "rows.csv", *words, name).stdout)
+        assert "baseline=" in said["methods"]["gradient_x_input"]["settings"]
+    missing = run(file, "table", "rows.csv", *words, "none.csv")
+    assert missing.exit_code == 2
+    assert "--baseline" in missing.output
+    assert "got 'nonsense'" in run(file, "table", "rows.csv", *words, "nonsense").output
 
 
 def test_columns_are_found_by_name(file: Path) -> None:

@@ -122,6 +122,7 @@ def test_maps_of_a_random_model_are_not_believable(tmp_path: Path) -> None:
         (["--text", " "], "text 0 is empty"),
         (["--text", "good " * 99], "text 0 has 101 tokens, and the model takes 64"),
         ([], "what is to be explained? Give a file of inputs, or of a model of texts --text"),
+        (["--text", "good", "--baseline", "mean"], "--baseline is for images and tables"),
         (["nothing.csv"], "nothing.csv"),
     ],
 )

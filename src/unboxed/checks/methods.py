@@ -5,8 +5,10 @@ Settings are given with `functools.partial(method, n_samples=20)`.
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -26,6 +28,16 @@ TestedMethod = Annotated[AttributionMethodFn, "The method to test: a function (b
 OptionalPrecomputedMap = Annotated[Tensor | None, "The method's map of x, where it is known already; None computes it."]
 Maps = Annotated[Any, "Attribution maps of x: (N, C, H, W) or (N, 1, H, W), (N, F) for features, or a result."]
 RankBySignedValue = Annotated[bool, "Rank pixels by the map with its sign; False ranks by its magnitude."]
+
+
+def with_baseline(methods: Mapping[str, AttributionMethodFn], baseline: Any) -> dict[str, AttributionMethodFn]:
+    """The methods, those that take a baseline with this one."""
+
+    def bound(method: Callable[..., Any]) -> AttributionMethodFn:
+        takes_baseline = "baseline" in inspect.signature(method).parameters
+        return partial(method, baseline=baseline) if takes_baseline else method
+
+    return {name: bound(method) for name, method in methods.items()}
 
 
 def resolve_target(box: Box, x: Tensor, target: Target) -> Any:

@@ -24,7 +24,7 @@ from ..plots.figures import figures
 from ..plots.files import save
 from ..report.explanation_page import TABLE_LEGEND, top_outputs_text, write_explanation_page
 from ..validation import check_int
-from .parsing import current_command_line, parse_class
+from .parsing import current_command_line, parse_baseline, parse_class
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +43,7 @@ def run_explain(
     target: str | None = None,
     versus: str | None = None,
     max_examples: int = DEFAULT_MAX_EXAMPLES,
+    baseline: str | None = None,
     label: str | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -56,6 +57,7 @@ def run_explain(
     read, out = read_inputs(source, box, check_int("--n", max_examples, minimum=1), label=label), Path(out)
     (x, names, _), box = read, box_with_names_of_data(box, read)
     selected = resolve_methods(box, methods)
+    compared_with = None if baseline is None else parse_baseline(baseline, box)
     classes = [None if text is None else parse_class(text, box) for text in (target, versus)]
     verdicts_path = out / VERDICTS_FILE
     verdict_cache = VerdictCache.read(verdicts_path)
@@ -65,8 +67,8 @@ def run_explain(
             out / name if len(names) > 1 else out, str(Path(source).name) if len(names) == 1 else name
         )
         explanation = explain(
-            box, x[i : i + 1], classes[0], versus=classes[1], methods=selected, seed=seed, verdict_cache=verdict_cache,
-            on_progress=writer.write_new_maps, quiet=quiet,
+            box, x[i : i + 1], classes[0], versus=classes[1], methods=selected, baseline=compared_with, seed=seed,
+            verdict_cache=verdict_cache, on_progress=writer.write_new_maps, quiet=quiet,
         )  # fmt: skip
         write_bytes(verdicts_path, verdict_cache.to_json())
         writer.write(explanation)

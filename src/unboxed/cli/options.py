@@ -69,6 +69,13 @@ MethodsFromOption = Annotated[
     list[str] | None,
     typer.Option(help="A Python file or module with methods of your own; repeat for several."),
 ]
+BaselineOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What methods compare an image or row with: black, white, mean, blurred, random, a number, or a file "
+        "whose mean it is, as of the training data of a table whose model normalizes (default: the methods' own)."
+    ),
+]
 LabelOption = Annotated[
     str | None,
     typer.Option(metavar="COLUMN", help="The column of labels of a table, also of texts (default: one called so)."),

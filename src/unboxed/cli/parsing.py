@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import InputError, UnboxedError, UnboxedWarning, UnclearLabelsError
+from ..errors import DataError, InputError, UnboxedError, UnboxedWarning, UnclearLabelsError
 from ..validation import missing_path_text
 
 if TYPE_CHECKING:
@@ -228,6 +228,23 @@ def current_command_line() -> str:
 def parse_class(text: str, box: Box) -> int:
     """A class by its name or number. Raises InputError with the class numbers, or with the nearest names."""
     return int(box.class_labels(text, 1))
+
+
+def parse_baseline(text: str, box: Box) -> Any:
+    """A kind of baseline, a number, or the mean of the inputs in a file or folder. Raises DataError and InputError."""
+    from ..inputs.examples import TABLE_SUFFIXES
+    from ..loading.input_files import read_inputs
+    from ..report.mean_row import MAX_ROWS_OF_MEAN
+
+    path = Path(text)
+    if path.exists():
+        return read_inputs(path, box, MAX_ROWS_OF_MEAN).x.double().mean(0)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        raise DataError(f"--baseline: {missing_path_text(path)}")
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def parse_pixels(shape: str | None, mean: str | None, std: str | None) -> Pixels | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from torch import Tensor
 
 from ..box import Box
-from ..checks.methods import AttributionMethodFn
+from ..checks.methods import AttributionMethodFn, with_baseline
 from ..engine.column_units import table_inputs
 from ..engine.perturb.baselines import baseline_of_row_means, has_known_mean
 
@@ -23,6 +21,4 @@ def with_mean_as_baseline(
     if table_inputs(box.inputs) is None or has_known_mean(box.inputs):
         return dict(methods)
     rows = box.validate_inputs(read_rows())
-    settings = {"baseline": baseline_of_row_means(box.inputs, rows, tables_only=True)}
-    takes_baseline = {name for name, method in methods.items() if "baseline" in inspect.signature(method).parameters}
-    return {name: partial(m, **settings) if name in takes_baseline else m for name, m in methods.items()}
+    return with_baseline(methods, baseline_of_row_means(box.inputs, rows, tables_only=True))

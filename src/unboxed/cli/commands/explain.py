@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ...errors import DataError
+from ...errors import DataError, InputError
 from ...validation import missing_path_text
 from ..app import app
 from ..completion import complete_attributions
 from ..options import (
+    BaselineOption,
     ClassesOption,
     DebugOption,
     DeviceOption,
@@ -63,7 +64,7 @@ def explain(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
     outputs: OutputsOption = None, output: OutputOption = None, device: DeviceOption = None,
-    label: LabelOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
+    baseline: BaselineOption = None, label: LabelOption = None, seed: SeedOption = 0, quiet: QuietOption = False,
     json: JsonOption = False, debug: DebugOption = False,
 ) -> None:  # fmt: skip
     """Why this prediction? Maps of an input by well-known methods, ranked by whether they can be trusted, on a page."""
@@ -86,9 +87,11 @@ def explain(
         }
         settings |= {"seed": seed, "quiet": quiet or json, "as_json": json}
         if text or getattr(box.inputs, "is_text", False) or source is None:
+            if baseline is not None:
+                raise InputError("--baseline is for images and tables; of texts masked words are the baseline")
             if run_explain_text(box, text or (), source, out, **settings).interrupted:
                 raise KeyboardInterrupt
             return
-        explanations = run_explain(box, source, out, **settings)
+        explanations = run_explain(box, source, out, baseline=baseline, **settings)
         if any(explanation.interrupted for explanation in explanations):
             raise KeyboardInterrupt

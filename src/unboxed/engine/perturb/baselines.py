@@ -126,12 +126,10 @@ def _broadcast_baseline(inputs: Inputs, x: Tensor, baseline_values: Tensor) -> T
         else baseline_values.detach()[None]
     )
     if tuple(baseline_values.shape[1:]) != tuple(x.shape[1:]) or len(baseline_values) not in (1, len(x)):
-        expected_shape = f"(1, ...) or ({len(x)}, ...) of {tuple(x.shape[1:])}"
-        raise InputError(f"a baseline of these inputs has shape {expected_shape}; got {tuple(baseline_values.shape)}")
-    if not baseline_values.is_floating_point() or not bool(baseline_values.isfinite().all()):
-        raise InputError(
-            f"a baseline must hold finite floating point numbers; got {baseline_values.dtype}, NaN or infinity"
-        )
+        one, each = tuple(x.shape[1:]), f" for all, or {tuple(x.shape)}" if len(x) > 1 else ""
+        raise InputError(f"a baseline of these inputs has shape {one}{each}; got {tuple(baseline_values.shape)}")
+    if baseline_values.is_complex() or not bool(baseline_values.isfinite().all()):
+        raise InputError(f"a baseline must hold finite real numbers; got {baseline_values.dtype}, NaN or infinity")
     with torch.inference_mode(False):
         return baseline_values.to(x.device, x.dtype, copy=True).expand_as(x).contiguous()
 
