@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import unboxed as ub
 from unboxed.engine.column_units import ScaledInputs, column_scales, inputs_to_original_units, to_scaled_box_and_inputs
+from unboxed.errors import UnboxedWarning
 
 STD = (0.01, 100.0, 3.0)
 ATTACKS: dict[str, Any] = {
@@ -133,3 +134,30 @@ def test_parts_of_several_inputs_have_their_own_units() -> None:
     assert float(((made.images["row"] - x["row"]) / torch.tensor([2.0, 0.5])).abs().max()) == pytest.approx(
         0.1, abs=1e-5
     )
+
+
+def test_columns_of_unlike_spread_without_a_unit_are_warned_of() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 2) * torch.tensor([1.0, 30.0])
+    model, columns = nn.Linear(2, 2), ub.Features(["narrow", "wide"])
+    several = ub.MultiInput((ub.Pixels((1, 2, 2)), columns))
+    message = "'wide' varies far more than 'narrow'"
+    with pytest.warns(UnboxedWarning, match=message):
+        ub.adversarial.fgsm(ub.Box(model, columns), x, target=1, eps=0.1)
+    with pytest.warns(UnboxedWarning, match=message):
+        ub.adversarial.fgsm(ub.Box(OfTwo(), several), (torch.rand(12, 1, 2, 2), x), target=1, eps=0.1)
+    known = ub.Features(["narrow", "wide"], low=x.amin(0).tolist(), high=x.amax(0).tolist())
+    ub.adversarial.fgsm(ub.Box(model, known), x, target=1, eps=0.1)
+    ub.adversarial.fgsm(ub.Box(model, columns), x[:4], target=1, eps=0.1)  # too few rows to know
+    ub.adversarial.fgsm(ub.Box(model, columns), x * torch.tensor([1.0, 0.1]), target=1, eps=0.1)
+
+
+class OfTwo(nn.Module):
+    """Logits of an image and a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, image: Tensor, row: Tensor) -> Tensor:
+        return self.fc(torch.cat([image.flatten(1), row], 1))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..box import Box
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..inputs.base import Inputs, constant_tensor, inputs_from_unit_interval
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
@@ -26,6 +26,8 @@ STD_UNIT_TEXT, RANGE_UNIT_TEXT, ORIGINAL_UNIT_TEXT = (
     "of its column's range",
     "(in its column's unit)",
 )
+MIN_ROWS_OF_SPREADS = 8  # from which the spread of a column says how it varies
+MAX_SPREAD_RATIO = 10  # of columns' standard deviations, up to which one size of change makes sense for all
 NO_SCALES_TEXT = "no std or bounds are given"
 
 
@@ -149,10 +151,31 @@ def to_scaled_box_and_inputs(box: Box, x: Tensor) -> tuple[Box, Tensor]:
 
     Both are unchanged where the inputs are images, or tables without a unit to compare columns in.
     """
-    if not isinstance(box.inputs, (Features, MultiInput)) or set(scales := column_scales(box.inputs)) == {1.0}:
+    if not isinstance(box.inputs, (Features, MultiInput)):
+        return box, x
+    _warn_of_unlike_columns(box.inputs, x)
+    if set(scales := column_scales(box.inputs)) == {1.0}:
         return box, x
     inputs = ScaledInputs(box.inputs, scales)
     return box.with_model(box.model, inputs), inputs.to_scaled_units(x)
+
+
+def _warn_of_unlike_columns(inputs: Features | MultiInput, x: Tensor) -> None:
+    """Say so where one size of change is for columns without a unit in common, of which one varies far less."""
+    if isinstance(inputs, MultiInput):
+        for (_, part), values in zip(inputs.keys_and_parts(), inputs.split(x), strict=True):
+            if isinstance(part, Features):
+                _warn_of_unlike_columns(part, values)
+        return
+    if _has_scales(inputs) or len(x) < MIN_ROWS_OF_SPREADS:
+        return
+    spreads = [(s, name) for name, s in zip(inputs.names, x.double().std(0).tolist(), strict=True) if s > 0]
+    if spreads and max(spreads)[0] > MAX_SPREAD_RATIO * min(spreads)[0]:
+        warn(
+            f"changes are measured in each column's own unit, and {max(spreads)[1]!r} varies far more than "
+            f"{min(spreads)[1]!r}: open the model with the range of each column, ub.Features(names, low=frame.min(), "
+            "high=frame.max()), and they are shares of it"
+        )
 
 
 def inputs_to_original_units(box: Box, u: Tensor, x: Tensor) -> Tensor:
