@@ -55,3 +55,5 @@ def test_methods_that_take_a_baseline_start_from_the_one_given() -> None:
     assert torch.equal(own.maps["gradient"].map, why.maps["gradient"].map)
     with pytest.raises(InputError, match=r"a baseline of these inputs has shape .* got \(5,\)"):
         ub.explain(box, x, 1, methods=names, baseline=torch.zeros(5))
+    with pytest.raises(InputError, match="none of these methods takes a baseline: gradient"):
+        ub.explain(box, x, 1, methods=["gradient"], baseline=mean)

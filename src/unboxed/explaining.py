@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -158,7 +159,10 @@ def _resolve_methods(box: Box, x: Tensor, methods: MethodChoice, baseline: Any) 
     if baseline is None:
         return resolved
     baseline_of(box, x, baseline)  # refused here, once, and not by each method
-    return with_baseline(resolved, baseline)
+    changed = with_baseline(resolved, baseline)
+    if all(changed[name] is method for name, method in resolved.items()):
+        raise InputError(f"none of these methods takes a baseline: {', '.join(resolved)}")
+    return changed
 
 
 class MethodRun:
@@ -286,8 +290,10 @@ def partial_settings_text(method: AttributionMethodFn) -> str:
 
 
 def _setting_text(value: Any) -> str:
-    """The value; of an array its shape."""
-    return f"values {tuple(value.shape)}" if getattr(value, "shape", ()) else str(value)
+    """The value, cut short; of an array its shape."""
+    if shape := getattr(value, "shape", ()):
+        return f"values {tuple(shape)}"
+    return value if isinstance(value, str) else reprlib.repr(value)
 
 
 def _top_outputs(box: Box, x: Tensor, explained: Sequence[int]) -> dict[str, float]:
