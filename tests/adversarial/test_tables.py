@@ -148,6 +148,9 @@ def test_columns_of_unlike_spread_without_a_unit_are_warned_of() -> None:
         ub.adversarial.fgsm(ub.Box(OfTwo(), several), (torch.rand(12, 1, 2, 2), x), target=1, eps=0.1)
     known = ub.Features(["narrow", "wide"], low=x.amin(0).tolist(), high=x.amax(0).tolist())
     ub.adversarial.fgsm(ub.Box(model, known), x, target=1, eps=0.1)
+    kinds = x.mul(torch.tensor([1.0, 0.0])) + torch.tensor([[0.0, 90.0]] * 6 + [[0.0, 0.0]] * 6)
+    stays = ub.Features(["narrow", "wide"], categories={"wide": [0, 90]})
+    ub.adversarial.fgsm(ub.Box(model, stays), kinds, target=1, eps=0.1)
     ub.adversarial.fgsm(ub.Box(model, columns), x[:4], target=1, eps=0.1)  # too few rows to know
     ub.adversarial.fgsm(ub.Box(model, columns), x * torch.tensor([1.0, 0.1]), target=1, eps=0.1)
 

@@ -169,7 +169,8 @@ def _warn_of_unlike_columns(inputs: Features | MultiInput, x: Tensor) -> None:
         return
     if _has_scales(inputs) or len(x) < MIN_ROWS_OF_SPREADS:
         return
-    spreads = [(s, name) for name, s in zip(inputs.names, x.double().std(0).tolist(), strict=True) if s > 0]
+    by_name = dict(zip(inputs.names, x.double().std(0).tolist(), strict=True))
+    spreads = [(s, name) for name, s in by_name.items() if s > 0 and name not in inputs.categories]  # those stay
     if spreads and max(spreads)[0] > MAX_SPREAD_RATIO * min(spreads)[0]:
         warn(
             f"changes are measured in each column's own unit, and {max(spreads)[1]!r} varies far more than "
