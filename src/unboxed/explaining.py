@@ -113,7 +113,7 @@ def explain(
         versus: Another class: the maps then show what speaks for the target and against this one.
         methods: Names of methods; "all"; or {name: function (box, x, target)}. None takes five well-known ones.
         baseline: What those methods compare x with that take a baseline (`Baseline`): for a table whose model
-            normalizes the data's mean row, `frame.mean()`. None is each method's own.
+            normalizes the data's mean row, `frame.mean()`. Removed columns become it, too. None is each method's own.
         seed: Seed of all random draws: same seed, same result.
         verdict_cache: Verdicts that are known already. None starts without any.
         on_progress: Called with what there is after each map and each verdict.
@@ -137,9 +137,10 @@ def explain(
     x, seed = box.validate_inputs(x), valid_seed(seed)
     if len(x) != 1:
         raise InputError(f"x must be one input (1, ...); got {len(x)} inputs")
-    run = _ExplanationBuilder(
-        box, x, target, versus, _resolve_methods(box, x, methods, baseline), seed, verdict_cache or VerdictCache()
-    )
+    if baseline is not None:
+        baseline_of(box, x, baseline)  # refused here, once, and not by each method
+    chosen = _with_baseline(resolve_methods(box, methods), baseline)
+    run = _ExplanationBuilder(box, x, target, versus, chosen, seed, verdict_cache or VerdictCache(), baseline)
     run.run(None if on_progress is None else lambda: on_progress(run.explanation()), quiet=quiet)
     return run.explanation()
 
@@ -153,15 +154,13 @@ def resolve_methods(box: Box, methods: MethodChoice) -> Mapping[str, Attribution
     return methods if isinstance(methods, Mapping) else find_attribution_methods_by_name(box, list(methods))
 
 
-def _resolve_methods(box: Box, x: Tensor, methods: MethodChoice, baseline: Any) -> Mapping[str, AttributionMethodFn]:
-    """The methods of a choice, with the baseline where one is given. Raises InputError."""
-    resolved = resolve_methods(box, methods)
+def _with_baseline(methods: Mapping[str, AttributionMethodFn], baseline: Any) -> Mapping[str, AttributionMethodFn]:
+    """The methods, with the baseline where one is given. Raises InputError where none of them takes one."""
     if baseline is None:
-        return resolved
-    baseline_of(box, x, baseline)  # refused here, once, and not by each method
-    changed = with_baseline(resolved, baseline)
-    if all(changed[name] is method for name, method in resolved.items()):
-        raise InputError(f"none of these methods takes a baseline: {', '.join(resolved)}")
+        return methods
+    changed = with_baseline(methods, baseline)
+    if all(changed[name] is method for name, method in methods.items()):
+        raise InputError(f"none of these methods takes a baseline: {', '.join(methods)}")
     return changed
 
 
@@ -170,10 +169,10 @@ class MethodRun:
 
     def __init__(
         self, box: Box, x: Tensor, score: Any, methods: Mapping[str, AttributionMethodFn], seed: int,
-        verdict_cache: VerdictCache,
+        verdict_cache: VerdictCache, baseline: Baseline = None,
     ) -> None:  # fmt: skip
         self.box, self.x, self.score, self.methods = box, x, score, methods
-        self.seed, self.verdict_cache = seed, verdict_cache
+        self.seed, self.verdict_cache, self.baseline = seed, verdict_cache, baseline
         self.names = {name: _card_or_display_name(method) for name, method in methods.items()}
         self.maps: dict[str, Attribution] = {}
         self.verdicts: dict[str, Verdict] = {}
@@ -211,7 +210,7 @@ class MethodRun:
         method = self.methods[name]
         self.verdicts[name] = self.verdict_cache.verdict(
             self.box, self.x, method, self.score, max_draws=max_draws_for_one_input(self.box, method),
-            map_=self.maps.get(name), seed=self.seed,
+            map_=self.maps.get(name), baseline=self.baseline, seed=self.seed,
         )  # fmt: skip
 
 
@@ -220,9 +219,9 @@ class _ExplanationBuilder(MethodRun):
 
     def __init__(
         self, box: Box, x: Tensor, target: Any, versus: Any, methods: Mapping[str, AttributionMethodFn], seed: int,
-        verdict_cache: VerdictCache,
+        verdict_cache: VerdictCache, baseline: Baseline,
     ) -> None:  # fmt: skip
-        super().__init__(box, x, None, methods, seed, verdict_cache)
+        super().__init__(box, x, None, methods, seed, verdict_cache, baseline)
         self.classes = [int(resolve_target(box, x, target)[0])]
         if versus is not None:
             self.classes.append(int(resolve_target(box, x, versus)[0]))

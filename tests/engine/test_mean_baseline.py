@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import unboxed as ub
 from unboxed.cards import cards
 from unboxed.checks.relevance_gain import fill_fn_by_name
+from unboxed.checks.verdict_cache import VerdictCache
 from unboxed.engine.perturb.baselines import baseline
 from unboxed.errors import InputError
 from unboxed.report import report
@@ -99,6 +100,33 @@ def test_a_verdict_fills_with_the_mean_of_its_rows() -> None:
     fills = fill_fn_by_name(box, x, 0)
     torch.testing.assert_close(fills["mean"](examples, removed), x.mean(0).expand(30, 3))
     assert set(fill_fn_by_name(box, x[:1], 0)) == {"zeros"}
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_verdict_on_one_row_removes_columns_to_the_baseline(multi: bool) -> None:
+    box, x = table()
+    mean: Any = x.mean(0)
+    if multi:
+        box = ub.Box(
+            _Joined(nn.Linear(6, 2)), ub.MultiInput({"image": ub.Features(NAMES), "table": ub.Features(NAMES)})
+        )
+        x, mean = {"image": x, "table": x}, {"image": mean, "table": mean}
+    row = box.restore_structure(box.validate_inputs(x)[:1])
+    cache, method = VerdictCache(), ub.attribution.gradient_x_input
+    own, given = cache.verdict(box, row, method), cache.verdict(box, row, method, baseline=mean)
+    assert [*own.gain_by_fill] == ["zeros"]
+    assert [*given.gain_by_fill] == ["baseline"]
+    assert own.gain_by_fill["zeros"] != given.gain_by_fill["baseline"]
+    assert len(cache.requested) == 2
+    assert ub.checks.verdict(box, row, method, baseline=mean).gain_by_fill == given.gain_by_fill
+    why = ub.explain(box, row, methods=["gradient", "integrated_gradients"], baseline=mean)
+    assert {fill for v in why.verdicts.values() for fill in v.gain_by_fill} == {"baseline"}
+
+
+def test_images_keep_their_fills_whatever_the_baseline() -> None:
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), ub.Pixels((1, 8, 8)), outputs="logits")
+    x = torch.rand(1, 1, 8, 8)
+    assert [*fill_fn_by_name(box, x, 0, "white")] == [*fill_fn_by_name(box, x, 0)]
 
 
 def test_a_table_beside_an_image_is_filled_like_that() -> None:

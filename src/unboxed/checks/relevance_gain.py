@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,16 +57,20 @@ FillFn = Callable[[Tensor, Tensor], Tensor]
 """(examples (R,), removed (R, 1, H, W), (R, F) or (R, T, 1) bool) -> the values that take their place (R, ...)."""
 
 
-def fill_fn_by_name(box: Box, x: Tensor, seed: int) -> dict[str, FillFn]:
-    """The fills that apply to these inputs, by name. Those from around a pixel take its own slice of a volume."""
+def fill_fn_by_name(box: Box, x: Tensor, seed: int, baseline_kind: Any = None) -> dict[str, FillFn]:
+    """The fills that apply to these inputs, by name. Those from around a pixel take its own slice of a volume.
+
+    Columns take the values of a baseline, where one is given; images and texts have their own fills.
+    """
     others = {"other examples": partial(_fill_from_baseline_values, x.roll(1, 0))} if len(x) > 1 else {}
     if isinstance(box.inputs, Tokens):
         return {name: partial(_fill_from_baseline_values, h) for name, h in text_fills(box.inputs, x, seed).items()}
     if not isinstance(box.inputs, Pixels):
-        is_known = has_known_mean(box.inputs) or len(x) > 1
-        kind = baseline_of_row_means(box.inputs, x) if is_known else None
-        start = partial(_fill_from_baseline_values, baseline(box, x, kind, seed=seed))
-        return {"mean" if is_known else "zeros": start, **others}
+        name, kind = "baseline", baseline_kind
+        if kind is None:
+            is_known = has_known_mean(box.inputs) or len(x) > 1
+            name, kind = ("mean", baseline_of_row_means(box.inputs, x)) if is_known else ("zeros", None)
+        return {name: partial(_fill_from_baseline_values, baseline(box, x, kind, seed=seed)), **others}
     blurred = partial(_fill_from_baseline_values, baseline(box, x, "blurred", seed=seed))
     return {
         "blurred": blurred,

@@ -24,7 +24,7 @@ from ..engine.results import ResultMixin
 from ..errors import InputError, UnboxedError
 from ..inputs.tokens import Tokens
 from ..parameters import BatchSize, InputBatch, Seed, Target
-from ..settings import AtLeast, Unit, check_settings, takes_texts
+from ..settings import AtLeast, Unit, ValueRole, check_settings, takes_texts
 from ..validation import nearest_names, normalized_name, valid_seed
 from .influence_evidence import InfluenceEvidence
 from .labels import check_same_inputs_and_outputs
@@ -46,6 +46,12 @@ MIN_STD_FOR_MARGIN = 0.05
 ShuffledBox = Annotated[
     Box | None,
     "A model of the same architecture trained on shuffled labels (`train_twice`), where there is one: one test more.",
+]
+RemovalBaseline = Annotated[
+    Any,
+    ValueRole("str"),
+    "What removed columns of a table become (`Baseline`); None is their mean, of one row without a known mean zeros. "
+    "Images and texts have their own fills.",
 ]
 MIN_EXAMPLES_FOR_MEASURED_SPREAD = 8  # below which most tests stay undecided
 MAX_FACTOR_OF_EXAMPLES_TO_DECIDE = 100  # more are not advised: the figure is too near its bound
@@ -155,6 +161,7 @@ def verdict(
         int, AtLeast(1), Unit("draws"), "Largest number of randomizations per test, for those that are undecided."
     ] = MAX_DRAWS_PER_TEST,
     shuffled_box: ShuffledBox = None,
+    baseline: RemovalBaseline = None,
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
 ) -> Verdict:
@@ -173,6 +180,8 @@ def verdict(
         max_draws: Largest number of randomizations per test, for those that are undecided.
         shuffled_box: A model of the same architecture trained on shuffled labels (`train_twice`), where there is one:
             one test more.
+        baseline: What removed columns of a table become (`Baseline`); None is their mean, of one row without a
+            known mean zeros. Images and texts have their own fills.
         seed: Seed of all random draws: same seed, same result.
         batch_size: Examples per forward pass; "auto" takes as many as fit in memory.
 
@@ -213,7 +222,7 @@ def verdict(
     given = None if map_ is None else align_maps(box, x, map_)
     try:
         own_map, n_maps = (compute_map(box, method, x, score), len(x)) if given is None else (given, 0)
-        subject = VerdictSubject(box, x, method, score, own_map, seed, batch_size, n_maps, shuffled_box)
+        subject = VerdictSubject(box, x, method, score, own_map, seed, batch_size, baseline, n_maps, shuffled_box)
         if not bool(subject.map_.isfinite().all()):
             return Verdict(name, FAIL, "not finite", "Its map has NaN or infinite values.", (), len(x), subject.n_maps)
         outcomes = _run_all_tests(subject, max_draws)

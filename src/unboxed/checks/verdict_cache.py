@@ -19,6 +19,8 @@ from ..atomic_write import encode_utf8
 from ..box import Box
 from ..checkpointing import tensor_digest
 from ..engine.box_fingerprint import box_fingerprint
+from ..engine.perturb.baselines import Baseline
+from ..engine.perturb.baselines import baseline as baseline_of
 from ..engine.results import nonfinite_to_none
 from ..engine.stable_repr import stable_repr
 from ..errors import InputError
@@ -58,13 +60,14 @@ class VerdictCache:
         *,
         max_draws: int = MAX_DRAWS_PER_TEST,
         map_: Tensor | None = None,
+        baseline: Baseline = None,
         seed: int = 0,
     ) -> Verdict:
         """As `checks.verdict`, computed once. Lambdas and objectives have no key, and are judged again each time."""
         seed = valid_seed(seed)
-        key = self._verdict_key(box, x, method, target, max_draws, seed)
+        key = self._verdict_key(box, x, method, target, max_draws, seed, baseline)
         cached_verdict = self._verdicts.get(key) or verdict(
-            box, x, method, target, map_=map_, max_draws=max_draws, seed=seed
+            box, x, method, target, map_=map_, max_draws=max_draws, baseline=baseline, seed=seed
         )
         if key:
             self.requested[key] = self._verdicts[key] = cached_verdict
@@ -89,8 +92,9 @@ class VerdictCache:
         return encode_utf8(json.dumps(nonfinite_to_none(verdicts), indent=1, ensure_ascii=False))
 
     def _verdict_key(
-        self, box: Box, x: Any, method: AttributionMethodFn, target: Target, max_draws: int, seed: int
-    ) -> str:
+        self, box: Box, x: Any, method: AttributionMethodFn, target: Target, max_draws: int, seed: int,
+        baseline: Baseline = None,
+    ) -> str:  # fmt: skip
         description = _method_code_and_settings_or_none(method)
         if description is None or isinstance(target, Objective):
             return ""
@@ -98,6 +102,9 @@ class VerdictCache:
         digest.update(self._input_and_output_digest(box, x))
         if isinstance(target, Tensor):
             digest.update(tensor_digest(target).encode())
+        if baseline is not None:
+            values = baseline_of(box, box.validate_inputs(x), baseline, seed=seed)
+            digest.update(f"baseline {tensor_digest(values)}".encode())
         fixed_target = None if isinstance(target, Tensor) else target
         digest.update(encode_utf8(repr((description, fixed_target, max_draws, seed, package_code_digest()))))
         return digest.hexdigest()

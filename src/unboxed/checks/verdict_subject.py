@@ -30,6 +30,7 @@ class VerdictSubject:
     map_: Tensor
     seed: int
     batch_size: BatchSize = "auto"
+    baseline: Any = None  # what removed columns become; None is their mean
     n_maps: int = 0  # maps computed so far, one per example
     shuffled_box: Box | None = None  # the same architecture trained on shuffled labels
     control_maps: dict[str, Tensor] = field(default_factory=dict)  # {control: its maps (N, ...)}, of the first draw
@@ -65,7 +66,7 @@ class VerdictSubject:
 
     @cached_property
     def fill_by_name(self) -> dict[str, FillFn]:
-        return fill_fn_by_name(self.box, self.x, self.seed)
+        return fill_fn_by_name(self.box, self.x, self.seed, self.baseline)
 
     @cached_property
     def removal(self) -> RemovalCurves:
