@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -111,9 +113,6 @@ def test_columns_are_found_by_name(file: Path) -> None:
     box = ub.load(f"{file}:table")
     for name in ("rows.csv", "rows.tsv"):
         assert torch.allclose(read_inputs(file.parent / name, box, 2).x, torch.tensor([[33, 1.8], [60, 1.6]]))
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     parquet.write_table(pyarrow.table({"height": [1.8], "age": [33]}), file.parent / "rows.parquet")
     assert torch.allclose(read_inputs(file.parent / "rows.parquet", box, 2).x, torch.tensor([[33, 1.8]]))
 

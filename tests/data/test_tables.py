@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torch import nn
 from typer.testing import CliRunner
 
@@ -209,15 +212,12 @@ def test_names_of_any_encoding(root: Path) -> None:
     assert ub.data.table(root / "labels.csv", GRAY)[0][0].min() == 1
 
 
-def test_parquet(root: Path) -> None:
+def test_parquet(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "labels.parquet").write_bytes(b"PAR1")
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError:
+    with monkeypatch.context() as without_pyarrow:
+        without_pyarrow.setitem(sys.modules, "pyarrow", None)
         with pytest.raises(MissingPackageError, match="pip install pyarrow"):
             ub.data.table(root / "labels.parquet", GRAY)
-        pytest.skip("pyarrow is not installed")
     with pytest.raises(DataError, match="no sound Parquet file"):
         ub.data.table(root / "labels.parquet", GRAY)
     parquet.write_table(pa.table({"label": ["dog", "cat"], "path": ["0.png", "1.png"]}), root / "labels.parquet")

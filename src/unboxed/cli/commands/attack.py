@@ -78,7 +78,7 @@ def attack(
 
         eps_values = [parse_fraction("--eps", e) for e in split_names(eps) or ()]
         if not eps_values:
-            raise InputError(f"how far may an image be changed? {USUAL_EPS_TEXT}")
+            raise InputError(f"how far may an input be changed? {USUAL_EPS_TEXT}")
         box, class_names = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         refuse_texts(box, "attack")
         images = open_dataset(data, box, root=root, classes=class_names, quiet=quiet, label=label)
