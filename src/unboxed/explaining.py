@@ -26,6 +26,7 @@ from .engine.attribution_result import Attribution
 from .engine.perturb.baselines import Baseline
 from .engine.perturb.baselines import baseline as baseline_of
 from .engine.read.class_labels import box_with_names_of_data, readable_output_names
+from .engine.read.examples import open_image_folder
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
 from .inputs.labels import readable_class_names
@@ -133,6 +134,7 @@ def explain(
         >>> why.question, sorted(why.maps), why.interrupted
         ('Why 6 and not 8?', ['gradient', 'guided_backprop'], False)
     """
+    x = open_image_folder(box, x)
     box = box_with_names_of_data(box, x)
     x, seed = box.validate_inputs(x), valid_seed(seed)
     if len(x) != 1:

@@ -146,6 +146,11 @@ def suggestion_text(name: str, names: Iterable[str], max_listed: int = 5) -> str
     return f"there are {listed_names(names, max_listed)}"
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """The path, with ~ as the user's folder; "~name" of no user as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def missing_path_text(path: str | os.PathLike[str], kind: str = "file") -> str:
     """An error about a path that does not exist: "there is no file a/b.pt", and those that are spelled like it."""
     return f"there is no {kind} {os.fspath(path)}{nearest_paths_text(path)}"
@@ -168,7 +173,7 @@ def nearest_paths_text(path: str | os.PathLike[str]) -> str:
 
 def _nearest_paths(path: Path) -> list[Path]:
     """Existing paths that differ from `path` in the spelling of its first part that does not exist."""
-    missing = next(p for p in (path, *path.parents) if p.parent.is_dir())
+    missing = next(p for p in (path, *path.parents) if os.path.isdir(p.parent))
     try:
         names = nearest_names(missing.name, os.listdir(missing.parent))
     except OSError:  # a folder that may not be read

@@ -14,6 +14,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image, features
+from torch import nn
 
 import unboxed as ub
 from unboxed.engine.read.sizes import validate_any_size
@@ -235,3 +236,16 @@ def test_methods_of_any_size_keep_the_size_of_a_file(tmp_path: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 36), dtype=np.uint8))
     dream = ub.synthesis.deepdream(box, picture, ub.channel("conv1", 0), steps=1, octaves=1)
     assert dream.images.shape[-2:] == (40, 36)
+
+
+@pytest.mark.parametrize("name", ["~nobody-is-called-so/a.png", "a\0b.png", "x" * 300])
+def test_a_name_that_no_file_can_have_is_refused_at_every_door(name: str) -> None:
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), RGB)
+    doors: list[Any] = [
+        lambda: ub.image(name, like=box), lambda: ub.attribution.gradient(box, name), lambda: box([name]),
+        lambda: ub.data.folder(name, box), lambda: ub.data.table(name, box), lambda: ub.data.texts(name),
+        lambda: box.with_model(box.model, classes=name), lambda: ub.robustness.calibration(box, name),
+    ]  # fmt: skip
+    for door in doors:
+        with pytest.raises((InputError, DataError)):
+            door()

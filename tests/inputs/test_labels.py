@@ -14,10 +14,18 @@ from torch import nn
 
 import unboxed as ub
 from unboxed.cli.parsing import parse_class, parse_class_names
-from unboxed.engine.read.examples import examples_with_optional_labels, indexed_labeled_examples
+from unboxed.engine.read.examples import (
+    examples_with_optional_labels,
+    examples_with_unread_labels,
+    first_inputs,
+    indexed_labeled_examples,
+)
+from unboxed.engine.read.training_batches import TrainingBatches
+from unboxed.engine.stable_repr import stable_repr
 from unboxed.errors import DataError, InputError, UnboxedWarning
 from unboxed.inputs.class_files import read_class_names
 from unboxed.inputs.labels import class_numbers, label_to_value, match_label_names_to_classes
+from unboxed.report.source import ReportData
 
 SYNSETS = ("n02108089 boxer", "n01440764 tench, Tinca tinca", "n02012849 crane", "n03126707 crane")
 GRAY = ub.Pixels((1, 8, 8))
@@ -190,6 +198,64 @@ def test_numbers_of_folders_are_the_labels_at_every_door(tmp_path: Path) -> None
     _, y = ub.data.wrap([(torch.zeros(1, 8, 8), name) for name in wanted]).tensors()
     assert y is not None
     assert y.tolist() == [3, 7, 10]
+
+
+def by_calibration(box: ub.Box, data: Any) -> Any:
+    return ub.robustness.calibration(box, data).accuracy
+
+
+def by_robustness(box: ub.Box, data: Any) -> Any:
+    return ub.robustness.evaluate(box, data, {"FGSM": ub.adversarial.fgsm}, eps=[0.1]).clean_accuracy
+
+
+def by_training(box: ub.Box, data: Any) -> Any:
+    return torch.cat([y for _, y in TrainingBatches(box, data, 2, 0)])
+
+
+def by_influence(box: ub.Box, data: Any) -> Any:
+    return ub.influence.nearest_training_examples(box, torch.zeros(1, 1, 8, 8), [0], data).scores
+
+
+def by_report(box: ub.Box, data: Any) -> Any:
+    source = ReportData(data, box)
+    return source.classes, source.name, source.read(range(len(source)))
+
+
+DOORS = (by_calibration, by_robustness, by_training, by_influence, by_report, first_inputs, ub.attribution.gradient)
+
+
+@pytest.mark.filterwarnings("ignore:the subfolders of")
+@pytest.mark.parametrize("ask", [*DOORS, examples_with_optional_labels])
+@pytest.mark.parametrize("classes", [NAMES, None])
+def test_a_path_of_a_folder_is_its_images_at_every_door(ask: Any, classes: Any, tmp_path: Path) -> None:
+    """Against the same folder opened with the box. The folders' order is not the classes'."""
+    for i, name in enumerate(reversed(NAMES)):
+        save(tmp_path / name / "a.png", 80 * i)
+    opened = box(classes)
+    wanted = ask(opened, ub.data.folder(tmp_path, opened))
+    assert stable_repr(ask(opened, str(tmp_path))) == stable_repr(wanted)
+    with pytest.raises(InputError, match=r"one input \(1, .*got 3 inputs"):
+        ub.explain(opened, tmp_path)
+
+
+def test_what_is_left_out_of_a_folder_is_said_at_its_path(tmp_path: Path) -> None:
+    save(tmp_path / "cat" / "a.png")
+    save(tmp_path / "7" / "a.png")
+    (tmp_path / "7" / "notes.txt").write_text("no image")
+    for ask in (by_calibration, first_inputs, ub.attribution.gradient):
+        with pytest.warns(UnboxedWarning, match=r"a file is left out of .*: notes\.txt: .*; see ub\.data\.folder"):
+            ask(box(NAMES), tmp_path)
+
+
+def test_a_folder_without_labels_has_none_at_its_path(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    regression = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), GRAY, outputs="regression")
+    assert examples_with_unread_labels(regression, tmp_path).labels is None
+    with pytest.raises(DataError, match="have no labels"):
+        ub.robustness.calibration(box(), tmp_path)
+    tabular = ub.Box(nn.Linear(2, 2), ub.Features(["a", "b"]), outputs="logits")
+    with pytest.raises((InputError, DataError)):
+        tabular(tmp_path)
 
 
 def test_numbers_among_named_classes_are_outputs_and_it_is_said(tmp_path: Path) -> None:

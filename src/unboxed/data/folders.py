@@ -11,12 +11,12 @@ from PIL import Image
 
 from ..atomic_write import to_printable
 from ..box import Box
-from ..errors import DataError, UnboxedWarning
+from ..errors import DataError, UnboxedWarning, warn
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.images import require_pixels
 from ..inputs.labels import classes_from_label_names, match_label_names_to_classes, sort_names_naturally
-from ..validation import missing_path_text
+from ..validation import expand_home, missing_path_text
 from .labeled_files import Folder, SkippedFileReasons, resolve_classes_and_inputs
 
 SPLIT_FOLDER_NAMES = (
@@ -79,6 +79,16 @@ def folder(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[s
     return dataset if classes is None else dataset.relabeled_by_classes(classes)
 
 
+def folder_with_warning(path: str | os.PathLike[str], like: Inputs | Box) -> Folder:
+    """As `folder`, for callers that know the path alone: what is left out is warned of. Raises DataError."""
+    images = folder(path, like)
+    if n := len(images.skipped):
+        files, (first, reason) = "a file is" if n == 1 else f"{n} files are", images.skipped[0]
+        warn(f"{files} left out of {images.name}: {to_printable(first.name)}: {reason}{', ...' * (n > 1)}; "
+             "see ub.data.folder(path, box).skipped")  # fmt: skip
+    return images
+
+
 def single_image(path: str | os.PathLike[str], like: Inputs | Box, classes: Sequence[str] | None = None) -> Folder:
     """One image file as data without labels. Raises DataError."""
     file, inputs = Path(path), resolve_classes_and_inputs(like, classes)[1]
@@ -93,10 +103,10 @@ def _name_without_leading_zeros(name: str, numbered: Sequence[str]) -> str:
 
 
 def _resolve_folder(path: str | os.PathLike[str]) -> Path:
-    root = Path(path).expanduser()
-    if root.is_dir():
+    root = expand_home(path)
+    if os.path.isdir(root):
         return root
-    if root.exists():
+    if os.path.exists(root):
         raise DataError(f"{root} is a file; wanted the folder that holds the images, such as {root.parent}")
     raise DataError(missing_path_text(root, "folder"))
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import DataError, WriteError
 from ..inputs.pixels import Pixels
+from ..validation import expand_home
 from .download import DownloadError, cache_folder, download_from_first_mirror, md5_checksum
 from .sets import InMemory, Split, check_split
 
@@ -128,7 +129,7 @@ FILE_PREFIXES_BY_SPLIT: Mapping[Split, tuple[str, ...]] = {
 
 
 def _load_idx_files(source: IDXFileSet, split: Split, root: str | os.PathLike[str] | None, quiet: bool) -> InMemory:
-    folder = Path(root).expanduser() if root is not None else cache_folder() / source.name
+    folder = expand_home(root) if root is not None else cache_folder() / source.name
     prefixes = FILE_PREFIXES_BY_SPLIT[check_split(source.name, split)]
     parts = [_load_idx_part(source, folder, prefix, quiet) for prefix in prefixes]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..errors import DataError, MissingPackageError, UnclearLabelsError
 from ..inputs.examples import TABLE_SUFFIXES
 from ..inputs.frames import LABEL_COLUMN_NAMES, find_label_column, is_data_frame, unclear_labels_text
-from ..validation import listed_names, missing_path_text, normalized_name
+from ..validation import expand_home, listed_names, missing_path_text, normalized_name
 
 FILE_COLUMN_NAMES = (
     "file",
@@ -55,8 +55,8 @@ def values_by_column(table: Any) -> tuple[Path, dict[str, list[Any]]]:
 
 def check_table_path(path: str | os.PathLike[str]) -> Path:
     """The path of a table. Raises DataError where there is no such file, or none of a table."""
-    source = Path(path).expanduser()
-    if not source.is_file():
+    source = expand_home(path)
+    if not os.path.isfile(source):
         raise DataError(missing_path_text(source))
     if source.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(f"{source} is no table; wanted a file {', '.join(TABLE_SUFFIXES)}")
@@ -80,7 +80,7 @@ def read_columns(source: Path, max_rows: int | None = None) -> dict[str, list[An
 
 def _open_parquet(source: Path) -> Any:
     try:
-        from pyarrow import parquet  # type: ignore[import-not-found, unused-ignore]
+        from pyarrow import parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise MissingPackageError("Parquet files need pyarrow: pip install pyarrow, or save the table as CSV") from None
     try:

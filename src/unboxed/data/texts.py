@@ -26,7 +26,7 @@ from ..inputs.labels import (
     missing_labels_text,
 )
 from ..inputs.signed_labels import refuse_signed_labels
-from ..validation import listed_names, missing_path_text, normalized_name
+from ..validation import expand_home, listed_names, missing_path_text, normalized_name
 from .sets import check_n_examples
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -161,8 +161,8 @@ Row = tuple[int, str, Any]
 
 def _rows_of_file(path: str | os.PathLike[str], label: str | None) -> tuple[Path, Iterator[Row]]:
     """Its path and its rows. Raises DataError."""
-    source = Path(path).expanduser()
-    if not source.is_file():
+    source = expand_home(path)
+    if not os.path.isfile(source):
         raise DataError(missing_path_text(source))
     read = READER_BY_SUFFIX.get(source.suffix.lower())
     if read is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..validation import missing_path_text
+from ..validation import expand_home, missing_path_text
 
 NUMBERED_LINE_PATTERN = re.compile(r"(\d+)\s*[\s:,;]\s*(.+)")
 CLASS_FILE_FORMS_TEXT = "wanted one name per line, or JSON: a list of names, {number: name} or {name: number}"
@@ -20,8 +20,8 @@ def resolve_class_names(classes: Any) -> Any:
     """Class names, read from a file where they are the path of one. Raises InputError."""
     if not isinstance(classes, (str, os.PathLike)):
         return classes
-    path = Path(classes).expanduser()
-    if not path.is_file():
+    path = expand_home(classes)
+    if not os.path.isfile(path):
         wanted = "wanted the names of the outputs, in their order, or the path of a file of them"
         raise InputError(f"classes must be names, and {missing_path_text(classes)}; {wanted}")
     return read_class_names(path)

@@ -53,6 +53,7 @@ from .pixel_arrays import (
     array_to_tensor,
     integers_to_unit_range,
     is_encoded_image,
+    is_image_folder,
     is_single_image_source,
 )
 from .pixels import Pixels
@@ -150,12 +151,15 @@ def is_table_file(data: object) -> bool:
 
 
 def _open_file_of_inputs(data: Any, inputs: Inputs | None) -> Tensor | OpenedDataset | None:
-    """The inputs in the file of a table, rows or images; None for other data, and for the file of an image.
+    """The inputs in the file of a table, rows or images, or in a folder of images; None for other data, and for the
+    file of an image.
 
     Raises DataError, with what opens it, for another file.
     """
     if not isinstance(data, (str, os.PathLike)):
         return None
+    if is_image_folder(data, inputs):
+        return OpenedDataset(import_module("unboxed.data.folders").folder_with_warning(data, inputs), inputs)
     path, suffix = to_printable(os.fspath(data)), Path(data).suffix.lower()
     if not os.path.isfile(data):
         if suffix in ROW_FILE_SUFFIXES:

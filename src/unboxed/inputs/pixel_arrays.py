@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..atomic_write import to_printable
 from ..errors import BrokenImageError, DataError, UnboxedWarning
+from ..validation import expand_home
 from .base import MAX_VALUE_UNLIKE_8_BITS, UNIT_RANGE_TOLERANCE, warn_of_small_white, white_advice
 from .image_files import read_image, readable_formats, unreadable_file_reason, unreadable_image_reason
 from .images import (
@@ -40,6 +40,11 @@ def is_single_image_source(value: object) -> bool:
     return isinstance(value, (Image.Image, str, os.PathLike)) or is_encoded_image(value)
 
 
+def is_image_folder(data: object, inputs: object) -> bool:
+    """Whether this is the path of a folder, for a model of images."""
+    return isinstance(inputs, Pixels) and isinstance(data, (str, os.PathLike)) and os.path.isdir(expand_home(data))
+
+
 def is_encoded_image(value: object) -> bool:
     """Whether this is an image file as a Hugging Face data set holds it before decoding, {"bytes", "path"}."""
     return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
@@ -56,7 +61,7 @@ def source_to_tensor(source: Any, like: Pixels | None) -> Tensor:
             return pil_to_tensor(source, like)
     if is_encoded_image(source) and source["bytes"] is not None:
         return _decode_bytes(source["bytes"], like)
-    path = Path(source["path"] if isinstance(source, Mapping) else source).expanduser()
+    path = expand_home(source["path"] if isinstance(source, Mapping) else source)
     if os.path.isdir(path):
         raise DataError(f"{to_printable(str(path))} is a folder: name one image, or pass ub.data.folder(path, box)")
     fault = unreadable_file_reason(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError, InputError
 from ..rng import keyed_generator
-from ..validation import listed_names, missing_path_text
+from ..validation import expand_home, listed_names, missing_path_text
 from .files import open_maybe_gzipped
 
 FLAGS = ("tr", "va", "te")
@@ -143,8 +143,8 @@ def load_probing_task(path: str | os.PathLike[str]) -> ProbingTask:
         Conneau, Kruszewski, Lample, Barrault & Baroni 2018, "What you can cram into a single vector", arXiv:1805.01070;
         SentEval's data/probing.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = expand_home(path)
+    if not os.path.isfile(file):
         raise DataError(missing_path_text(file))
     rows = [_parse_line(file, number, line) for number, line in _numbered_lines(file)]
     if not rows:

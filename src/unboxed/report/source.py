@@ -16,7 +16,7 @@ from .. import data as sets
 from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import data_name_for_messages, dataset_class_names, has_class_labels, label_assumption
-from ..engine.read.examples import with_labels_of_table
+from ..engine.read.examples import open_image_folder, open_labeled_path
 from ..errors import BrokenImageError, DataError
 from ..inputs.examples import OpenedData, OpenedDataset, iter_examples, open_data
 from ..inputs.frames import frames_to_arrays, target_column_name
@@ -47,6 +47,7 @@ class ReportData:
     """
 
     def __init__(self, data: Any, box: Box) -> None:
+        data = open_image_folder(box, data)
         self.binary = box.outputs == "binary"
         self.labeled = has_class_labels(box)
         self._inputs, self._source = box.inputs, data
@@ -56,7 +57,7 @@ class ReportData:
         target = target_column_name(data, box.inputs) if box.outputs == "regression" else ""
         self.n_unlabeled = int(getattr(data, "n_unlabeled", 0))  # examples that were left out when it was opened
         skipped = SkippedExamples()
-        data = with_labels_of_table(box, data)
+        data = open_labeled_path(box, data)
         self._data = _to_dataset(data, box, self.labeled, self.name, skipped, self._targets)
         self._broken_reasons = dict(enumerate(skipped.reasons, -len(skipped.reasons)))  # of a stream, before its rows
         if len(self._data) == 0:

@@ -31,6 +31,7 @@ from ...inputs.frames import frame_with_labels, is_data_frame
 from ...inputs.items import SkippedExamples, drop_label
 from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text
 from ...inputs.multi import MultiInput
+from ...inputs.pixel_arrays import is_image_folder
 from ...inputs.signed_labels import refuse_signed_labels
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
@@ -153,6 +154,7 @@ def examples_with_unread_labels(box: Box, data: Any, max_examples: int | None = 
 
     Examples without a label (None, NaN) beside others with one are left out. Raises DataError and InputError.
     """
+    data = open_image_folder(box, data)
     first = _read_first_examples(box, data, max_examples, has_label_maps=bool(box.output_map_shape))
     are_values = has_value_labels(data)
     first = first.without_unlabeled(box, are_values=are_values)
@@ -216,12 +218,20 @@ class _ExamplesWithOptionalLabels:
         return box.class_labels(classes, len(self.x))
 
 
-def with_labels_of_table(box: Box, data: Any) -> Any:
-    """A table, in a DataFrame or a file, as examples with labels, opened by `ub.data.table` or `ub.data.texts`; other
-    data as they are.
+def open_image_folder(box: Box, data: Any) -> Any:
+    """The path of a folder as its images, labeled by the box's classes, opened by `ub.data.folder`; other data as they
+    are. Raises DataError."""
+    opens = is_image_folder(data, box.inputs)
+    return import_module("unboxed.data.folders").folder_with_warning(data, box) if opens else data
+
+
+def open_labeled_path(box: Box, data: Any) -> Any:
+    """A folder of images, or a table in a DataFrame or a file, as examples with labels, opened by `ub.data.folder`,
+    `ub.data.table` or `ub.data.texts`; other data as they are.
 
     A column that could be one of several is left for what needs labels. Raises DataError for labels that don't fit.
     """
+    data = open_image_folder(box, data)
     if not (is_data_frame(data) or is_table_file(data)) or isinstance(box.inputs, MultiInput):
         return data
     try:
@@ -269,7 +279,7 @@ def _iter_batches(
     box: Box, data: Any, size: int, has_label_maps: bool = False
 ) -> Iterator[_ExamplesWithOptionalLabels]:
     skipped, n_read = SkippedExamples(), 0
-    opened = open_data(with_labels_of_table(box, data), box.inputs, has_label_maps)
+    opened = open_data(open_labeled_path(box, data), box.inputs, has_label_maps)
     for part in _iter_record_batches(opened, size, skipped):
         batch = (
             _read_first_examples(box, part, None, has_label_maps)
@@ -305,7 +315,7 @@ def _read_first_examples(
     """The first examples. Raises DataError where there are none, InputError for inputs that do not fit the box."""
     if max_examples is not None:
         check_int("max_examples", max_examples, minimum=1)
-    skipped, opened = SkippedExamples(), open_data(with_labels_of_table(box, data), box.inputs, has_label_maps)
+    skipped, opened = SkippedExamples(), open_data(open_labeled_path(box, data), box.inputs, has_label_maps)
     if isinstance(opened, tuple) and opened[1] is not None:
         x, y = opened
         labels = y[:max_examples] if isinstance(y, Tensor) else list(y[:max_examples])

@@ -15,7 +15,7 @@ from ...errors import BrokenImageError, DataError
 from ...inputs.examples import OpenedDataset, OpenedStream, open_data
 from ...inputs.items import SkippedExamples, is_batching_loader, is_indexable
 from .class_labels import labels_to_classes
-from .examples import classes_of_records, labeled_examples, with_labels_of_table
+from .examples import classes_of_records, labeled_examples, open_labeled_path
 
 
 class TrainingBatches:
@@ -26,7 +26,7 @@ class TrainingBatches:
     """
 
     def __init__(self, box: Box, data: Any, batch_size: int, seed: int) -> None:
-        self._box, self._data = box, with_labels_of_table(box, data)
+        self._box, self._data = box, open_labeled_path(box, data)
         self.examples = open_examples(box, self._data)
         self.generator, self._loader = torch.Generator().manual_seed(seed), None
         rows = range(len(self.examples))
@@ -56,7 +56,7 @@ def open_examples(box: Box, data: Any) -> OpenedDataset | list[tuple[Tensor, Ten
 
     Raises DataError where there are none.
     """
-    data = with_labels_of_table(box, data)
+    data = open_labeled_path(box, data)
     data = data.dataset if _n_batches(data) is not None and is_indexable(data.dataset) else data
     opened = open_data(data, box.inputs)
     if not isinstance(opened, OpenedDataset):
