@@ -50,6 +50,17 @@ def test_of_a_wrong_name_the_right_one_is_said(function: Any, name: str, meant: 
     assert str(caught.value) == f"{function.__name__}() takes no {name}=; did you mean {meant}?"
 
 
+def test_labels_beside_the_data_are_led_to_their_place() -> None:
+    box = ub.Box(*ub.zoo.load("digits-cnn"))
+    x, y = ub.data.digits("test").first(4)
+    others = (ub.robustness.calibration, ub.robustness.corruptions, ub.report, ub.activations.top_examples)
+    functions: list[Any] = [*EVALUATIONS, *others]
+    for function in functions:
+        for labels in (y, y.numpy()):
+            with pytest.raises(ArgumentError, match=r"takes the labels with the examples, as \(x, y\)"):
+                function(box, x, labels)
+
+
 @pytest.mark.parametrize("key", CARDS)
 def test_every_method_leads_from_the_names_of_others_to_its_own(key: str) -> None:
     method, taken = CARDS[key].method, {a for n, s in CARDS[key].settings.items() for a in (n, *s.aliases)}

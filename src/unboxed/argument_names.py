@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .validation import nearest_names
@@ -73,6 +74,7 @@ EXAMPLES = {
 """What arguments are that a call may lack."""
 
 
+NO_ARRAYS = ("attacks", "kinds", "layer", "layers", "out")  # of labels as a third argument it is said where they belong
 DEVICE_ADVICE = 'a box runs where its model is, and follows it: model.to("cuda"), or box.model.to("cuda")'
 NO_TARGET_TEXT = "it asks for no class or score, so what it gives is the same for each"
 ADVICE_BY_ABSENT_NAME = {"device": DEVICE_ADVICE, "target": NO_TARGET_TEXT}
@@ -103,8 +105,12 @@ def naming_arguments(function: FunctionT) -> FunctionT:
     unboxed.errors.ArgumentError: pgd() takes no epsilon=; did you mean eps=?
     """
 
+    takes_labels_with_data = _takes_labels_with_data(function)
+
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if takes_labels_with_data and len(args) > 2 and isinstance(args[2], (Tensor, np.ndarray)):
+            raise ArgumentError(f"{function.__name__}() takes the labels with the examples, as (x, y)")
         try:
             return function(*args, **kwargs)
         except TypeError:
@@ -113,6 +119,12 @@ def naming_arguments(function: FunctionT) -> FunctionT:
             raise
 
     return cast(FunctionT, call)
+
+
+def _takes_labels_with_data(function: Callable[..., Any]) -> bool:
+    """Whether it takes (box, data), and nothing after them that is an array."""
+    by_position = [n for n, p in inspect.signature(function).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return by_position[:2] == ["box", "data"] and by_position[2:3] in ([], *([name] for name in NO_ARRAYS))
 
 
 def _misfit_text(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
