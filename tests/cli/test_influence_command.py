@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import unboxed as ub
 from unboxed import cli
 from unboxed.plots import charts
+from unboxed.plots.results import influence as influence_plots
 
 SOURCE = """
 import torch, unboxed as ub
@@ -106,13 +108,11 @@ def test_the_figure_of_a_table_names_rows_with_scores_of_any_size(monkeypatch: p
     scores = torch.tensor([[3e-6, -4e-6, 1e-6, 0.0]])
     result = ub.influence.Influence(scores, "one run", input=torch.rand(1, 2), train_labels=torch.tensor([0, 1, 0, 1]))
     ub.plots.figures(result)
-    from unboxed.plots.results.influence import influence_figure
-
-    influence_figure(result, train_rows=[0, 2, 5, 6], query_rows=[4])
+    influence_plots.influence_figure(result, train_names=["a", "photo of row 2", "b", "c"], query_names=["query 4"])
     (first, title), (second, named) = drawn
     assert (title, named) == ("query 0", "query 4")
     assert first["label 0, example 0"] == pytest.approx(3e-6)
-    assert second["label 1, example 2"] == pytest.approx(-4e-6)
+    assert second["label 1, photo of row 2"] == pytest.approx(-4e-6)
 
 
 def test_cells_of_small_values_have_digits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,3 +124,24 @@ def test_cells_of_small_values_have_digits(monkeypatch: pytest.MonkeyPatch) -> N
     charts.matrix_plot([[5e-6, -1.2e-6, 0.0]], ["a"], ["b", "c", "d"], kind="signed")
     charts.matrix_plot([[0.5, 0.001, 123.4]], ["a"], ["b", "c", "d"])
     assert texts == ["5e−6", "−1.2e−6", "0", "0.50", "0.00", "123"]
+
+
+def test_images_have_the_names_of_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = ub.data.digits("test").first(6)
+    for i, (image, label) in enumerate(zip(x, y, strict=True)):
+        path = tmp_path / str(int(label)) / f"a_name_that_differs_at_its_end_{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray((image[0] * 255).byte().numpy()).save(path)
+    drawn: list[Any] = []
+    drawing = influence_plots.influence_sheet
+    monkeypatch.setattr(influence_plots, "influence_sheet", lambda *a: drawn.append(a) or drawing(*a))
+    words = ["influence", "--model", "zoo:digits-cnn", "--query", str(path), "--train", str(tmp_path), "-o"]
+    done = CliRunner().invoke(cli.app, [*words, str(tmp_path / "out"), "--no-verdict", "-q"], env={"COLUMNS": "79"})
+    assert done.exit_code == 0, done.output
+    rows, _, _, names = drawn[0]
+    assert names == ["…end_5.png"]
+    captions = {tile.caption.split("\n")[-1] for tile in rows[0][1:] if tile is not None}
+    assert captions <= {f"…end_{i}.png" for i in range(6)}
+    assert len(captions) == 6
+    helpful = json.loads((tmp_path / "out" / "influence.json").read_text())["queries"][0]["helpful"][0]
+    assert Path(helpful["file"]).name[-5:] in done.output.replace("\n", "")

@@ -69,7 +69,7 @@ def run_influence(
     card = find_card(method, influence_cards())
     queries = indexed_query_examples(box, query, check_int("--n", n_queries, minimum=1))
     train_x, train_y, rows = indexed_training_examples(box, train, n_train)
-    places = _TrainExampleLocations(rows.tolist(), getattr(train, "paths", None))
+    places = _ExampleLocations(rows.tolist(), getattr(train, "paths", None))
     k = min(check_int("--k", k, minimum=1), len(train_x))
     train_data = (box.restore_structure(train_x), train_y)
     scoring = _bound_influence_method(card, store, solver, seed)
@@ -77,9 +77,9 @@ def run_influence(
     if not isinstance(result, Influence):
         raise InputError(f"{method} gives no scores of training examples for queries")
     judged = _influence_verdict(box, query, card, train_data, solver, seed) if with_verdict else None
-    query_rows = queries.dataset_rows.tolist()
-    images = {FIGURE_FILE: influence_figure(result, box, train_data, places.rows, query_rows)}
-    names = _query_names(box, result, queries)
+    query_names = _ExampleLocations(queries.dataset_rows.tolist(), getattr(query, "paths", None), "query").names
+    images = {FIGURE_FILE: influence_figure(result, box, train_data, places.names, query_names)}
+    names = _query_names(box, result, queries, query_names)
     facts = {"method": card.key, "model": type(box.model).__name__, **influence_facts(result, box, names, places, k)}
     facts["skipped"] = [*skipped_files(train), *skipped_files(query)]
     facts |= {"verdict": judged.to_dict()} if judged is not None else {}
@@ -135,20 +135,28 @@ def _influence_verdict(
 
 
 @dataclass(frozen=True)
-class _TrainExampleLocations:
-    """Where training examples are in their data, of which files that can't be read are left out."""
+class _ExampleLocations:
+    """Where examples are in their data, of which files that can't be read are left out."""
 
     rows: Sequence[int]
     paths: Sequence[Path] | None  # of all files of the data
+    noun: str = "example"
 
     def of(self, j: int) -> dict[str, Any]:
         """The index of an example, and its file where it is one."""
         row = self.rows[j]
         return {"example": row} if self.paths is None else {"example": row, "file": str(self.paths[row])}
 
+    @property
+    def names(self) -> list[str]:
+        """What each is called: its file, or its number."""
+        if self.paths is None:
+            return [f"{self.noun} {row}" for row in self.rows]
+        return [to_printable(self.paths[row].name) for row in self.rows]
+
 
 def influence_facts(
-    result: Influence, box: Box, names: Sequence[str], places: _TrainExampleLocations, k: int
+    result: Influence, box: Box, names: Sequence[str], places: _ExampleLocations, k: int
 ) -> dict[str, Any]:
     """For JSON: of each query the most helpful and harmful examples, with their scores and labels."""
     return {
@@ -168,7 +176,7 @@ def influence_facts(
 
 
 def _top_influence_entries(
-    result: Influence, box: Box, query: int, places: _TrainExampleLocations, k: int, sign: int
+    result: Influence, box: Box, query: int, places: _ExampleLocations, k: int, sign: int
 ) -> list[dict[str, Any]]:
     """The k most helpful (sign 1) or most harmful (-1) examples of a query; those of the other sign are left out."""
     index = (result.top(k) if sign > 0 else result.bottom(k))[query].tolist()
@@ -184,10 +192,9 @@ def _train_label_text(result: Influence, box: Box, index: int) -> str | None:
     return None if result.train_labels is None else _label_text(box, result.train_labels[index])
 
 
-def _query_names(box: Box, result: Influence, queries: OptionallyLabeledExamples) -> list[str]:
+def _query_names(box: Box, result: Influence, queries: OptionallyLabeledExamples, names: list[str]) -> list[str]:
     """Which row each query is, what is predicted for it, and its label where there is one."""
     predicted = box(box.restore_structure(queries.x)) if box.outputs == "regression" else result.target
-    names = [f"query {row}" for row in queries.dataset_rows.tolist()]
     if isinstance(predicted, Tensor):
         names = [f"{name}: predicted {_label_text(box, p)}" for name, p in zip(names, predicted, strict=True)]
     if queries.y is None:
@@ -207,11 +214,14 @@ def _label_text(box: Box, label: Tensor) -> str:
 
 
 def _query_influence_table(
-    result: Influence, box: Box, query: int, name: str, places: _TrainExampleLocations, k: int
+    result: Influence, box: Box, query: int, name: str, places: _ExampleLocations, k: int
 ) -> Table:
     """The most helpful and the most harmful examples side by side."""
-    columns = "helpful", "label", result.unit, "harmful", "label", result.unit
-    table = Table(*columns, title=name, title_justify="left")
+    table = Table(title=f"{name} ({result.unit})", title_justify="left")
+    for side in ("helpful", "harmful"):
+        table.add_column(side, overflow="fold")  # long names differ at their ends
+        table.add_column("label")
+        table.add_column("score", no_wrap=True)
     helpful, harmful = (_top_influence_entries(result, box, query, places, k, sign) for sign in (1, -1))
     for i in range(max(len(helpful), len(harmful))):
         cells = [_influence_entry_cells(side[i]) if i < len(side) else ("", "", "") for side in (helpful, harmful)]

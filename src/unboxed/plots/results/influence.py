@@ -34,6 +34,7 @@ N_HELPFUL_AND_HARMFUL_TILES_EACH = 4  # helpful and harmful training examples of
 N_SHOWN_REMOVED_EXAMPLES = 7  # examples of a set whose removal changes an answer
 N_SHOWN_MISLABELS, N_TRAIN_TILES_PER_ROW = 16, 8
 TILE_SIDE_PIXELS = 84
+MAX_TILE_NAME_CHARS = 10
 MAX_GROUPS_IN_TABLE = 12  # columns of a table
 
 
@@ -43,19 +44,19 @@ def _influence_figures(result: Influence, box: Box | None = None, *, data: Any =
 
 
 def influence_figure(
-    result: Influence, box: Box | None = None, data: Any = None, train_rows: Sequence[int] | None = None,
-    query_rows: Sequence[int] | None = None,
+    result: Influence, box: Box | None = None, data: Any = None, train_names: Sequence[str] | None = None,
+    query_names: Sequence[str] | None = None,
 ) -> Image.Image:  # fmt: skip
     """Each query with its most helpful and most harmful training examples: as images, or without any as bars.
 
-    `train_rows` and `query_rows` are where the examples are in data of which not all were read.
+    `train_names` and `query_names` are what they are called; None numbers them.
     """
     n, k = min(result.n_queries, MAX_EXAMPLES_PER_FIGURE), min(N_HELPFUL_AND_HARMFUL_TILES_EACH, result.n_train)
     best, worst = result.top(k)[:n].cpu(), result.bottom(k)[:n].cpu()
     helpful, harmful = fetch_images_at(data, best, box), fetch_images_at(data, worst, box)
     queries = first_image_part(result.input)
-    names = [f"query {i if query_rows is None else query_rows[i]}" for i in range(n)]
-    captions, explained = _TrainCaptions(result, box, train_rows), explained_class_captions(result, n, box)
+    names = [_name_end(name) for name in list(query_names or numbered_names(n, "query"))[:n]]
+    captions, explained = _TrainCaptions(result, box, train_names), explained_class_captions(result, n, box)
     if helpful is None or harmful is None or queries is None:
         titles = [", ".join(filter(None, pair)) for pair in zip(names, explained, strict=True)]
         return _score_bars(result, torch.cat([best, worst.flip(1)], 1), titles, captions)
@@ -89,14 +90,20 @@ class _TrainCaptions:
 
     result: Influence
     box: Box | None
-    rows: Sequence[int] | None
+    names: Sequence[str] | None
 
     def of(self, j: int, *lines: str) -> str:
-        example = f"example {j if self.rows is None else self.rows[j]}"
+        example = f"example {j}" if self.names is None else self.names[j]
         return train_label_caption(self.result.train_labels, self.result.classes, j, self.box, *lines, example)
 
     def with_score(self, query: int, j: int) -> str:
-        return self.of(j, format_signed_score(float(self.result.scores[query, j])))
+        *others, name = self.of(j, format_signed_score(float(self.result.scores[query, j]))).split("\n")
+        return "\n".join([*others, _name_end(name)])
+
+
+def _name_end(name: str) -> str:
+    """The name as it fits below a tile: of a long one its end, where names of files differ."""
+    return name if len(name) <= MAX_TILE_NAME_CHARS else f"…{name[1 - MAX_TILE_NAME_CHARS :]}"
 
 
 @figures.register(GroupInfluence)
