@@ -128,8 +128,8 @@ class Box(NotebookTablesMixin, LeadingToModelMixin):
         if mode not in ("eval", "as-is"):
             raise InputError(f'mode must be "eval" or "as-is"; got {mode!r}')
         self.model, self.inputs, self.mode = model, inputs, mode
-        self._options: dict[str, Any] = {"classes": resolve_class_names(classes), "outputs": outputs, "output": output}
-        self._options |= {"autocast": autocast, "channels_last": channels_last}
+        self.options: dict[str, Any] = {"classes": resolve_class_names(classes), "outputs": outputs, "output": output}
+        self.options |= {"mode": mode, "autocast": autocast, "channels_last": channels_last}
         self.channels_last = check_channels_last_setting(inputs, channels_last)
         OutputReader(output, outputs)  # refuses an unknown meaning before the model runs
         self._is_opening = self._is_refreshed = self._is_stale = False
@@ -153,8 +153,8 @@ class Box(NotebookTablesMixin, LeadingToModelMixin):
             >>> box.with_model(untrained).classes == box.classes
             True
         """
-        options = self._options | {"classes": classes or self.classes, "outputs": self.outputs}
-        return Box(model, inputs or self.inputs, mode=self.mode, **options)
+        options = self.options | {"classes": classes or self.classes, "outputs": self.outputs}
+        return Box(model, inputs or self.inputs, **options)
 
     def fix_other_inputs(self, varied: str | int, x: PackedOrParts) -> Box:
         """A box of one of several inputs, with the others held at the values of one example.
@@ -194,7 +194,7 @@ class Box(NotebookTablesMixin, LeadingToModelMixin):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Deep copies and unpickled boxes open their model again."""
-        return partial(type(self), mode=self.mode, **self._options), (self.model, self.inputs)
+        return partial(type(self), **self.options), (self.model, self.inputs)
 
     def _open_model(self) -> None:
         """Survey the model as it is now, in full precision: rows are compared."""
@@ -208,13 +208,13 @@ class Box(NotebookTablesMixin, LeadingToModelMixin):
             self.autocast: torch.dtype | None = None
             self._run_first_forward()
             n_before = len(getattr(self, "classes", ())) or None
-            if (names := self._options["classes"]) is None:
+            if (names := self.options["classes"]) is None:
                 names = output_names_of_model(self.model, self.inputs, self.n_outputs, bool(self.output_map_shape))
             if names and self.outputs == "binary" and count_class_names(names) == 1:  # the name of the one output
                 names = (f"not {names[0]}", names[0])
             self.classes = check_class_names(names, self.n_outputs, n_before)
             warn_of_repeated_class_names(self.classes)
-            if (autocast := self._options["autocast"]) is not None:
+            if (autocast := self.options["autocast"]) is not None:
                 self._enable_autocast(autocast)
             self._is_stale = False
             self._padding_check = PaddingCheck(
@@ -267,11 +267,11 @@ class Box(NotebookTablesMixin, LeadingToModelMixin):
         )
         self.stochastic, self.stateless = self._model.uses_rng, self._model.is_stateless
         self.layers: Layers = self.profile.layers
-        self.output_reader = OutputReader(self._options["output"], self._options["outputs"]).from_raw_output(
+        self.output_reader = OutputReader(self.options["output"], self.options["outputs"]).from_raw_output(
             self.profile.output,
             self.inputs,
             lambda x: self._raw_output_without_grad(noise if x is None else x),
-            count_class_names(self._options["classes"]),
+            count_class_names(self.options["classes"]),
             class_names_in_config(self.model),
         )
         self.outputs: OutputKind = self.output_reader.outputs or "logits"

@@ -60,6 +60,29 @@ def test_a_factory_in_a_file_may_be_a_class_a_function_or_a_module(file: Path, n
     assert inputs == (ub.Pixels((1, 2, 2)) if name == "with_inputs" else None)
 
 
+def test_a_factory_says_how_its_model_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "opened.py").write_text(
+        textwrap.dedent("""
+        import torch, unboxed as ub
+        def named(): return torch.nn.Linear(2, 2), ub.Features(["a", "b"]), ["cat", "dog"]
+        def box(): return ub.Box(*named()[:2], classes=["cat", "dog"], outputs="multilabel", mode="as-is")
+        ready = box()
+        def four(): return (*named(), "more")
+        """)
+    )
+    for name in ("named", "box", "ready"):
+        made = ub.load(f"{tmp_path / 'opened.py'}:{name}")
+        assert (made.classes, made.inputs.names) == (("cat", "dog"), ("a", "b"))
+        assert (made.outputs, made.mode) == (("logits", "eval") if name == "named" else ("multilabel", "as-is"))
+    torch.save({"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, tmp_path / "w.pt")
+    given = ub.load(f"{tmp_path / 'opened.py'}:box", tmp_path / "w.pt", classes=["x", "y"], outputs="regression")
+    assert (given.classes, given.outputs, given.mode) == (("x", "y"), "regression", "as-is")
+    assert torch.equal(given.model.weight, torch.ones(2, 2))
+    assert torch.equal(given(torch.tensor([[1.0, 2.0]])), torch.tensor([[3.0, 3.0]]))
+    with pytest.raises(ModelError, match=r"made a tuple; wanted a torch\.nn\.Module, \(Module, inputs\), .*or a Box"):
+        ub.load(f"{tmp_path / 'opened.py'}:four")
+
+
 def test_a_file_is_imported_under_a_private_name_and_leaves_the_path_as_it_was(file: Path) -> None:
     path, modules = list(sys.path), set(sys.modules)
     loading.model(f"{file}:make")

@@ -160,11 +160,11 @@ def refuse_options(option: str, others: Mapping[str, object]) -> None:
 
 def load_judge(spec: str, box: Box, seed: int) -> Box:
     """A second model for the same images: its inputs are the box's, unless the model defines its own."""
-    from .. import loading
     from ..box import Box
+    from ..loading.models import model_with_options
 
-    model, model_inputs = loading.model(spec, seed=seed)
-    return Box(model.to(box.device), model_inputs or box.inputs, classes=box.classes)
+    model, inputs, options = model_with_options(spec, seed=seed)
+    return Box(model.to(box.device), inputs or box.inputs, **{**options, "classes": box.classes})
 
 
 def open_dataset(spec: str, box: Box, **settings: Any) -> Dataset[Any]:

@@ -19,7 +19,7 @@ from ..model.outputs import OutputKind
 from ..weight_files import listed_names_text
 from .checkpoints import weights as put
 from .huggingface import HF_CONFIG_FILE_NAME, HF_PROCESSOR_FILE_NAMES
-from .models import is_generator, model
+from .models import is_generator, model_with_options
 
 MAX_NAMED_WEIGHTS = 3  # in a warning
 COMMON_NORMALIZATIONS_TEXT = (
@@ -50,10 +50,10 @@ def load(
         weights: A safetensors file, a checkpoint, or a folder of shards; nothing in it is ever executed. Of several
             sets in a file, "file.pt:model_ema" takes one. None takes the model as it is made.
         inputs: What its inputs are: `ub.Pixels((3, 224, 224), mean, std)`, an image processor, a transform of
-            torchvision or a timm config. None where the factory returns (model, inputs), a folder has a processor, or
-            the model has its config (timm's `pretrained_cfg`).
-        classes: Class names, in the order of the outputs, or the path of a file of them. None takes those of a Hugging
-            Face model (`config.id2label`), else numbers.
+            torchvision or a timm config. None where the factory returns them, a folder has a processor, or the model
+            has its config (timm's `pretrained_cfg`).
+        classes: Class names, in the order of the outputs, or the path of a file of them. None takes those that the
+            factory returns, or of a Hugging Face model (`config.id2label`), else numbers.
         outputs: "logits", "logprobs", "probs", "binary", "multilabel" or "regression". None infers it.
         output: Which tensor of a structured output is meant, as for `Box`: a key, an index or a function of it.
         device: Where the model runs, such as "cuda". None leaves it where it was made.
@@ -71,7 +71,7 @@ def load(
         >>> ub.load("zoo:digits-cnn").n_outputs
         10
     """
-    module, factory_inputs = model(spec, trained=weights is None, seed=seed)
+    module, factory_inputs, options = model_with_options(spec, trained=weights is None, seed=seed)
     if weights is not None:
         put(module, weights)
     _warn_of_nonfinite_weights(module)
@@ -80,8 +80,10 @@ def load(
         raise ModelError(_missing_inputs_text(spec, module))
     if device is not None:
         module = _to_device(module, device)
-    is_image_map = outputs is None and is_generator(spec)  # its values in [0, 1] are no probabilities
-    return Box(module, inputs, classes=classes, outputs="regression" if is_image_map else outputs, output=output)
+    if outputs is None and is_generator(spec):  # its values in [0, 1] are no probabilities
+        outputs = "regression"
+    given = {"classes": classes, "outputs": outputs, "output": output}
+    return Box(module, inputs, **{**options, **{name: value for name, value in given.items() if value is not None}})
 
 
 def _to_device(model: nn.Module, device: str | torch.device) -> nn.Module:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from .. import zoo
+from ..box import Box
 from ..errors import InputError, ModelError
 from ..inputs.base import Inputs
 from ..inputs.preprocessing import to_inputs
@@ -28,7 +32,7 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
     Args:
         spec: "zoo:NAME", "package.module:factory", "path/to/file.py:factory", a `torch.export` file (.pt2), or a folder
             that `save_pretrained` of transformers wrote. A factory is a Module class, a Module, or a function without
-            arguments that returns a Module or (Module, inputs).
+            arguments that returns a Module, (Module, inputs), (Module, inputs, classes) or a `Box`.
         trained: Whether a model of the zoo or of a folder has its trained weights.
         seed: Seed of what the factory draws.
 
@@ -45,19 +49,34 @@ def model(spec: str, *, trained: bool = True, seed: int = 0) -> tuple[nn.Module,
         >>> type(module).__name__
         'DigitsCNN'
     """
+    made = model_with_options(spec, trained=trained, seed=seed)
+    return made.model, made.inputs
+
+
+class ModelWithOptions(NamedTuple):
+    """A model, its inputs, and how its factory opens it, as options of `Box`; each as far as it is said."""
+
+    model: nn.Module
+    inputs: Inputs | None
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+def model_with_options(spec: str, *, trained: bool = True, seed: int = 0) -> ModelWithOptions:
+    """As `model`, with what its factory says of its outputs. Raises ModelError and MissingPackageError."""
     if not isinstance(spec, (str, Path)):
         raise ModelError(_no_spec_text(spec))
     spec, seed = str(spec), valid_seed(seed)
     if spec.startswith("zoo:"):
         name = spec.removeprefix("zoo:")
-        return (zoo.load_generator if is_generator(spec) else zoo.load)(name, weights="trained" if trained else None)
+        load = zoo.load_generator if is_generator(spec) else zoo.load
+        return ModelWithOptions(*load(name, weights="trained" if trained else None))
     if spec.endswith(".pt2"):
-        return load_exported(Path(spec)), None
+        return ModelWithOptions(load_exported(Path(spec)), None)
     if is_pretrained_folder(Path(spec)):
-        return load_pretrained(Path(spec), trained=trained, seed=seed)
+        return ModelWithOptions(*load_pretrained(Path(spec), trained=trained, seed=seed))
     if ":" not in spec:
         raise ModelError(_unknown_model_text(spec))
-    return _split_model_and_inputs(build_from_spec(spec, ModelError, seed), spec)
+    return _split_factory_result(build_from_spec(spec, ModelError, seed), spec)
 
 
 def is_generator(spec: str) -> bool:
@@ -70,13 +89,16 @@ def comes_with_weights(spec: str) -> bool:
     return spec.startswith("zoo:") or spec.endswith(".pt2") or is_pretrained_folder(Path(spec))
 
 
-def _split_model_and_inputs(built: object, spec: str) -> tuple[nn.Module, Inputs | None]:
-    model, inputs = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
+def _split_factory_result(built: object, spec: str) -> ModelWithOptions:
+    if isinstance(built, Box):
+        return ModelWithOptions(built.model, built.inputs, built.options)
+    model, inputs, *classes = built if isinstance(built, tuple) and len(built) in (2, 3) else (built, None)
     if not isinstance(model, nn.Module):
-        expected = "wanted a torch.nn.Module, or (Module, inputs)"
+        expected = "wanted a torch.nn.Module, (Module, inputs), (Module, inputs, classes) or a Box"
         raise ModelError(f"{spec} made a {type(built).__name__}; {expected}{_weights_hint(model)}")
     try:
-        return model, None if inputs is None else to_inputs(inputs, model)
+        options = {"classes": classes[0]} if classes else {}
+        return ModelWithOptions(model, None if inputs is None else to_inputs(inputs, model), options)
     except InputError as error:
         raise ModelError(f"{spec} returned {type(inputs).__name__} as its inputs: {error}") from error
 
