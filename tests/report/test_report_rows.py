@@ -37,6 +37,16 @@ def table() -> tuple[ub.Box, Tensor, Tensor]:
     return ub.Box(model, inputs, outputs="logits", classes=["small", "large"]), x, model(inputs.encode(x)).argmax(1)
 
 
+@pytest.mark.usefixtures("quick_reports")
+def test_a_model_that_is_one_layer_has_a_report_without_failures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(30, 3)
+    box = ub.Box(nn.Linear(3, 1), ub.Features(["a", "b", "c"]), outputs="binary")
+    made = report(box, (x, (x[:, 0] > 0).long()), tmp_path / "report", quiet=True)
+    assert made.failures == {}
+    assert "This model has no layers inside" in made.path.read_text(encoding="utf-8")
+
+
 def test_a_morph_of_a_row_moves_columns_alike_and_leaves_categories() -> None:
     box, x, y = table()
     result = ub.synthesis.morph(box, x, 1 - y, confidence=0.8)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from ..atomic_write import to_printable
 from ..box import Box
 from ..engine.read.class_labels import class_names_for_matching
-from ..errors import BrokenImageError, UnboxedWarning
+from ..errors import BrokenImageError, DataError, UnboxedWarning
 from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.class_files import resolve_class_names
@@ -121,3 +121,23 @@ def resolve_classes_and_inputs(
     if not isinstance(like, Box):
         return classes, like
     return class_names_for_matching(like) if classes is None else classes, like.inputs
+
+
+def require_files(files: Sequence[object], source: Path, skipped: SkippedFileReasons) -> None:
+    """Raise DataError where a table has no image that can be read."""
+    if not files:
+        reasons = "; ".join(map(skipped_file_text, skipped[:3]))
+        raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
+
+
+def readable_image_paths(paths: Iterable[Path], skipped: SkippedFileReasons) -> list[Path]:
+    """The paths that may be images; the others are added to the skipped ones."""
+    faults = {path: image_files.unreadable_file_reason(path) for path in paths}
+    skipped += [(path, reason) for path, reason in faults.items() if reason]
+    return [path for path, reason in faults.items() if not reason]
+
+
+def skipped_file_text(skipped: tuple[Path, str]) -> str:
+    """A file that is left out, with the reason."""
+    path, reason = skipped
+    return f"{to_printable(path.name)}: {reason}"

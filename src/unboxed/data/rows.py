@@ -30,7 +30,7 @@ DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 class FeatureRows(Images):
-    """Rows (F,) with a class number, or of regression a number (`labels_are_values`); -1 or NaN without labels.
+    """Rows (F,) with a class number, or with a number or several (K,) (`labels_are_values`); -1 or NaN without labels.
 
     `classes` are the names of the labels, where they are classes.
     """
@@ -45,14 +45,16 @@ class FeatureRows(Images):
         self.name, self.classes, self.inputs, self.labels_are_values = name, classes, inputs, labels_are_values
         self.n_unlabeled = n_unlabeled  # rows without a label, which were left out
         self.names_source = "labels"
-        self._x, self._y = x, y  # (N, F), (N,)
+        self._x, self._y = x, y  # (N, F), (N,) or (N, K)
 
     def __len__(self) -> int:
         return len(self._x)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        missing = math.nan if self.labels_are_values else -1
-        return self._x[index], missing if self._y is None else self._y[index].item()  # type: ignore[return-value]
+        if self._y is None:
+            return self._x[index], math.nan if self.labels_are_values else -1  # type: ignore[return-value]
+        label = self._y[index]
+        return self._x[index], label if label.ndim else label.item()  # type: ignore[return-value]
 
     def first(self, n: int) -> Batch:
         n = check_n_examples(n)
@@ -60,7 +62,9 @@ class FeatureRows(Images):
 
     def __repr__(self) -> str:
         n_rows, n_columns = self._x.shape
+        several = self._y is not None and self._y.ndim == 2
         labels = "labels are numbers" if self.labels_are_values else f"{len(self.classes)} classes"
+        labels = f"{self._y.shape[1]} labels each" if several and self._y is not None else labels
         labels = "no labels" if self._y is None else labels
         return f"Rows({self.name!r}, {n_rows} rows of {n_columns} columns, {labels})"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple, cast, get_args
 
@@ -139,15 +139,15 @@ def stack_examples(examples: Iterable[LabeledImage], name: str) -> Batch:
     return Batch(torch.stack(images), _stack_labels(labels, name))
 
 
-def _stack_labels(labels: list[int], name: str) -> Tensor | None:
-    n_missing = sum(is_missing_label(label, is_value=isinstance(label, float)) for label in labels)
+def _stack_labels(labels: Sequence[int | float | Tensor], name: str) -> Tensor | None:
+    n_missing = sum(is_missing_label(label, is_value=not isinstance(label, int)) for label in labels)
     if n_missing == len(labels):
         return None
     if n_missing:
         raise DataError(
             f"{n_missing} of {len(labels)} examples of {name!r} have no label; give all of them one, or none"
         )
-    return torch.tensor(labels)
+    return torch.stack([torch.as_tensor(label) for label in labels])
 
 
 def _mixed_image_shapes_text(name: str, first: Tensor, image: Tensor, index: int) -> str:

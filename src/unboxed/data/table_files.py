@@ -53,6 +53,14 @@ def values_by_column(table: Any) -> tuple[Path, dict[str, list[Any]]]:
     return source, read_columns(source)
 
 
+def column_names(table: Any) -> list[str]:
+    """The columns of a table, a file or a DataFrame; of a CSV its first line. Raises DataError."""
+    if is_data_frame(table):
+        return [str(name) for name in table.columns]
+    source = check_table_path(table)
+    return list(read_columns(source, 0)) if source.suffix.lower() == ".parquet" else _read_csv_cells(source)[0]
+
+
 def check_table_path(path: str | os.PathLike[str]) -> Path:
     """The path of a table. Raises DataError where there is no such file, or none of a table."""
     source = expand_home(path)
@@ -126,16 +134,25 @@ def _find_file_and_label_columns(
     names: Sequence[str], source: Path, label: str | None, search: LabelSearch
 ) -> tuple[str, str | None]:
     """The names of the columns of files and labels, `label` where it is given. Raises DataError."""
-    by_plain_name = {normalized_name(name): name for name in reversed(names)}
-    files = [by_plain_name[name] for name in FILE_COLUMN_NAMES if name in by_plain_name]
-    if not files:
-        raise DataError(f"{source} has the columns {listed_names(names)}; {WANTED_COLUMNS_TEXT}")
-    others = [name for name in names if name != files[0]]
+    file_column = file_column_name(names, source)
+    others = [name for name in names if name != file_column]
     if search == "none" or not others:
-        return files[0], None
+        return file_column, None
     if label is not None or search == "also the only other":
-        return files[0], find_label_column(source, others, label)
-    called = [by_plain_name[name] for name in LABEL_COLUMN_NAMES if name in by_plain_name]
+        return file_column, find_label_column(source, others, label)
+    called = _columns_called(LABEL_COLUMN_NAMES, names)
     if not called:
         raise UnclearLabelsError(unclear_labels_text(source, others))
-    return files[0], called[0]
+    return file_column, called[0]
+
+
+def file_column_name(names: Sequence[str], source: Path) -> str:
+    """The column of image files. Raises DataError."""
+    if found := _columns_called(FILE_COLUMN_NAMES, names):
+        return found[0]
+    raise DataError(f"{source} has the columns {listed_names(names)}; {WANTED_COLUMNS_TEXT}")
+
+
+def _columns_called(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    by_plain_name = {normalized_name(name): name for name in reversed(names)}
+    return [by_plain_name[name] for name in wanted if name in by_plain_name]

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..atomic_write import to_printable
 from ..box import Box
 from ..errors import DataError, warn
-from ..inputs import image_files
 from ..inputs.base import Inputs
 from ..inputs.examples import TABLE_SUFFIXES as TABLE_SUFFIXES
 from ..inputs.features import Features
@@ -21,7 +20,15 @@ from ..inputs.images import require_pixels
 from ..inputs.labels import classes_from_label_names, label_to_text, label_to_value
 from ..inputs.pixels import Pixels
 from ..inputs.signed_labels import refuse_signed_labels
-from .labeled_files import LabeledFiles, SkippedFileReasons, resolve_classes_and_inputs
+from .labeled_files import (
+    LabeledFiles,
+    SkippedFileReasons,
+    readable_image_paths,
+    require_files,
+    resolve_classes_and_inputs,
+    skipped_file_text,
+)
+from .output_columns import open_table_of_output_columns, output_columns
 from .rows import FeatureRows, finite_number, read_rows, select_feature_columns
 from .table_files import FileAndLabel, check_table_path, files_and_labels, read_columns, values_by_column
 
@@ -36,7 +43,8 @@ def table(
     Args:
         path: A CSV, TSV or Parquet file. For a model of tables (`Features`) it has its columns, in any order, and one
             of labels (label, class, target, or the only other one); for a model of images a column of file names,
-            relative to the table's folder, and one of labels; a CSV without a header has them in this order. Parquet
+            relative to the table's folder, and one of labels; a CSV without a header has them in this order. Where a
+            model has several labels or numbers, columns that are called as its outputs have them. Parquet
             needs pyarrow. A DataFrame of pandas is taken, too; its file names are relative to the working directory.
         like: What the examples are: a box, or its `inputs`.
         classes: Class names that labels are numbered by. None takes the box's, where `like` is one, else those of the
@@ -61,7 +69,7 @@ def table(
     if isinstance(dataset, FeatureRows):
         return dataset
     if n := len(dataset.skipped):
-        rows, first = "a row is" if n == 1 else f"{n} rows are", _skipped_file_text(dataset.skipped[0])
+        rows, first = "a row is" if n == 1 else f"{n} rows are", skipped_file_text(dataset.skipped[0])
         warn(f"{rows} left out of {dataset.name}: {first}{', ...' * (n > 1)}; see .skipped")
     return dataset
 
@@ -72,6 +80,10 @@ def open_table(
 ) -> LabeledFiles | FeatureRows:  # fmt: skip
     """As `table`, for callers that say themselves what is left out; those without a label may be kept."""
     is_regression = isinstance(like, Box) and like.outputs == "regression"
+    if isinstance(like, Box) and label is None and (outputs := output_columns(path, like)):
+        if len(outputs) > 1 or not is_regression:
+            return open_table_of_output_columns(path, like, outputs, keep_unlabeled)
+        label = outputs[0]
     classes, like = resolve_classes_and_inputs(like, classes)
     if isinstance(like, Features):
         source, columns = values_by_column(path)
@@ -100,10 +112,9 @@ def open_table(
     numbered = classes_from_label_names(list(names.values()))
     number_of = {name: _class_number(name, numbered) for name in names.values()}
     files = [
-        (file, number_of[names[file]] if file in names else -1)
-        for file in _readable_image_paths(label_by_file, skipped)
+        (file, number_of[names[file]] if file in names else -1) for file in readable_image_paths(label_by_file, skipped)
     ]
-    _require_files(files, source, skipped)
+    require_files(files, source, skipped)
     label_names = {number_of[name]: name for name in dict.fromkeys(names.values())}
     dataset = LabeledFiles(source, files, tuple(numbered), pixels, skipped, dict(sorted(label_names.items())))
     return dataset if classes is None else dataset.relabeled_by_classes(classes)
@@ -121,9 +132,9 @@ def unlabeled_images(path: Any, inputs: Pixels) -> LabeledFiles:
     """The images that a table lists, whatever its other columns: as often as they are listed. Raises DataError."""
     source, rows = files_and_labels(path, None, "none")
     skipped, paths = SkippedFileReasons(), [source.parent / str(file).strip() for file, _ in rows]
-    sound = set(_readable_image_paths(dict.fromkeys(paths), skipped))
+    sound = set(readable_image_paths(dict.fromkeys(paths), skipped))
     files = [(file, -1) for file in paths if file in sound]
-    _require_files(files, source, skipped)
+    require_files(files, source, skipped)
     return LabeledFiles(source, files, (), inputs, skipped, {})
 
 
@@ -133,29 +144,18 @@ def _files_with_values(
     """Images with a number each, NaN where the table has no labels. Raises DataError."""
     files = [
         (file, math.nan if label_by_file[file] is None else float(label_by_file[file]))
-        for file in _readable_image_paths(label_by_file, skipped)
+        for file in readable_image_paths(label_by_file, skipped)
     ]
-    _require_files(files, source, skipped)
+    require_files(files, source, skipped)
     dataset = LabeledFiles(source, files, (), pixels, skipped, {})  # type: ignore[arg-type]  # numbers, as of `FeatureRows`
     dataset.labels_are_values = True
     return dataset
-
-
-def _require_files(files: Sequence[Any], source: Path, skipped: SkippedFileReasons) -> None:
-    if not files:
-        reasons = "; ".join(map(_skipped_file_text, skipped[:3]))
-        raise DataError(f"no image that {source} lists can be read ({reasons or 'it has no rows'})")
 
 
 def _with_texts_of_numbers(rows: Sequence[FileAndLabel], source: Path) -> list[FileAndLabel]:
     """The rows, with labels that are numbers as text; None for NaN and nothing. Raises DataError for other labels."""
     texts = [(file, label_to_text(label, is_value=True)) for file, label in rows]
     return [(file, str(finite_number(text, "label", source)) if text else None) for file, text in texts]
-
-
-def _skipped_file_text(skipped: tuple[Path, str]) -> str:
-    path, reason = skipped
-    return f"{to_printable(path.name)}: {reason}"
 
 
 def _class_number(name: str, numbered: Sequence[str]) -> int:
@@ -178,10 +178,3 @@ def _labels_by_file(
         return labels
     skipped += [(path, "without a label") for path, v in labels.items() if v is None]
     return {path: v for path, v in labels.items() if v is not None}
-
-
-def _readable_image_paths(paths: Any, skipped: SkippedFileReasons) -> list[Path]:
-    """The paths that may be images; the others are added to the skipped ones."""
-    faults = {path: image_files.unreadable_file_reason(path) for path in paths}
-    skipped += [(path, reason) for path, reason in faults.items() if reason]
-    return [path for path, reason in faults.items() if not reason]

@@ -24,7 +24,7 @@ from .blocks import (
     Paragraph,
 )
 from .context import ReportContext, Section, is_equal_tensor
-from .finding import Example, Finding
+from .finding import Example, Finding, NotApplicable
 from .pictures import PageFile, PageImage
 from .words import count_noun, format_shape, layer_display_name
 
@@ -58,6 +58,8 @@ def find(context: ReportContext) -> ActivationsFinding:
             no_filters_reason = f"No filters to show: {error}."
     indices = context.typical_and_ambiguous_indices(N_SHOWN_EXAMPLES)
     paths = _evenly_sampled_leaf_addresses(context)
+    if not paths:
+        raise NotApplicable("This model has no layers inside: what it sees is its input.")
     what = f"activations of {count_noun(len(paths), 'layer')} for {count_noun(len(indices), 'example')}."
     return ActivationsFinding(
         answer=f"The {what}" if weights is None else f"The filters of the first layer, and the {what}",

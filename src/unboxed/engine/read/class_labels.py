@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,15 @@ def requested_classes(box: Box, target: ClassLabels | None) -> Tensor:
 def has_class_labels(box: Box) -> bool:
     """Whether a label is one class per example: those of numbers, yes/no labels and maps have other forms."""
     return box.outputs not in ("regression", "multilabel") and not box.output_map_shape
+
+
+def columns_of_outputs(box: Box, columns: Iterable[Any]) -> tuple[str, ...]:
+    """The columns of a table that are called as the outputs of a model with several labels or numbers, which are their
+    values then; () where one of them is not there, and for other models."""
+    if has_class_labels(box) or box.output_map_shape or are_default_class_names(box.classes):
+        return ()
+    others = {*map(str, columns)} - {*getattr(box.inputs, "names", ())}
+    return tuple(box.classes) if {*box.classes} <= others else ()
 
 
 def class_names_for_matching(box: Box) -> tuple[str, ...] | None:

@@ -36,7 +36,7 @@ from ...inputs.signed_labels import refuse_signed_labels
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch
-from .class_labels import has_class_labels, labels_to_classes
+from .class_labels import columns_of_outputs, has_class_labels, labels_to_classes
 
 MAX_NAMED_ROWS = 8  # in a warning
 FRAME_ADVICE = 'Of a DataFrame or a file, name the column: ub.data.table(data, box, label="COLUMN")'
@@ -235,7 +235,7 @@ def open_labeled_path(box: Box, data: Any) -> Any:
     if not (is_data_frame(data) or is_table_file(data)) or isinstance(box.inputs, MultiInput):
         return data
     try:
-        if is_data_frame(data) and isinstance(box.inputs, Features):
+        if is_data_frame(data) and isinstance(box.inputs, Features) and not columns_of_outputs(box, data.columns):
             return _frame_with_labels(box, data)
         readers = import_module("unboxed.data")  # which are above this module
         return (readers.texts if getattr(box.inputs, "is_text", False) else readers.table)(data, box)

@@ -45,8 +45,9 @@ def indexed_examples_with_output_values(
     """As `examples_with_output_values`, with the indices (N,) in the data. Raises DataError for missing labels, too."""
     x, labels, dataset_rows = examples_with_unread_labels(box, data, max_examples)
     if labels is None:
+        table = "" if box.output_map_shape else ", or a table with a column for each output, called as it is (classes=)"
         raise DataError(
-            f"these examples have no labels; wanted {wanted_values_text(box)} of each: (x, y), or a Dataset"
+            f"these examples have no labels; wanted {wanted_values_text(box)} of each: (x, y), a Dataset{table}"
         )
     return x, check_output_values(box, labels, len(x)), dataset_rows
 
