@@ -53,7 +53,7 @@ def slope_and_unit(inputs: Inputs, name: str, power: int = 1) -> tuple[Slope, st
 def _column_scale_text(inputs: Inputs) -> str:
     if not isinstance(inputs, Features):
         return "unit of the value"
-    if not _has_scales(inputs):
+    if not has_scales(inputs):
         return f"unit of the column ({NO_SCALES_TEXT})"
     return f"{'standard deviation' if inputs.has_std else 'range'} of the column"
 
@@ -111,7 +111,7 @@ def table_inputs(inputs: Inputs) -> Inputs | None:
 def column_unit_text(inputs: Inputs) -> str:
     """The unit of a change of a column, to follow an amount."""
     if isinstance(inputs, Features):
-        return STD_UNIT_TEXT if inputs.has_std else RANGE_UNIT_TEXT if _has_scales(inputs) else ORIGINAL_UNIT_TEXT
+        return STD_UNIT_TEXT if inputs.has_std else RANGE_UNIT_TEXT if has_scales(inputs) else ORIGINAL_UNIT_TEXT
     return ORIGINAL_UNIT_TEXT
 
 
@@ -125,7 +125,7 @@ def column_scales(inputs: Inputs) -> tuple[float, ...]:
         return (1.0,) * math.prod(inputs.shape)
     if inputs.has_std:
         return inputs.std
-    if not _has_scales(inputs):
+    if not has_scales(inputs):
         return (1.0,) * len(inputs.names)
     return tuple(high - low if high > low else 1.0 for low, high in zip(inputs.low, inputs.high, strict=True))
 
@@ -167,7 +167,7 @@ def _warn_of_unlike_columns(inputs: Features | MultiInput, x: Tensor) -> None:
             if isinstance(part, Features):
                 _warn_of_unlike_columns(part, values)
         return
-    if _has_scales(inputs) or len(x) < MIN_ROWS_OF_SPREADS:
+    if has_scales(inputs) or len(x) < MIN_ROWS_OF_SPREADS:
         return
     by_name = dict(zip(inputs.names, x.double().std(0).tolist(), strict=True))
     spreads = [(s, name) for name, s in by_name.items() if s > 0 and name not in inputs.categories]  # those stay
@@ -221,6 +221,6 @@ def column_changes(inputs: Inputs, before: Tensor, after: Tensor) -> list[Column
     return sorted(changes, key=lambda c: -abs(c.change))
 
 
-def _has_scales(inputs: Features) -> bool:
+def has_scales(inputs: Features) -> bool:
     """Whether columns have standard deviations, or all of them ranges."""
     return inputs.has_std or all(map(math.isfinite, (*inputs.low, *inputs.high)))

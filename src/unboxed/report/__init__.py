@@ -58,6 +58,7 @@ from . import (
     units,
 )
 from .blocks import Block, Caution
+from .column_ranges import with_ranges_of_rows
 from .context import ReportContext, Section
 from .finding import Finding, NotApplicable
 from .folder import PAGE_FILE_NAME, REPORT_JSON_FILE, ReportFolder
@@ -211,7 +212,7 @@ def report(
     selected, seed = _select_sections(sections, box, has_training=training is not None), valid_seed(seed)
     if isinstance(box.inputs, Pixels) and box.inputs.n_axes != 2:  # sections show signals and volumes as images
         box = box.with_model(box.model, box.inputs.as_image_pixels())
-    with sigterm_as_keyboard_interrupt(), ReportFolder(out) as folder, _running_on(box):
+    with sigterm_as_keyboard_interrupt(), ReportFolder(out) as folder, _with_few_threads(box):
         source = ReportData(data, box)
         with tqdm(
             total=len(selected) + 1, desc="Running the model", disable=quiet, file=sys.stderr, leave=False
@@ -220,13 +221,11 @@ def report(
             survey = collect_outputs_and_labels(box, source, max_examples, followed)
             bar.update()
             verdicts = VerdictCache.read(folder.out / VERDICTS_FILE)
-            context = ReportContext(box, source, survey, judge, seed, command, training, verdicts, followed)
+            ranged = with_ranges_of_rows(box, source, survey.rows)
+            context = ReportContext(ranged, source, survey, judge, seed, command, training, verdicts, followed)
+            context.has_ranges_of_data = ranged is not box
             work = _ReportInProgress(context, PageImageStore(folder))
-            for section in selected:
-                bar.set_description(section.title)
-                work.sections.append(_render_section(work, section))
-                _publish_page_so_far(work, folder, len(selected))
-                bar.update()
+            _make_sections(work, selected, folder, bar)
         failures = {s.slug: s.failure for s in work.sections if s.failure}
         folder.stage(PAGE_FILE_NAME, encode_utf8(_page_html(work)))
         folder.stage(VERDICTS_FILE, context.verdict_cache.to_json())
@@ -235,6 +234,18 @@ def report(
     if published.skipped and not quiet:
         print(published.skipped, file=sys.stderr)
     return published
+
+
+def _make_sections(
+    work: _ReportInProgress, selected: Sequence[Section[Any]], folder: ReportFolder, bar: tqdm[Any]
+) -> None:
+    """Control models are made once for all."""
+    with sharing_control_boxes(work.context.box):
+        for section in selected:
+            bar.set_description(section.title)
+            work.sections.append(_render_section(work, section))
+            _publish_page_so_far(work, folder, len(selected))
+            bar.update()
 
 
 def _publish_page_so_far(work: _ReportInProgress, folder: ReportFolder, n_selected: int) -> None:
@@ -249,15 +260,13 @@ def _publish_page_so_far(work: _ReportInProgress, folder: ReportFolder, n_select
 
 
 @contextmanager
-def _running_on(box: Box) -> Iterator[None]:
-    """Control models are made once. Small models run on one thread: several, waiting for one another on busy cores,
-    took up to 8 times as long."""
+def _with_few_threads(box: Box) -> Iterator[None]:
+    """Small models run on one thread: several, waiting for one another on busy cores, took up to 8 times as long."""
     n_threads = torch.get_num_threads()
     if box.batch_limit >= SMALL_MODEL_MIN_AUTO_BATCH_ROWS:
         torch.set_num_threads(1)
     try:
-        with sharing_control_boxes(box):
-            yield
+        yield
     finally:
         torch.set_num_threads(n_threads)
 

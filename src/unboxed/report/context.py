@@ -65,6 +65,7 @@ class ReportContext:
     verdict_cache: VerdictCache = field(default_factory=VerdictCache)  # verdicts, of an earlier report too
     example: int | None = None  # the index in the data of the example that is followed; None: the worst error
     verdict_flops_spent: float = 0.0  # by this report
+    has_ranges_of_data: bool = False  # the bounds of columns are those of the data, as none are given
 
     @property
     def has_images(self) -> bool:

@@ -53,6 +53,10 @@ MAX_LISTED_CONFUSED_PAIRS = 8  # in the table beside it
 MAX_COLLAPSED_CONFUSED_PAIRS = 200  # in the folded table
 MAX_COLLAPSED_MISCLASSIFIED = 40  # misclassified examples in the fold
 MAX_MISCLASSIFIED_IN_JSON = 100  # misclassified examples in report.json
+RANGES_OF_DATA_TEXT = (
+    "; no std or bounds of the columns are given, so that changes are shares of each column's range in these data, and "
+    "stay in it"
+)
 MAX_LISTED_SKIPPED_FILES = 200  # that are listed
 
 
@@ -137,7 +141,7 @@ def find(context: ReportContext) -> OverviewFinding:
         model=type(box.model).__name__,
         parameters=sum(p.numel() for p in box.model.parameters()),
         inputs_and_outputs=f"inputs {input_shapes_text(box.inputs)}, "
-        f"{count_noun(len(box.classes), 'output')} ({box.outputs})",
+        f"{count_noun(len(box.classes), 'output')} ({box.outputs}){RANGES_OF_DATA_TEXT * context.has_ranges_of_data}",
         skipped=skipped,
         skipped_files=[(str(path), str(reason)) for path, reason in context.data.skipped[:MAX_LISTED_SKIPPED_FILES]],
         no_accuracy_reason="" if s.exclusive_classes else no_accuracy_reason(context),
