@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 import unboxed as ub
 from unboxed.errors import InputError
 from unboxed.explaining import partial_settings_text
+from unboxed.plots.explanation_sheet import render_explanation_maps
 from unboxed.report.explanation_page import prediction_sentence
 
 
@@ -57,3 +60,43 @@ def test_methods_that_take_a_baseline_start_from_the_one_given() -> None:
         ub.explain(box, x, 1, methods=names, baseline=torch.zeros(5))
     with pytest.raises(InputError, match="none of these methods takes a baseline: gradient"):
         ub.explain(box, x, 1, methods=["gradient"], baseline=mean)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.row, self.head = nn.Linear(16, 4), nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, image: Tensor, row: Tensor) -> Tensor:
+        h = torch.cat([self.image(image.flatten(1)), self.row(row)], 1).relu()
+        return self.head(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_several_inputs_have_maps_of_their_own_and_figures(named: bool) -> None:
+    parts: Any = {"image": ub.Pixels((1, 4, 4)), "row": ub.Features(["a", "b", "c"])}
+    values: Any = {"image": torch.rand(1, 1, 4, 4), "row": torch.randn(1, 3)}
+    box = ub.Box(Two(), ub.MultiInput(parts if named else tuple(parts.values())), outputs="logits")
+    x = values if named else tuple(values.values())
+    why = ub.explain(box, x, 1, versus=0, methods=["gradient", "integrated_gradients"])
+    want = ub.attribution.gradient(box, x, box.objective(1, 1) - box.objective(0, 1))
+    assert all(tree_leaves(tree_map(torch.equal, why.maps["gradient"].map, want.map)))
+    assert all(
+        tree_leaves(tree_map(torch.equal, why.side_maps["1"]["gradient"].map, ub.attribution.gradient(box, x, 1).map))
+    )
+    assert why.maps["gradient"].columns == want.columns
+    assert why.maps["gradient"].unit == want.unit
+    (figure,) = ub.plots.figures(why).values()
+    one = ub.plots.figures(want)["attribution"]
+    assert figure.height > 2 * one.height  # the figure of each method, below one another
+
+
+def test_a_signal_has_maps_of_its_shape_that_can_be_seen() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 5, padding=2), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2))
+    box, x = ub.Box(model, ub.Pixels((2, 32)), outputs="logits"), torch.rand(1, 2, 32)
+    why = ub.explain(box, x, 1, methods=["gradient", "grad_cam"])
+    assert {n: tuple(m.map.shape) for n, m in why.maps.items()} == {"gradient": (1, 2, 32), "grad_cam": (1, 1, 32)}
+    assert torch.equal(why.maps["gradient"].map, ub.attribution.gradient(box, x, 1).map)
+    for picture in render_explanation_maps(why).values():
+        assert picture.map.shape[0] >= 4  # rows of pixels: not a line

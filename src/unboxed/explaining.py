@@ -22,7 +22,7 @@ from .checks.methods import AttributionMethodFn, compute_attribution, resolve_ta
 from .checks.ranking import candidates, find_attribution_methods_by_name, first_choices, max_draws_of
 from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
-from .engine.attribution_result import Attribution
+from .engine.attribution_result import Attribution, column_names_by_part
 from .engine.perturb.baselines import Baseline
 from .engine.perturb.baselines import baseline as baseline_of
 from .engine.read.class_labels import box_with_names_of_data, readable_output_names
@@ -49,7 +49,7 @@ class Explanation(ResultMixin):
     top_outputs: Mapping[str, float]  # the largest probabilities (of regression, outputs)
     is_regression: bool
     names: Mapping[str, str]  # {method: its written name}
-    maps: Mapping[str, Attribution]  # {method: (1, C or 1, H, W)}, of those that could be made
+    maps: Mapping[str, Attribution]  # {method: (1, C or 1, H, W) or as the input}, of those that could be made
     verdicts: Mapping[str, Verdict]  # {method: verdict}, of those that are judged
     input: Any = field(repr=False)  # (1, ...), in the box's units
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)  # with others than a method's own
@@ -252,6 +252,15 @@ class _ExplanationBuilder(MethodRun):
                     self.box, self.methods[name], self.x, one
                 )
 
+    def _restored(self, maps: Mapping[str, Attribution]) -> dict[str, Attribution]:
+        """Packed maps in the structure of the inputs, with them: as their methods give them."""
+        known = {"input": self.box.restore_structure(self.x), "classes": self.box.classes, "target": self.score}
+        known["columns"] = column_names_by_part(self.box.inputs)
+        return {
+            name: Attribution(m.map, **vars(m) | known | {"map": self.box.restore_structure(m.map)})
+            for name, m in maps.items()
+        }
+
     def explanation(self) -> Explanation:
         """What there is so far, the most trustworthy first; methods that are not judged yet come last."""
         judged = self.judged
@@ -260,8 +269,9 @@ class _ExplanationBuilder(MethodRun):
         return Explanation(
             target=target, versus=rest[0] if rest else None, top_outputs=self.top_outputs,
             is_regression=self.box.outputs == "regression", names={n: self.names[n] for n in order},
-            maps={n: self.maps[n] for n in order if n in self.maps}, verdicts={n: self.verdicts[n] for n in judged},
-            input=self.box.restore_structure(self.x), side_maps={c: dict(m) for c, m in self.side_maps.items()},
+            maps=self._restored({n: self.maps[n] for n in order if n in self.maps}),
+            verdicts={n: self.verdicts[n] for n in judged}, input=self.box.restore_structure(self.x),
+            side_maps={c: self._restored(m) for c, m in self.side_maps.items()},
             settings={n: partial_settings_text(self.methods[n]) for n in order}, interrupted=self.interrupted,
             columns=tuple(map(str, getattr(self.box.inputs, "names", ()))),
             is_mean_over_positions=bool(self.box.output_map_shape),

@@ -140,10 +140,10 @@ def test_tables_are_attacked_in_standard_deviations_where_they_have_them(tmp_pat
     assert "pixel" not in page[page.index('id="chapter-fooled"') :]
 
 
-def test_other_tables_are_attacked_in_their_columns_units(tmp_path: Path) -> None:
+def test_other_tables_are_attacked_in_the_ranges_of_their_data(tmp_path: Path) -> None:
     box, x = table(())
     page, _ = written(box, (x, box.predict(x)), tmp_path)
-    assert "within 0.3 (in its column&#39;s unit)" in page
+    assert "within 0.3 of its column&#39;s range" in page
 
 
 def test_columns_of_categories_are_not_moved(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ class Images(Dataset[LabeledImage], ABC):
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.inputs.shape))
-        return f"{type(self).__name__}({self.name!r}, {len(self)} images {shape}, {len(self.classes)} classes)"
+        return f"{type(self).__name__}({self.name!r}, {len(self)} images {shape}, {self._labels_text()})"
+
+    def _labels_text(self) -> str:
+        return "labels are numbers" if self.labels_are_values else f"{len(self.classes)} classes"
 
 
 class InMemory(Images):

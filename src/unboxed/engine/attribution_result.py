@@ -215,12 +215,13 @@ def make_attribution(
         score=score,
         method=method,
         classes=box.classes,
-        columns=_column_names_by_part(box.inputs),
+        columns=column_names_by_part(box.inputs),
         **extras,
     )
 
 
-def _column_names_by_part(inputs: Inputs) -> dict[str, tuple[str, ...]]:
+def column_names_by_part(inputs: Inputs) -> dict[str, tuple[str, ...]]:
+    """{part: names} of the columns of tables, as `Attribution.columns`."""
     parts = inputs.keys_and_parts() if isinstance(inputs, MultiInput) else [("", inputs)]
     return {str(key): tuple(map(str, part.names)) for key, part in parts if isinstance(part, Features)}
 

@@ -38,7 +38,7 @@ def map_to_rgb_and_range_text(m: Any) -> tuple[Uint8Array, str]:
     in one that is positive everywhere: what is pale does not count."""
     summed = colors.sum_channels(m)
     vmax = colors.max_magnitude(summed, quantile=VMAX_QUANTILE)
-    rgb = colors.signed_to_rgb(summed, vmax)
+    rgb = colors.signal_map_to_band(colors.signed_to_rgb(summed, vmax))
     if not summed.size or (summed == summed.flat[0]).all():
         return rgb, "the same everywhere"
     return rgb, f"0 to {vmax:.2g}" if (summed >= 0).all() else f"±{vmax:.2g}"

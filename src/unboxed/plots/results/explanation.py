@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from ...explaining import Explanation
 from ..explanation_sheet import explanation_sheet, table_row_explanation_sheet
 from ..figures import Figures, figures
+from ..sheet import contact_sheet
+from ..tables import stack_panels
 from .common import as_images_or_none, column_names
 
 if TYPE_CHECKING:
     from ...box import Box
+
+
+def _sheet_of_several_inputs(result: Explanation) -> Image.Image:
+    """The figure of each method, the most trustworthy first, below one another."""
+    head: Image.Image = contact_sheet([], title=result.question)
+    panels = [head]
+    for name, m in result.maps.items():
+        verdict = result.verdicts.get(name)
+        judged = copy(m)
+        judged.method = f"{result.names[name]}{f': {verdict.badge}' if verdict else ''}"
+        panels.append(figures(judged)["attribution"])  # all inputs, below one another
+    return stack_panels(panels)
 
 
 @figures.register(Explanation)
@@ -23,7 +39,7 @@ def _explanation_figures(result: Explanation, box: Box | None = None, *, data: A
     if as_images_or_none(result.input) is not None:
         return {"explanation": explanation_sheet(result, title=title)}
     if not isinstance(result.input, torch.Tensor):
-        return {}
+        return {"explanation": _sheet_of_several_inputs(result)}
     row = result.input.flatten()
     names = result.columns if len(result.columns) == row.numel() else column_names(box, "", row.numel())
     maps = {result.names[name]: m for name, m in result.maps.items()}
