@@ -158,6 +158,8 @@ def test_columns_of_categories_are_not_moved(tmp_path: Path) -> None:
 def test_inputs_in_words() -> None:
     image, rows = ub.Pixels((1, 2, 2)), ub.Features(("a",))
     assert input_nouns_for(image).unit == "of the pixel range"
+    for shape, noun in (((1, 9), "signal"), ((1, 2, 3, 4), "volume")):
+        assert input_nouns_for(ub.Pixels(shape).as_image_pixels()).example == noun
     assert input_nouns_for(rows).inputs == "a table of features"
     assert input_nouns_for(ub.Features(("a",), low=0, high=4)).unit == "of its column's range"
     assert input_nouns_for(ub.MultiInput((image, rows))).unit == "of the pixel range or in its column's unit"

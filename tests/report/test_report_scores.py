@@ -123,6 +123,13 @@ def test_yes_no_labels_are_reported_label_by_label(tmp_path: Path) -> None:
     assert robustness["clean"]["exact match"][0] == pytest.approx(((box(x) > 0) == y).all(1).double().mean().item())
     assert "lower the share of labels that are right of all 30 examples from" in page
     assert "class-images" in facts["findings"]
+    examples = box.probs(x) > 0.5
+    for row, on in enumerate(examples):
+        names = ", ".join(name for name, is_on in zip(box.classes, on, strict=True) if is_on) or "none"
+        likeliest = box.classes[int(box.probs(x[row : row + 1]).argmax())]
+        if f"Example {row}. The model predicts" in page:
+            assert f"Example {row}. The model predicts {names}, likeliest: &#34;{likeliest}&#34;, p" in page
+    assert page.count("The model predicts") >= 2
 
 
 def test_label_maps_are_reported_class_by_class(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ..inputs.tokens import Tokens
 from ..model.output_advice import class_scores_problem_text
 from .blocks import Block
 from .chapters import MORE, Chapter
+from .example_texts import ExampleTextsMixin
 from .finding import Example, Finding
 from .input_nouns import InputNouns, input_nouns_for
 from .mean_row import MAX_ROWS_OF_MEAN, with_mean_as_baseline
@@ -30,7 +31,6 @@ from .source import ReportData
 from .survey import Survey, evenly_spaced_indices, map_score_text
 from .verdict_notes import verdict_or_failure
 from .word_effects import require_text_inputs, word_effects
-from .words import format_named_prob, format_number, quoted
 
 TRAINING_DATA_NEED, TEXTS_NEED, OUTPUT_VALUES_NEED = "training data", "texts", "or output values"  # of a section
 GIVE_OUTPUT_VALUES_TEXT = "or data that say what the outputs should be: ub.report(box, (x, y), out)"
@@ -42,7 +42,6 @@ N_FOLLOWED_EXAMPLES, N_FOLLOWED_EXAMPLES_OF_LARGE_MODEL, MAX_FOLLOWED_ERRORS = 6
 MAX_FLOPS_OF_VERDICT_ON_ALL_EXAMPLES = 5e11  # of one verdict, above which the model counts as large
 FLOPS_PER_ACTIVATION_BYTE = 20  # that one CPU core does while it reads and writes a byte of an activation
 MODULE_CALL_OVERHEAD_FLOPS = 2e6  # FLOPs that one CPU core does while a module is called
-MAX_CAPTION_VALUES = 3  # outputs or labels of an example that are named in its caption
 MAX_FLOPS_PER_REPORT_MAP = 1e9  # FLOPs of a map of one of them, above which a method runs with fewer samples
 
 
@@ -52,7 +51,7 @@ class _VerdictSettings(TypedDict):
 
 
 @dataclass
-class ReportContext:
+class ReportContext(ExampleTextsMixin):
     """What `Section.find` is given."""
 
     box: Box
@@ -203,43 +202,6 @@ class ReportContext:
         """The inputs (n, ...) at these indices of the survey."""
         return self.data.read([self.survey.rows[p] for p in indices]).x
 
-    def class_name(self, class_index: int) -> str:
-        return self.survey.classes[class_index]
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether the outputs are numbers, which name no class."""
-        return self.box.outputs == "regression"
-
-    def output_text(self, index: int, class_index: int) -> str:
-        """The probability of class k, or the outputs where there is none."""
-        value = float(self.survey.outputs[index, class_index])
-        if self.is_regression:
-            return self._format_output_values(self.survey.outputs[index])
-        return f"mean {format_named_prob(value)}" if self.box.output_map_shape else format_named_prob(value)
-
-    def label_name(self, index: int) -> str | None:
-        """The label of an example: its class, its true values, or the labels that it has; None where it has none."""
-        s = self.survey
-        if s.targets is not None:
-            return (
-                self._format_output_values(s.targets[index])
-                if self.is_regression
-                else self._names_of_present_labels_text(s.targets[index])
-            )
-        return self.class_name(int(s.labels[index])) if s.labels is not None and s.exclusive_classes else None
-
-    def _format_output_values(self, values: Tensor) -> str:
-        """Like "3.2", or of several outputs "a 3.2, b 0.1"."""
-        if len(values) == 1:
-            return format_number(float(values[0]))
-        shown = [f"{self.class_name(k)} {format_number(float(v))}" for k, v in enumerate(values[:MAX_CAPTION_VALUES])]
-        return ", ".join([*shown, *["…"] * (len(values) > len(shown))])
-
-    def _names_of_present_labels_text(self, is_on: Tensor) -> str:
-        names = [self.class_name(k) for k in is_on.nonzero().flatten().tolist()]
-        return ", ".join([*names[:MAX_CAPTION_VALUES], *["…"] * (len(names) > MAX_CAPTION_VALUES)]) or "none"
-
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """The examples at these indices of the survey, with what the model predicts of them."""
         s, inputs = self.survey, self.inputs(indices) if len(indices) else ()
@@ -249,9 +211,9 @@ class ReportContext:
                 s.rows[i],
                 x,
                 "" if self.is_regression else self.predicted_class_text(i),
-                self.output_text(i, int(s.predicted[i])),
+                self.largest_output_text(i),
                 self.label_name(i),
-                self._runner_up_text(i),
+                self.runner_up_text(i),
                 None if s.is_correct is None else bool(s.is_correct[i]),
                 text,
                 self.data.file_name(s.rows[i]),
@@ -260,23 +222,6 @@ class ReportContext:
             )
             for i, x, text in zip(indices, inputs, texts, strict=True)
         ]
-
-    def prediction_text(self, index: int, *, quote: bool = False) -> str:
-        """The prediction of an example with its probability; `quote` the class in a sentence."""
-        text = self.output_text(index, int(self.survey.predicted[index]))
-        return text if self.is_regression else f"{self.predicted_class_text(index, quote=quote)}, {text}"
-
-    def predicted_class_text(self, index: int, *, quote: bool = False) -> str:
-        """The predicted class; of a map of classes the one of the largest mean probability."""
-        name = self.class_name(int(self.survey.predicted[index]))
-        name = quoted(name) if quote else name
-        return f"mostly {name}" if self.box.output_map_shape else name
-
-    def _runner_up_text(self, index: int) -> str:
-        if len(self.survey.classes) < 2 or self.data.binary or self.is_regression:
-            return ""
-        k = int(self.survey.runner_up[index])
-        return f"{self.class_name(k)}, {self.output_text(index, k)}"
 
 
 FindingT = TypeVar("FindingT", bound=Finding)

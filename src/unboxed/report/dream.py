@@ -86,8 +86,9 @@ def find(context: ReportContext) -> DreamFinding:
     cosine, no_control_reason = _untrained_cosine_or_reason(context, x, budget, dreams[-1])
     textures, no_texture_reason = _textures_or_reason(context, x, budget.texture_steps)
     names = [target.name for target in budget.targets]
+    listed = join_names_with_limit([layer_display_name(name) for name in names])
     return DreamFinding(
-        answer=f"Examples changed so that each of {join_names_with_limit(names)} responds more (DeepDream)"
+        answer=f"Examples changed so that each of {listed} responds more (DeepDream)"
         + (", and the texture of each." if textures else "."),
         examples=context.examples(indices),
         targets={t.name: t.description for t in budget.targets},

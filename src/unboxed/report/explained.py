@@ -35,6 +35,6 @@ def explained_classes(context: ReportContext) -> Tensor:
 def explained_text(context: ReportContext) -> str:
     """What the maps explain, in a sentence."""
     if (k := worst_output_or_none(context)) is None:
-        return "that prediction"
+        return "its likeliest label" if context.has_labels else "that prediction"
     name = quoted(context.class_name(k))
     return f"{name}, the {'output predicted worst' if context.is_regression else 'class with the least overlap'}"

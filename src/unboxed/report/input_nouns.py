@@ -29,13 +29,18 @@ class InputNouns:
 
 
 PIXEL_NOUNS = InputNouns("images", "image", "pixel", "of the pixel range")
+PIXEL_NOUNS_BY_AXES = {
+    1: InputNouns("images", "signal", "value", "of the range of values"),
+    2: PIXEL_NOUNS,
+    3: InputNouns("images", "volume", "voxel", "of the range of values"),
+}
 TEXT_NOUNS = InputNouns("texts", "text", "word", "of its embedding")
 COLUMN_NOUNS = InputNouns("a table of features", "row", "value", ORIGINAL_UNIT_TEXT)
 
 
 def input_nouns_for(inputs: Inputs) -> InputNouns:
     if isinstance(inputs, Pixels):
-        return PIXEL_NOUNS
+        return PIXEL_NOUNS_BY_AXES[inputs.n_axes]
     if isinstance(inputs, Tokens):
         return TEXT_NOUNS
     if isinstance(inputs, MultiInput):

@@ -219,7 +219,7 @@ def find_counterfactuals(context: ReportContext, plans: Sequence[tuple[int, int,
         CounterfactualRow(
             title,
             context.survey.rows[i],
-            context.class_name(int(context.survey.predicted[i])),
+            context.predicted_class_text(i),
             context.class_name(k),
             is_predicted(context, result.probs[-1, n], k),
             bool(result.confidence_reached[n]),

@@ -10,7 +10,8 @@ import torch
 
 from ..activations import TopExamples
 from .blocks import Table
-from .context import MAX_CAPTION_VALUES, ReportContext
+from .context import ReportContext
+from .example_texts import MAX_CAPTION_VALUES
 from .input_nouns import column_names_and_values
 from .words import format_number, join_names_with_limit
 

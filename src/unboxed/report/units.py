@@ -80,9 +80,9 @@ def find(context: ReportContext) -> UnitsFinding:
     k = max(1, min(MAX_TOP_EXAMPLES_PER_UNIT, len(indices) // 4))
     tops = top_examples(context.box, SurveyInputsDataset(context, indices), paths, k)
     n_units, n_dead = sum(len(t.dead) for t in tops), sum(int(t.dead.sum()) for t in tops)
-    verb = "is" if n_dead < 2 else "are"
+    verb, listed = "is" if n_dead < 2 else "are", join_names_with_limit([layer_display_name(path) for path in paths])
     return UnitsFinding(
-        answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {join_names_with_limit(paths)} {verb} dead "
+        answer=f"{n_dead or 'None'} of {count_noun(n_units, 'unit')} in {listed} {verb} dead "
         "(never active on these examples); the others are shown by the examples that they respond to most.",
         layers={top.path: _make_layer_units(context, top, indices) for top in tops},
         n_unfolded=_n_units_shown(context) // 2,
