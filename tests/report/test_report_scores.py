@@ -215,7 +215,7 @@ def test_maps_explain_the_class_that_overlaps_least(tmp_path: Path) -> None:
     page = " ".join(unescape(made.path.read_text(encoding="utf-8")).split())
     assert f"why {name}<" in page
     assert not [c for c in box.classes if c != name and f"why {c}<" in page]
-    assert f'red speaks for "{name}", the class with the least overlap, blue against it' in page
+    assert f'red raises the score of "{name}", the class with the least overlap, blue lowers it' in page
     assert f'Red: for "{name}", the class with the least overlap, blue' in page
 
 

@@ -242,7 +242,7 @@ def best(finding: AttributionFinding) -> list[Block]:
     for i, example in enumerate(finding.examples[:N_EXPLAINED_ERRORS]):
         figures += [example.figure(COVER_SIDE_PIXELS), _map_figure(finding, 0, i, COVER_SIDE_PIXELS)]
     method = trusted_method_text(finding.method_name, finding.verdict)
-    legend = f"Beside each example: red speaks for {finding.explained}, blue against it, by {method}."
+    legend = f"Beside each example: red raises the score of {finding.explained}, blue lowers it, by {method}."
     return [FigureGrid(figures, legend, n_together=2)]
 
 

@@ -23,7 +23,7 @@ from .words import error_sentence
 
 LOG = logging.getLogger("unboxed")
 
-MAP_LEGEND = "Red speaks for that class, blue against it."
+MAP_LEGEND = "Red raises the score of that class, blue lowers it."
 TONE_BY_GRADE = dict(zip(GRADES, ("good", "fair", "bad", ""), strict=True))
 
 
