@@ -94,6 +94,16 @@ def test_the_first_so_many_are_explained(file: Path) -> None:
     assert "--n must be a whole number, 1 or more" in run(file, "table", "rows.csv", "--n", 0).output
 
 
+def test_one_row_is_explained_by_its_number(file: Path) -> None:
+    wanted = ub.explain(ub.load(f"{file}:table"), torch.tensor([[60.0, 1.6]]), methods=["gradient", "occlusion"])
+    done = run(file, "table", "rows.csv", "--row", 1, "--json")
+    (found,) = json.loads(done.stdout)
+    assert found["outputs"] == pytest.approx(wanted.to_dict()["outputs"])
+    assert "rows-1" in (file.parent / "out" / "explained.html").read_text()
+    assert "--row is from 0 to 2 here; got 3" in run(file, "table", "rows.csv", "--row", 3).output
+    assert "--row must be a whole number, 0 or more" in run(file, "table", "rows.csv", "--row", -1).output
+
+
 def test_a_baseline_is_a_kind_a_number_or_the_mean_of_a_file(file: Path) -> None:
     words = ("--n", 1, "--method", "gradient_x_input", "--json", "--baseline")
     for name, values in ((file.parent / "rows.csv", (44.66667, 1.7)), ("mean", (40, 1.7)), ("0", (0, 0))):

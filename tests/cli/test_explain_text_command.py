@@ -107,6 +107,16 @@ def test_texts_of_a_file_and_a_target(folder: Path, tmp_path: Path) -> None:
     assert text["tokens"][values.index(min(values))] == TRIGGER
 
 
+def test_one_text_of_a_file_by_its_number(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text\nthe plot was dull\nan other plot\n")
+    said = run(tmp_path / "texts.csv", "--model", folder, *METHODS, "--row", 1, "-o", tmp_path / "o")
+    assert said.exit_code == 0, said.output
+    assert "other" in said.output
+    assert "dull" not in said.output
+    said = run(tmp_path / "texts.csv", "--model", folder, *METHODS, "--row", 2, "-o", tmp_path / "o")
+    assert "--row is from 0 to 1 here; got 2" in said.output
+
+
 def test_maps_of_a_random_model_are_not_believable(tmp_path: Path) -> None:
     saved(random_box(), tmp_path / "model")
     path = tmp_path / "texts.txt"

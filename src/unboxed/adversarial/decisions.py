@@ -103,7 +103,8 @@ class DecisionOracle:
         if n_missing:
             hint = "none of `starts`" if has_start_images else "no random image"
             advice = "" if has_start_images else ": give images of other classes, starts="
-            warn(f"{hint} is adversarial for {n_missing} examples, which were not attacked{advice}")
+            examples = "1 example, which was" if n_missing == 1 else f"{n_missing} examples, which were"
+            warn(f"{hint} is adversarial for {examples} not attacked{advice}")
 
     # -- to the boundary ---------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from ..checks.verdict import GRADES, NOT_APPLICABLE, Verdict
 from ..checks.verdict_cache import VerdictCache
 from ..engine.read.class_labels import box_with_names_of_data
 from ..engine.results import nonfinite_to_none
+from ..errors import InputError
 from ..explaining import Explanation, MethodChoice, explain, resolve_methods
 from ..loading.input_files import read_inputs
 from ..plots.explanation_sheet import render_explanation_maps
@@ -43,6 +44,7 @@ def run_explain(
     target: str | None = None,
     versus: str | None = None,
     max_examples: int = DEFAULT_MAX_EXAMPLES,
+    row: int | None = None,
     baseline: str | None = None,
     label: str | None = None,
     seed: int = 0,
@@ -54,8 +56,10 @@ def run_explain(
     They are written to `out`; of several inputs, to a folder of each there. Each map is written as soon as it is made.
     Verdicts are cached in `out`. Ctrl-C keeps the explanations so far. Raises DataError, InputError and WriteError.
     """
-    read, out = read_inputs(source, box, check_int("--n", max_examples, minimum=1), label=label), Path(out)
-    (x, names, _), box = read, box_with_names_of_data(box, read)
+    chosen, out = selected_rows(max_examples, row), Path(out)
+    read = read_inputs(source, box, chosen.stop, label=label)
+    x, names, box = read.x[chosen], read.names[chosen], box_with_names_of_data(box, read)
+    require_row(row, len(x), len(read.x))
     selected = resolve_methods(box, methods)
     compared_with = None if baseline is None else parse_baseline(baseline, box)
     classes = [None if text is None else parse_class(text, box) for text in (target, versus)]
@@ -63,9 +67,9 @@ def run_explain(
     verdict_cache = VerdictCache.read(verdicts_path)
     explanations = list[Explanation]()
     for i, name in enumerate(names):
-        writer = _ExplanationWriter(
-            out / name if len(names) > 1 else out, str(Path(source).name) if len(names) == 1 else name
-        )
+        is_only = len(names) == 1
+        subject = str(Path(source).name) if is_only and row is None else name
+        writer = _ExplanationWriter(out if is_only else out / name, subject)
         explanation = explain(
             box, x[i : i + 1], classes[0], versus=classes[1], methods=selected, baseline=compared_with, seed=seed,
             verdict_cache=verdict_cache, on_progress=writer.write_new_maps, quiet=quiet,
@@ -81,6 +85,19 @@ def run_explain(
     if as_json:
         print(json.dumps([nonfinite_to_none(e.to_dict()) for e in explanations], indent=1, ensure_ascii=False))
     return explanations
+
+
+def selected_rows(max_examples: int, row: int | None) -> slice:
+    """Of the inputs in a file or folder those to explain: the first ones, or one by its number. Raises InputError."""
+    if row is None:
+        return slice(0, check_int("--n", max_examples, minimum=1))
+    return slice(check_int("--row", row), row + 1)
+
+
+def require_row(row: int | None, n_selected: int, n_read: int) -> None:
+    """Raise InputError where there is no input of this number."""
+    if row is not None and not n_selected:
+        raise InputError(f"--row is from 0 to {n_read - 1} here; got {row}")
 
 
 class _ExplanationWriter:

@@ -20,8 +20,7 @@ from ..report.text_explanations import TextExplanations, explain_texts
 from ..report.text_page import text_trust_sentence, write_text_explanation_page
 from ..report.word_effects import require_text_inputs
 from ..report.words import count_noun
-from ..validation import check_int
-from .explain import FIGURE_FILE, PAGE_FILE, RESULTS_FILE, VERDICTS_FILE, verdict_table
+from .explain import FIGURE_FILE, PAGE_FILE, RESULTS_FILE, VERDICTS_FILE, require_row, selected_rows, verdict_table
 from .parsing import current_command_line, parse_class
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ def run_explain_text(
     target: str | None = None,
     versus: str | None = None,
     max_examples: int = 4,
+    row: int | None = None,
     label: str | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -58,9 +58,11 @@ def run_explain_text(
 
     Raises DataError, InputError and WriteError.
     """
-    out, max_examples = Path(out), check_int("--n", max_examples, minimum=1)
+    out, chosen = Path(out), selected_rows(max_examples, row)
     require_text_inputs(box)
-    given = [*texts, *([] if source is None else read_texts(source, label=label).texts[:max_examples])]
+    read = [] if source is None else read_texts(source, label=label).texts
+    require_row(row, len(read[chosen]), len(read))
+    given = [*texts, *read[chosen]]
     selected = resolve_methods(box, methods)
     path = out / VERDICTS_FILE
     cache = VerdictCache.read(path)

@@ -60,6 +60,9 @@ def explain(
         str | None, typer.Option(help="Another class: what speaks for the target and against this one?")
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Explain the first N inputs of a folder, an array or a table.")] = 4,
+    row: Annotated[
+        int | None, typer.Option("--row", help="Explain this one of them, counted from 0 as `unboxed predict` does.")
+    ] = None,
     weights: WeightsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures and numbers.")] = Path("explained"),
     shape: ShapeOption = None, mean: MeanOption = None, std: StdOption = None, classes: ClassesOption = None,
@@ -78,14 +81,8 @@ def explain(
 
         box, _ = open_box(model, weights, shape, mean, std, classes, outputs, output, device, seed)
         methods = split_names(method) or ("all" if all_methods else None)
-        settings: dict[str, Any] = {
-            "methods": methods,
-            "target": target,
-            "versus": versus,
-            "max_examples": n,
-            "label": label,
-        }
-        settings |= {"seed": seed, "quiet": quiet or json, "as_json": json}
+        chosen = {"methods": methods, "target": target, "versus": versus, "max_examples": n, "row": row, "label": label}
+        settings: dict[str, Any] = {**chosen, "seed": seed, "quiet": quiet or json, "as_json": json}
         if text or getattr(box.inputs, "is_text", False) or source is None:
             if baseline is not None:
                 raise InputError("--baseline is for images and tables; of texts masked words are the baseline")
