@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import unboxed as ub
+from language.planted_trigger import random_box
 from unboxed.errors import InputError
 from unboxed.explaining import partial_settings_text
 from unboxed.plots.explanation_sheet import render_explanation_maps
@@ -100,3 +101,13 @@ def test_a_signal_has_maps_of_its_shape_that_can_be_seen() -> None:
     assert torch.equal(why.maps["gradient"].map, ub.attribution.gradient(box, x, 1).map)
     for picture in render_explanation_maps(why).values():
         assert picture.map.shape[0] >= 4  # rows of pixels: not a line
+
+
+def test_a_text_has_maps_with_its_words_and_a_figure() -> None:
+    box, text = random_box(), ["the plot was dull"]
+    why = ub.explain(box, text, methods=["gradient", "integrated_gradients"])
+    want = ub.attribution.gradient(box, text)
+    assert torch.equal(why.maps["gradient"].map, want.map)
+    assert why.maps["gradient"].tokens == want.tokens
+    (figure,) = ub.plots.figures(why).values()
+    assert figure.height > ub.plots.figures(want)["attribution"].height

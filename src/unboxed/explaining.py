@@ -22,7 +22,7 @@ from .checks.methods import AttributionMethodFn, compute_attribution, resolve_ta
 from .checks.ranking import candidates, find_attribution_methods_by_name, first_choices, max_draws_of
 from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
-from .engine.attribution_result import Attribution, column_names_by_part
+from .engine.attribution_result import Attribution, fields_of_inputs
 from .engine.perturb.baselines import Baseline
 from .engine.perturb.baselines import baseline as baseline_of
 from .engine.read.class_labels import box_with_names_of_data, readable_output_names
@@ -30,6 +30,7 @@ from .engine.read.examples import open_image_folder
 from .engine.results import ResultMixin
 from .errors import InputError, UnboxedError
 from .inputs.labels import readable_class_names
+from .inputs.tokens import Tokens
 from .objectives import Objective, mean_over_positions
 from .validation import valid_seed
 
@@ -254,10 +255,12 @@ class _ExplanationBuilder(MethodRun):
 
     def _restored(self, maps: Mapping[str, Attribution]) -> dict[str, Attribution]:
         """Packed maps in the structure of the inputs, with them: as their methods give them."""
-        known = {"input": self.box.restore_structure(self.x), "classes": self.box.classes, "target": self.score}
-        known["columns"] = column_names_by_part(self.box.inputs)
+        known = {**fields_of_inputs(self.box, self.x), "target": self.score}
+        is_text = isinstance(self.box.inputs, Tokens)  # whose maps are (1, T)
         return {
-            name: Attribution(m.map, **vars(m) | known | {"map": self.box.restore_structure(m.map)})
+            name: Attribution(
+                m.map, **vars(m) | known | ({} if is_text else {"map": self.box.restore_structure(m.map)})
+            )
             for name, m in maps.items()
         }
 

@@ -205,23 +205,26 @@ def make_attribution(
     """
     if slope and table_inputs(box.inputs) is not None:
         extras["slope"], extras["unit"] = slope_and_unit(box.inputs, slope, slope_power)
-    if isinstance(box.inputs, Tokens):
-        extras |= {"tokens": box.inputs.token_texts(x), "special": box.inputs.is_special(x)}
     return Attribution(
         data,
         map=restore_map(box, data, over_embedding),
-        input=box.restore_structure(x),
         target=resolve_result_target(box, target, data.shape[0]),
         score=score,
         method=method,
-        classes=box.classes,
-        columns=column_names_by_part(box.inputs),
         **extras,
+        **fields_of_inputs(box, x),
     )
 
 
-def column_names_by_part(inputs: Inputs) -> dict[str, tuple[str, ...]]:
-    """{part: names} of the columns of tables, as `Attribution.columns`."""
+def fields_of_inputs(box: Box, x: Tensor) -> dict[str, Any]:
+    """What an attribution says of the checked inputs x, whatever the method."""
+    fields = {"input": box.restore_structure(x), "classes": box.classes, "columns": _column_names_by_part(box.inputs)}
+    if isinstance(box.inputs, Tokens):
+        fields |= {"tokens": box.inputs.token_texts(x), "special": box.inputs.is_special(x)}
+    return fields
+
+
+def _column_names_by_part(inputs: Inputs) -> dict[str, tuple[str, ...]]:
     parts = inputs.keys_and_parts() if isinstance(inputs, MultiInput) else [("", inputs)]
     return {str(key): tuple(map(str, part.names)) for key, part in parts if isinstance(part, Features)}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...box import Box
 
 
-def _sheet_of_several_inputs(result: Explanation) -> Image.Image:
+def _sheet_of_all_figures(result: Explanation) -> Image.Image:
     """The figure of each method, the most trustworthy first, below one another."""
     head: Image.Image = contact_sheet([], title=result.question)
     panels = [head]
@@ -27,7 +27,7 @@ def _sheet_of_several_inputs(result: Explanation) -> Image.Image:
         verdict = result.verdicts.get(name)
         judged = copy(m)
         judged.method = f"{result.names[name]}{f': {verdict.badge}' if verdict else ''}"
-        panels.append(figures(judged)["attribution"])  # all inputs, below one another
+        panels.append(figures(judged)["attribution"])  # of several inputs all, below one another
     return stack_panels(panels)
 
 
@@ -39,7 +39,7 @@ def _explanation_figures(result: Explanation, box: Box | None = None, *, data: A
     if as_images_or_none(result.input) is not None:
         return {"explanation": explanation_sheet(result, title=title)}
     if not isinstance(result.input, torch.Tensor):
-        return {"explanation": _sheet_of_several_inputs(result)}
+        return {"explanation": _sheet_of_all_figures(result)}
     row = result.input.flatten()
     names = result.columns if len(result.columns) == row.numel() else column_names(box, "", row.numel())
     maps = {result.names[name]: m for name, m in result.maps.items()}
