@@ -34,6 +34,12 @@ def test_outputs_of_a_label_map_are_means_over_positions() -> None:
     )
 
 
+def test_of_yes_no_labels_the_likeliest_are_named() -> None:
+    box = ub.Box(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), ub.Pixels((1, 2, 2)), outputs="multilabel")
+    why = ub.explain(box, torch.rand(1, 1, 2, 2), methods=["gradient"])
+    assert prediction_sentence(why).startswith("The likeliest labels are ")
+
+
 def test_settings_are_no_tests() -> None:
     assert partial_settings_text(partial(ub.attribution.lime, n_samples=100)) == " (with n_samples=100)"
     assert partial_settings_text(ub.attribution.lime) == ""

@@ -59,6 +59,7 @@ class Explanation(ResultMixin):
     )  # {class: maps}, of two
     columns: tuple[str, ...] = field(default=(), repr=False)  # of a table
     is_mean_over_positions: bool = field(default=False, repr=False)  # of the outputs of a label map
+    has_labels: bool = field(default=False, repr=False)  # yes/no labels, of which an input has any number
     interrupted: bool = False
 
     def __repr__(self) -> str:
@@ -277,7 +278,7 @@ class _ExplanationBuilder(MethodRun):
             side_maps={c: self._restored(m) for c, m in self.side_maps.items()},
             settings={n: partial_settings_text(self.methods[n]) for n in order}, interrupted=self.interrupted,
             columns=tuple(map(str, getattr(self.box.inputs, "names", ()))),
-            is_mean_over_positions=bool(self.box.output_map_shape),
+            is_mean_over_positions=bool(self.box.output_map_shape), has_labels=self.box.outputs == "multilabel",
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from ..loading.input_files import read_inputs
 from ..plots.explanation_sheet import render_explanation_maps
 from ..plots.figures import figures
 from ..plots.files import save
-from ..report.explanation_page import TABLE_LEGEND, top_outputs_text, write_explanation_page
+from ..report.explanation_page import TABLE_LEGEND, prediction_sentence, write_explanation_page
 from ..validation import check_int
 from .parsing import current_command_line, parse_baseline, parse_class
 
@@ -154,8 +154,8 @@ def _print_explanation(explanation: Explanation, folder: Path, name: str, *, has
     from rich.markup import escape
 
     console = Console()
-    prediction = f"The model predicts {top_outputs_text(explanation)}"
-    lead = f"{f'{name}: ' * bool(name)}{prediction}. {explanation.question} The most trustworthy map first:"
+    prediction = prediction_sentence(explanation)
+    lead = f"{f'{name}: ' * bool(name)}{prediction} {explanation.question} The most trustworthy map first:"
     console.print(escape(lead), highlight=False)
     console.print(verdict_table(explanation.verdicts, explanation.settings))
     if sentence := fill_dependence_sentence(explanation.verdicts):

@@ -57,8 +57,9 @@ def write_explanation_page(explanation: Explanation, path: Path, *, subject: str
 
 
 def prediction_sentence(explanation: Explanation) -> str:
-    """ "The model predicts cat (p 0.85), dog (p 0.07)." """
-    return f"The model predicts {top_outputs_text(explanation)}."
+    """ "The model predicts cat (p 0.85), dog (p 0.07).", "The likeliest labels are cat (p 0.85), dog (p 0.71)." """
+    lead = "The likeliest labels are" if explanation.has_labels else "The model predicts"
+    return f"{lead} {top_outputs_text(explanation)}."
 
 
 def top_outputs_text(explanation: Explanation) -> str:
