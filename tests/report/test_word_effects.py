@@ -76,6 +76,16 @@ def test_only_words_that_count_are_colored(strength: float) -> None:
     assert words.lines[-1] == f"scale ±{largest:.2g}"
 
 
+def test_of_yes_no_labels_those_over_a_half_are_predicted() -> None:
+    model = Model()
+    box = ub.Box(model, ub.Tokens(lambda text: [ord(c) for c in text]), outputs="multilabel", classes=["a", "b", "c"])
+    for bias, predicted in ((-50.0, "no label"), (50.0, "a, b, c")):
+        with torch.no_grad():
+            model.head.bias.fill_(bias)
+        made = explain_texts(box, TEXTS[:1], {"feature_ablation": feature_ablation})
+        assert made.predictions[0].startswith(f"{predicted}; likeliest: ")
+
+
 def test_maps_of_one_class_against_another_are_their_difference() -> None:
     box, methods = opened(), {"gradient_x_input": gradient_x_input}
     a, b, both = (explain_texts(box, TEXTS, methods, k, versus=v) for k, v in ((0, None), (2, None), (0, 2)))

@@ -18,6 +18,7 @@ from ..explaining import MethodChoice, MethodRun, resolve_methods
 from ..objectives import Objective
 from ..plots.text_map import TextWithValues
 from ..validation import valid_seed
+from .example_texts import MIN_PROB_OF_PRESENT_LABEL
 from .word_effects import WordEffects, require_text_inputs, word_effects
 from .words import format_named_prob
 
@@ -126,9 +127,15 @@ def _class_score_difference(box: Box, classes: Tensor, versus: int) -> Objective
 
 
 def _prediction_texts(box: Box, x: Tensor) -> list[str]:
-    """The most likely classes of each text, in words."""
-    top = torch.topk(box.probs(x), min(N_NAMED_CLASSES, box.n_outputs))
-    return [
+    """The most likely classes of each text, in words; of yes/no labels behind those that are predicted."""
+    probs = box.probs(x)
+    top = torch.topk(probs, min(N_NAMED_CLASSES, box.n_outputs))
+    likeliest = [
         ", ".join(f"{box.classes[k]} ({format_named_prob(v)})" for v, k in zip(values, indices, strict=True))
         for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
     ]
+    if box.outputs != "multilabel":
+        return likeliest
+    present = [[box.classes[k] for k in row.nonzero().flatten().tolist()] for row in probs > MIN_PROB_OF_PRESENT_LABEL]
+    texts = zip(present, likeliest, strict=True)
+    return [f"{', '.join(names[:N_NAMED_CLASSES]) or 'no label'}; likeliest: {text}" for names, text in texts]
