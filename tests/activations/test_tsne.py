@@ -96,6 +96,17 @@ def test_few_points(n: int) -> None:
         assert 0 <= maps.layers[0].accuracy(torch.zeros(n, dtype=torch.long)) <= 1
 
 
+@pytest.mark.parametrize("n", [4, 40])
+def test_a_layer_of_one_unit_has_a_map(n: int) -> None:
+    """Neighbors on its line are neighbors in the map; new examples find their place."""
+    values = np.linspace(0, 1, n)[:, None]
+    fitted = embedding.fit_tsne(values)
+    gaps = np.linalg.norm(np.diff(fitted.points, axis=0), axis=1)
+    assert gaps.max() < np.linalg.norm(np.ptp(fitted.points, axis=0)) / 2
+    again = fitted.transform(values)
+    assert np.linalg.norm(again - fitted.points, axis=1).max() < 3 * gaps.max()
+
+
 def test_few_points_are_at_their_principal_components() -> None:
     c = make_case("plain", torch.float64, n=5)
     flat = c.x.flatten(1)

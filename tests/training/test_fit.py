@@ -58,6 +58,18 @@ def tiny(*, dropout=0.0):
     return nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(36, 2)), Pixels((1, 6, 6), mean=0.5, std=0.25)
 
 
+def test_what_is_assumed_of_labels_is_said_once(tmp_path):
+    for i in range(12):
+        path = tmp_path / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (6, 6), 20 * i).save(path)
+    model, inputs = tiny()
+    for examples in (str(tmp_path), data.folder(tmp_path, inputs)):
+        with pytest.warns(UnboxedWarning, match="in the order of their names: 0 is a, 1 is b") as caught:
+            fit(model, inputs, examples, str(tmp_path), epochs=3, batch_size=4, quiet=True)
+        assert len(caught) <= 4  # of the training and of the test data, where each is opened and matched
+
+
 def test_learns():
     model, inputs = tiny()
     history = fit(model, inputs, blobs(), blobs(seed=1), epochs=10, batch_size=16, lr=0.05, quiet=True)

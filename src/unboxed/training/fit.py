@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from ..box import Box
 from ..checkpointing import CHANGED_MODEL_MESSAGE, CheckpointFile, is_equal_up_to_rounding
-from ..engine.read.examples import labeled_batches
+from ..engine.read.class_labels import LabelMatcher, label_matcher
+from ..engine.read.examples import labeled_batches, open_labeled_path
 from ..engine.read.training_batches import TrainingBatches, open_examples
 from ..engine.stable_repr import cast_outputs_for_comparison
 from ..errors import InputError
@@ -128,7 +129,7 @@ def fit(
     box, seed = check_trainable_outputs(Box(model, inputs, autocast=autocast)), valid_seed(seed)
     batches, defense = TrainingBatches(box, train, batch_size, seed), check_defense(defend)
     trainer = _Trainer(box, batches, epochs * len(batches), lr, weight_decay, seed, augment, defense, ema_decay, watch)
-    test, file = None if test is None else make_repeatable(test, box.inputs), None
+    test, file = None if test is None else make_repeatable(open_labeled_path(box, test), box.inputs), None
     if checkpoint is not None:
         held_out = [] if test is None else open_examples(box, test)
         sizes = {"examples": len(batches.examples), "held_out": len(held_out)}
@@ -170,8 +171,12 @@ def accuracy(box: Box, dataset: Any) -> float:
         >>> ub.training.accuracy(ub.load("zoo:digits-cnn"), ub.data.digits("test")) > 0.9
         True
     """
+    return _accuracy(box, dataset)
+
+
+def _accuracy(box: Box, dataset: Any, to_classes: LabelMatcher | None = None) -> float:
     n_correct = n_seen = 0
-    for x, y in labeled_batches(box, dataset, ACCURACY_BATCH_EXAMPLES):
+    for x, y in labeled_batches(box, dataset, ACCURACY_BATCH_EXAMPLES, to_classes):
         n_correct += int((box.predict(x) == y).sum())
         n_seen += len(x)
     return n_correct / n_seen
@@ -201,6 +206,7 @@ class _Trainer:
         self.ema = None if ema_decay is None else ModelEMA(box.model, ema_decay)
         self.seed = seed
         self.losses, self.accuracies = list[float](), list[float]()
+        self.to_test_classes: LabelMatcher | None = None
         self.steps, self.seconds, self.cpu_seconds, self.interrupted = 0, 0.0, 0.0, False
 
     def run(self, epochs: int, test: Any, bar: tqdm[Any], file: CheckpointFile | None) -> None:
@@ -257,7 +263,8 @@ class _Trainer:
 
     def _record_test_accuracy(self, test: Any, bar: tqdm[Any]) -> None:
         with nullcontext() if self.ema is None else self.ema.using_averaged_weights():
-            self.accuracies.append(accuracy(self.box, test))
+            self.to_test_classes = self.to_test_classes or label_matcher(self.box, test)
+            self.accuracies.append(_accuracy(self.box, test, self.to_test_classes))
         bar.set_postfix_str(f"loss {self.losses[-1]:.3f}, test accuracy {self.accuracies[-1]:.2%}")
 
     def finalize(self) -> None:

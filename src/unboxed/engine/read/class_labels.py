@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from ...inputs.labels import (
     whole_numbers,
 )
 from ..proportion import Proportion, below_chance_text
+
+LabelMatcher = Callable[[Tensor | Sequence[Any]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,16 @@ def names_with_noun(names: Sequence[str], noun: str) -> tuple[str, ...]:
 
 def labels_to_classes(box: Box, data: Any, labels: Tensor | Sequence[Any]) -> Tensor:
     """Labels (N,) of `data`, numbers or names, as classes of the box, -1 where there is none. Raises DataError."""
+    return label_matcher(box, data)(labels)
+
+
+def label_matcher(box: Box, data: Any) -> LabelMatcher:
+    """`labels_to_classes` for labels of `data` a batch at a time: what is assumed of their order is said once."""
     class_of = dataset_class_names(data).class_by_label(box, data_name_for_messages(data))
+    return partial(_labels_to_classes, box, class_of)
+
+
+def _labels_to_classes(box: Box, class_of: ClassByLabel[int], labels: Tensor | Sequence[Any]) -> Tensor:
     if isinstance(labels, Tensor):
         numbers: Tensor = whole_numbers(labels)
         is_same = all(label == k for label, k in class_of.items())

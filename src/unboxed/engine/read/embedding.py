@@ -31,6 +31,7 @@ class FittedTSNE:
 
     def transform(self, features: Array) -> Array:
         """The positions (M, 2) of new features (M, D) in the fitted embedding, which does not change."""
+        features = _with_two_columns(features)
         components = features if self.pca is None else self.pca.transform(features)
         if self.tsne_embedding is None:
             return _first_two_components(self.components, components)
@@ -40,6 +41,7 @@ class FittedTSNE:
 
 def fit_tsne(features: Array, *, perplexity: float = 30.0, seed: int = 0) -> FittedTSNE:
     """t-SNE of features (N, D), initialized by their principal components; the perplexity is at most (N - 1) / 3."""
+    features = _with_two_columns(features)
     if (
         len(features) < MIN_TSNE_POINTS or np.ptp(features, axis=0).max() <= 1e-6 * np.abs(features).max()
     ):  # few, or all equal
@@ -72,6 +74,11 @@ def pca_features_and_model(features: Array) -> tuple[Array, Any]:
 
     pca = PCA(min(MAX_PCA_COMPONENTS, len(features)), random_state=0)
     return pca.fit_transform(features), pca
+
+
+def _with_two_columns(features: Array) -> Array:
+    """Features (N, D), a single one with zeros beside it: distances stay, and there is a plane to begin in."""
+    return features if features.shape[1] > 1 else np.pad(features, ((0, 0), (0, 1)))
 
 
 def _isolating_global_rng() -> AbstractContextManager[None]:

@@ -36,7 +36,7 @@ from ...inputs.signed_labels import refuse_signed_labels
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
 from ...validation import check_int
 from ..cpu_cache import data_examples_per_batch
-from .class_labels import columns_of_outputs, has_class_labels, labels_to_classes
+from .class_labels import LabelMatcher, columns_of_outputs, has_class_labels, label_matcher
 
 MAX_NAMED_ROWS = 8  # in a warning
 FRAME_ADVICE = 'Of a DataFrame or a file, name the column: ub.data.table(data, box, label="COLUMN")'
@@ -110,7 +110,7 @@ def labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> tu
 def indexed_labeled_examples(box: Box, data: Any, max_examples: int | None = None) -> LabeledExamples:
     """As `labeled_examples`, with the indices of the examples in the data."""
     first = _read_first_examples(box, data, max_examples).require_labels(box).without_unlabeled(box)
-    return LabeledExamples(first.x, first.classes(box, data), first.dataset_rows)
+    return LabeledExamples(first.x, first.classes(box, label_matcher(box, data)), first.dataset_rows)
 
 
 def first_inputs(box: Box, data: Any, max_examples: int | None = None) -> Tensor:
@@ -132,7 +132,7 @@ def examples_with_optional_labels(box: Box, data: Any, max_examples: int | None 
 def indexed_examples(box: Box, data: Any, max_examples: int | None = None) -> OptionallyLabeledExamples:
     """As `examples_with_optional_labels`, with the indices of the examples in the data."""
     first = _read_first_examples(box, data, max_examples).without_unlabeled(box)
-    y = first.classes(box, data) if first.has_labels() else None
+    y = first.classes(box, label_matcher(box, data)) if first.has_labels() else None
     return OptionallyLabeledExamples(first.x, y, first.dataset_rows)
 
 
@@ -208,10 +208,10 @@ class _ExamplesWithOptionalLabels:
         )
         raise DataError(f"these examples have no labels; wanted {expected}")
 
-    def classes(self, box: Box, data: Any) -> Tensor:
+    def classes(self, box: Box, to_classes: LabelMatcher) -> Tensor:
         """Classes (N,) of the box. Raises DataError where some have no label, InputError for classes out of range."""
         refuse_signed_labels(self.labels, box.n_outputs if has_class_labels(box) else 0)
-        classes = labels_to_classes(box, data, self.labels)
+        classes = to_classes(self.labels)
         if not isinstance(self.labels, Tensor) and (n_missing := int((classes == -1).sum())):
             problem = f"{n_missing} of {len(classes)} examples have no label"
             raise DataError(f"{problem}; give all of them one, or none")
@@ -251,19 +251,22 @@ def _frame_with_labels(box: Box, frame: Any) -> Any:
     return frame, [label_to_text(label) or None for label in labels] if has_class_labels(box) else labels
 
 
-def labeled_batches(box: Box, data: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def labeled_batches(
+    box: Box, data: Any, size: int, to_classes: LabelMatcher | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs (n, ...) and classes (n,) of all labeled examples, `size` at a time, in bounded memory.
 
-    Raises as `labeled_examples`.
+    `to_classes` matches their labels, where that is made already. Raises as `labeled_examples`.
     """
+    to_classes = label_matcher(box, data) if to_classes is None else to_classes
     for batch in _iter_batches(box, data, size):
-        yield batch.x, batch.require_labels(box).classes(box, data)
+        yield batch.x, batch.require_labels(box).classes(box, to_classes)
 
 
-def classes_of_records(box: Box, data: Any, records: list[Any]) -> tuple[Tensor, Tensor]:
-    """Inputs (n, ...) and classes (n,) of examples (input, label) of `data`. Raises as `labeled_examples`."""
+def classes_of_records(box: Box, to_classes: LabelMatcher, records: list[Any]) -> tuple[Tensor, Tensor]:
+    """Inputs (n, ...) and classes (n,) of examples (input, label). Raises as `labeled_examples`."""
     examples = _examples_from_records(box, records, SkippedExamples()).require_labels(box)
-    return examples.x, examples.classes(box, data)
+    return examples.x, examples.classes(box, to_classes)
 
 
 def batches_with_unread_labels(box: Box, data: Any, size: int) -> Iterator[ExamplesWithUnreadLabels]:

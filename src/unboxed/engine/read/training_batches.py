@@ -14,7 +14,7 @@ from ...box import Box
 from ...errors import BrokenImageError, DataError
 from ...inputs.examples import OpenedDataset, OpenedStream, open_data
 from ...inputs.items import SkippedExamples, is_batching_loader, is_indexable
-from .class_labels import labels_to_classes
+from .class_labels import label_matcher, labels_to_classes
 from .examples import classes_of_records, labeled_examples, open_labeled_path
 
 
@@ -27,6 +27,7 @@ class TrainingBatches:
 
     def __init__(self, box: Box, data: Any, batch_size: int, seed: int) -> None:
         self._box, self._data = box, open_labeled_path(box, data)
+        self._to_classes = label_matcher(box, self._data)
         self.examples = open_examples(box, self._data)
         self.generator, self._loader = torch.Generator().manual_seed(seed), None
         rows = range(len(self.examples))
@@ -41,7 +42,7 @@ class TrainingBatches:
         skipped, n_read = SkippedExamples(), 0
         for records in self._shuffled(skipped) if self._loader is None else self._loader.iter_batches(skipped):
             if records:
-                yield classes_of_records(self._box, self._data, records)
+                yield classes_of_records(self._box, self._to_classes, records)
             n_read += len(records)
         skipped.raise_if_none_read(n_read)
         skipped.warn()
