@@ -117,3 +117,16 @@ def test_a_text_has_maps_with_its_words_and_a_figure() -> None:
     assert why.maps["gradient"].tokens == want.tokens
     (figure,) = ub.plots.figures(why).values()
     assert figure.height > ub.plots.figures(want)["attribution"].height
+
+
+def test_methods_are_named_or_given() -> None:
+    box, x = ub.Box(*ub.zoo.load("digits-cnn")), ub.data.digits("test").first(2)[0]
+    for methods in (["gradient", ub.attribution.grad_cam], [partial(ub.attribution.gradient), "Grad-CAM"]):
+        assert {*ub.checks.rank_methods(box, x, methods)} == {"gradient", "grad_cam"}
+        assert {*ub.explain(box, x[:1], methods=methods).maps} == {"gradient", "grad_cam"}
+    for methods in ("gradient", ub.attribution.gradient):
+        assert {*ub.explain(box, x[:1], methods=methods).maps} == {"gradient"}
+    with pytest.raises(InputError, match="did you mean 'gradient'"):
+        ub.checks.rank_methods(box, x, ["gradien"])
+    with pytest.raises(InputError, match=r"the method comes second.*compare\(boxes, method, x\)"):
+        ub.compare({"a": box}, x, ub.attribution.gradient)  # type: ignore[arg-type]

@@ -63,6 +63,8 @@ def compare(
         >>> {name: tuple(m.shape) for name, m in maps.items()}
         {'trained': (4, 1, 28, 28), 'untrained': (4, 1, 28, 28)}
     """
+    if not callable(method):
+        raise InputError(f"the method comes second, its arguments after it: compare(boxes, method, x); got {method!r}")
     results = Comparison[T]()
     first: tuple[str, Box] | None = None
     if isinstance(boxes, Mapping):

@@ -19,7 +19,7 @@ from .box import Box
 from .cards import Card, card_of, cards
 from .checks.control_boxes import sharing_control_boxes
 from .checks.methods import AttributionMethodFn, compute_attribution, resolve_target, with_baseline
-from .checks.ranking import candidates, find_attribution_methods_by_name, first_choices, max_draws_of
+from .checks.ranking import MethodsOrNames, candidates, first_choices, max_draws_of, methods_by_name
 from .checks.verdict import Verdict, method_display_name
 from .checks.verdict_cache import VerdictCache
 from .engine.attribution_result import Attribution, fields_of_inputs
@@ -36,7 +36,7 @@ from .validation import valid_seed
 
 N_TOP_OUTPUTS = 3  # that are shown
 LARGE_MODEL_MIN_FLOPS, LARGE_MODEL_MAX_DRAWS = 1e8, 1  # of a forward pass, from which methods are compared with few
-MethodChoice = Mapping[str, AttributionMethodFn] | Sequence[str] | Literal["all"] | None
+MethodChoice = MethodsOrNames | Literal["all"] | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,7 +114,7 @@ def explain(
         x: One input (1, ...) in the box's units: an image (1, C, H, W) in [0, 1], its path, or a row of a table.
         target: The class to explain, by name or number. None is the predicted one.
         versus: Another class: the maps then show what speaks for the target and against this one.
-        methods: Names of methods; "all"; or {name: function (box, x, target)}. None takes five well-known ones.
+        methods: Methods or their names; "all"; or {name: function (box, x, target)}. None takes five well-known ones.
         baseline: What those methods compare x with that take a baseline (`Baseline`): for a table whose model
             normalizes the data's mean row, `frame.mean()`. Removed columns become it, too. None is each method's own.
         seed: Seed of all random draws: same seed, same result.
@@ -155,7 +155,7 @@ def resolve_methods(box: Box, methods: MethodChoice) -> Mapping[str, Attribution
         return first_choices(box)
     if methods == "all":
         return candidates(box)
-    return methods if isinstance(methods, Mapping) else find_attribution_methods_by_name(box, list(methods))
+    return methods_by_name(box, methods)
 
 
 def _with_baseline(methods: Mapping[str, AttributionMethodFn], baseline: Any) -> Mapping[str, AttributionMethodFn]:

@@ -238,6 +238,13 @@ def test_a_path_of_a_folder_is_its_images_at_every_door(ask: Any, classes: Any, 
         ub.explain(opened, tmp_path)
 
 
+@pytest.mark.parametrize("ask", [by_calibration, by_report, examples_with_optional_labels, ub.explain])
+def test_a_path_of_nothing_is_answered_with_the_nearest(ask: Any, tmp_path: Path) -> None:
+    save(tmp_path / "photos" / "cat" / "a.png")
+    with pytest.raises(DataError, match=r"there is no file or folder .*photo; did you mean '.*photos'"):
+        ask(box(), str(tmp_path / "photo"))
+
+
 def test_what_is_left_out_of_a_folder_is_said_at_its_path(tmp_path: Path) -> None:
     save(tmp_path / "cat" / "a.png")
     save(tmp_path / "7" / "a.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,7 +21,9 @@ from .control_boxes import sharing_control_boxes
 from .fill_agreement import fill_dependence_sentence, method_orders_by_fill
 from .methods import AttributionMethodFn
 from .undecided import undecided_legend
-from .verdict import MAX_DRAWS_PER_TEST, Verdict, verdict
+from .verdict import MAX_DRAWS_PER_TEST, Verdict, method_display_name, verdict
+
+MethodsOrNames = Mapping[str, AttributionMethodFn] | Sequence[AttributionMethodFn | str] | AttributionMethodFn | str
 
 DEFAULT_MAX_FLOPS_PER_MAP = 1e10  # per input; a method that takes more is given fewer samples
 EXPENSIVE_METHOD_MIN_FORWARDS, EXPENSIVE_METHOD_MAX_DRAWS = 100, 2
@@ -146,6 +148,21 @@ def find_attribution_methods_by_name(box: Box, names: list[str]) -> dict[str, At
     return {key: methods[key] for key in keys}
 
 
+def methods_by_name(box: Box, methods: MethodsOrNames) -> Mapping[str, AttributionMethodFn]:
+    """{name: method} of what a user gives: that, or methods and names of some. Raises InputError with the nearest
+    names."""
+    if isinstance(methods, Mapping):
+        return methods
+    found = dict[str, AttributionMethodFn]()
+    for method in [methods] if isinstance(methods, str) or callable(methods) else methods:
+        if not callable(method):
+            found |= find_attribution_methods_by_name(box, [method])
+            continue
+        card = card_of(method)
+        found[card.key if card else method_display_name(method)] = method
+    return found
+
+
 def method_with_limited_samples(card: Card, max_samples: int) -> AttributionMethodFn:
     """The method, with at most `max_samples` samples where its default is more."""
     defaults = {name: p.default for name, p in inspect.signature(card.method).parameters.items()}
@@ -194,7 +211,7 @@ def rank_methods(
     box: Box,
     x: InputBatch,
     methods: Annotated[
-        Mapping[str, AttributionMethodFn] | None, "Methods to rank, {name: function (box, x, target)}."
+        MethodsOrNames | None, "Methods to rank, {name: function (box, x, target)}, or a list of functions and names."
     ] = None,
     target: Target = None,
     *,
@@ -206,7 +223,8 @@ def rank_methods(
     Args:
         box: The opened model.
         x: Inputs (N, ...) in the box's units: images (N, C, H, W) in [0, 1].
-        methods: Methods to rank, {name: function (box, x, target)}. None takes all `candidates`.
+        methods: Methods to rank, {name: function (box, x, target)}, or a list of functions and names. None takes all
+            `candidates`.
         target: The score: a class, one per example (N,), or an objective. None is the predicted class.
         seed: Seed of all random draws: same seed, same result.
         verdict_fn: Function that judges a method, called like `verdict`. `VerdictCache(...).verdict` reuses verdicts.
@@ -216,7 +234,7 @@ def rank_methods(
         says whether the order depends on what removed parts are filled with (`method_orders_by_fill`).
 
     Raises:
-        InputError: for inputs or a target that do not fit.
+        InputError: for inputs or a target that do not fit, and a method that does not exist.
 
     Example:
         >>> import unboxed as ub
@@ -229,7 +247,7 @@ def rank_methods(
         <lambda>: fails (constant map)
         All fills give the same order by relevance gain.
     """
-    methods, seed = candidates(box) if methods is None else methods, valid_seed(seed)
+    chosen, seed = candidates(box) if methods is None else methods_by_name(box, methods), valid_seed(seed)
     with sharing_control_boxes(box):
-        verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in methods.items()}
+        verdicts = {name: verdict_fn(box, x, method, target, seed=seed) for name, method in chosen.items()}
     return MethodRanking(sorted(verdicts.items(), key=lambda item: item[1].rank))

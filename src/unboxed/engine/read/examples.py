@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,9 +33,10 @@ from ...inputs.items import SkippedExamples, drop_label
 from ...inputs.labels import is_missing_label, label_to_text, missing_labels_text
 from ...inputs.multi import MultiInput
 from ...inputs.pixel_arrays import is_image_folder
+from ...inputs.pixels import Pixels
 from ...inputs.signed_labels import refuse_signed_labels
 from ...model.batching import BatchSize, check_batch_size, map_in_batches
-from ...validation import check_int
+from ...validation import check_int, expand_home, missing_path_text
 from ..cpu_cache import data_examples_per_batch
 from .class_labels import LabelMatcher, columns_of_outputs, has_class_labels, label_matcher
 
@@ -220,7 +222,10 @@ class _ExamplesWithOptionalLabels:
 
 def open_image_folder(box: Box, data: Any) -> Any:
     """The path of a folder as its images, labeled by the box's classes, opened by `ub.data.folder`; other data as they
-    are. Raises DataError."""
+    are. Raises DataError, also for a path of nothing."""
+    is_path = isinstance(box.inputs, Pixels) and isinstance(data, (str, os.PathLike))
+    if is_path and not os.path.exists(expand_home(data)):
+        raise DataError(missing_path_text(data, "file or folder"))
     opens = is_image_folder(data, box.inputs)
     return import_module("unboxed.data.folders").folder_with_warning(data, box) if opens else data
 
