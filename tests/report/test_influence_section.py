@@ -20,6 +20,7 @@ from unboxed.checkpointing import tensor_digest
 from unboxed.influence import Influence
 from unboxed.plots.results.influence import format_signed_score
 from unboxed.report.influence import SECTION
+from unboxed.report.words import format_number
 
 pytestmark = pytest.mark.filterwarnings("ignore:scores of up to")
 
@@ -208,3 +209,37 @@ def test_a_removal_is_proved_and_planted_mislabels_come_first(tmp_path: Path) ->
     assert removal["is_flipped"] == (removal["margin_after"] < 0)
     assert ("Remove these, and it flips" in written.path.read_text()) == removal["is_flipped"]
     assert removal["margin"] >= 0.5  # no single example flips it
+
+
+@pytest.mark.usefixtures("quick_reports")
+@pytest.mark.parametrize("is_repeatable", [False, True])
+def test_rows_of_a_table_stand_beside_the_rows_that_taught_them(is_repeatable: bool, tmp_path: Path) -> None:
+    """Without std or bounds, and with training rows beyond the range of the reported ones."""
+    torch.manual_seed(0)
+    names = [f"column {k}" for k in range(7)]
+    x = torch.randn(60, 7) * torch.arange(1, 8) * 10
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    y[3] = 1 - y[3]
+    model, inputs = (
+        torch.nn.Sequential(torch.nn.BatchNorm1d(7, affine=False), torch.nn.Linear(7, 2)),
+        ub.Features(names),
+    )
+    training: Any = (x, y)
+    box = ub.Box(model, inputs, outputs="logits", classes=["no", "yes"])
+    if is_repeatable:
+        model = torch.nn.Sequential(torch.nn.Linear(7, 2))
+        training = ub.influence.ModelTraining(model, inputs, (x, y), epochs=2, batch_size=20, lr=1e-3)
+        box = training.box(training.run())
+    rows, labels = x[:12] / 3, y[:12]
+    made = ub.report(box, (rows, labels), tmp_path, training=training, sections=["influence"], quiet=True)
+    assert made.failures == {}
+    answer = json.loads((tmp_path / "report.json").read_text())["findings"]["influence"]["answers"][0]
+    page = " ".join(made.path.read_text(encoding="utf-8").split())
+    distance = ((rows[answer["query"]["row"]] - x.mean(0)) / x.std(0)).abs()
+    assert [k for k, _ in answer["columns"]] == distance.topk(5).indices.tolist()
+    for example in answer["helpful"]:
+        values = [format_number(float(x[example["index"], k])).replace("-", "−") for k, _ in answer["columns"]]
+        cells = "".join(f'<td class="number">{value}</td>' for value in values)
+        assert f"<td>training {example['index']}</td><td>{example['label']}</td>{cells}" in page
+    assert answer["helpful"]
+    assert "The columns are those in which it is farthest from the training rows." in page

@@ -221,7 +221,7 @@ def report(
             survey = collect_outputs_and_labels(box, source, max_examples, followed)
             bar.update()
             verdicts = VerdictCache.read(folder.out / VERDICTS_FILE)
-            ranged = with_ranges_of_rows(box, source, survey.rows)
+            ranged = with_ranges_of_rows(box, source, survey.rows, training)
             context = ReportContext(ranged, source, survey, judge, seed, command, training, verdicts, followed)
             context.has_ranges_of_data = ranged is not box
             work = _ReportInProgress(context, PageImageStore(folder))

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..box import Box
 from ..engine.column_units import MIN_ROWS_OF_SPREADS, has_scales
+from ..engine.read.examples import first_inputs
+from ..engine.unroll.model_training import ModelTraining
 from ..inputs.base import Inputs
 from ..inputs.features import Features
 from ..inputs.multi import MultiInput
 from .source import ReportData
 
 
-def with_ranges_of_rows(box: Box, source: ReportData, rows: Sequence[int]) -> Box:
-    """The box, with bounds of the columns that have neither std nor bounds: their smallest and largest values here."""
+def with_ranges_of_rows(box: Box, source: ReportData, rows: Sequence[int], training: Any = None) -> Box:
+    """The box, with bounds of the columns that have neither std nor bounds: their smallest and largest values in these
+    rows and the training data."""
     parts = [part for _, part in box.inputs.keys_and_parts()] if isinstance(box.inputs, MultiInput) else [box.inputs]
     if len(rows) < MIN_ROWS_OF_SPREADS or all(not isinstance(p, Features) or has_scales(p) for p in parts):
         return box
-    return box.with_model(box.model, _bounded(box.inputs, box.validate_inputs(source.read(rows)[1])))
+    x = box.validate_inputs(source.read(rows).x)
+    if training is not None:
+        train_x = training.x if isinstance(training, ModelTraining) else first_inputs(box, training)
+        x = torch.cat([x, box.validate_inputs(train_x).to(x)])
+    return box.with_model(box.model, _bounded(box.inputs, x))
 
 
 def _bounded(inputs: Inputs, x: Tensor) -> Inputs:

@@ -14,10 +14,19 @@ from ..engine.read.examples import LabeledExamples, indexed_labeled_examples
 from ..engine.unroll.model_training import ModelTraining
 from ..influence import Influence
 from ..influence.influence_functions import without_large_score_warning
-from ..plots import colors
 from ..plots.results.influence import format_signed_score
 from . import chapters
-from .blocks import Block, ExampleWithFigures, Figure, FigureGrid, Heading, MethodInterpretation, Paragraph, PerExample
+from .blocks import (
+    Block,
+    ExampleWithFigures,
+    Figure,
+    FigureGrid,
+    Heading,
+    MethodInterpretation,
+    Paragraph,
+    PerExample,
+    Table,
+)
 from .context import TRAINING_DATA_NEED, ReportContext, Section
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON, Example, Finding
 from .influence_checks import (
@@ -30,8 +39,9 @@ from .influence_checks import (
     pixel_slope_figure,
     scoring_method_and_train_input,
 )
-from .mislabels import SuspectedLabel, find_suspected_labels, mislabel_blocks, single_input_as_image_or_none
-from .pictures import PageImage
+from .influence_rows import columns_that_stand_out, rows_table
+from .mislabels import SuspectedLabel, find_suspected_labels, mislabel_blocks
+from .scored_examples import ScoredExample, make_scored_example, scored_example_figure, scored_example_figures
 from .verdict_notes import check_note_from_verdict
 from .words import count_noun
 
@@ -42,17 +52,11 @@ N_HELPFUL_AND_HARMFUL_EXAMPLES_EACH = 3  # helpful and harmful training examples
 MIN_REMOVAL_LOGIT_MARGIN = 0.5  # in logits: what lies below hangs on one example
 FLIPPED_TEXT_AND_TONE = ("Proved by a retraining.", "good")
 NOT_FLIPPED_TEXT_AND_TONE = ("Retrained without the best set that was found: the answer stays.", "fair")
+INFLUENCES_TEXT = (
+    "An example, the training examples that made its prediction likelier, and those that made it less likely."
+)
+COLUMNS_TEXT = "The columns are those in which it is farthest from the training rows."
 N_SHOWN_REMOVED_TRAIN_EXAMPLES = 6  # training examples of a removed set
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredExample:
-    """A training example with its score for a query."""
-
-    index: int  # in the training data
-    label: str
-    score: float  # in the unit of the finding
-    x: Tensor | None = field(metadata=METADATA_OF_FIELD_NOT_IN_JSON)  # (C, H, W)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,7 @@ class AnswerWithInfluences:
     pixels: Tensor | None = field(
         metadata=METADATA_OF_FIELD_NOT_IN_JSON
     )  # (C, H, W) the loss's slope in the best example's pixels
+    columns: tuple[tuple[int, str], ...] = ()  # of a table those that are shown, with their indices
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ class InfluenceFinding(Finding):
     removal: RemovalProof | None  # where the training can be run again at a low cost
 
     def cover(self, place: int) -> Sequence[Figure]:
-        helpful = [e for answer in self.answers[place : place + 1] for e in answer.helpful[:1]]
-        return [_scored_example_figure(e, "taught by", "", PREVIEW_SIDE_PIXELS) for e in helpful]
+        helpful = [e for answer in self.answers[place : place + 1] if not answer.columns for e in answer.helpful[:1]]
+        return [scored_example_figure(e, "taught by", "", PREVIEW_SIDE_PIXELS) for e in helpful]
 
     @property
     def is_measured(self) -> bool:
@@ -146,7 +151,7 @@ def _find_removal_proof(context: ReportContext, rows: Sequence[int]) -> RemovalP
     (example,), removed = context.examples([row]), found.sets[0]
     index = torch.arange(training.n_examples)
     shown = (
-        _make_scored_example(context, found.influence, 0, j, training.x, index)
+        make_scored_example(context, found.influence, 0, j, training.x, index)
         for j in removed[:N_SHOWN_REMOVED_TRAIN_EXAMPLES].tolist()
     )
     margins = float(found.margin), float(found.real_margin), float(found.control_margin.mean())
@@ -173,24 +178,15 @@ def _make_influenced_answer(
     (example,) = context.examples([row])
     helpful, harmful = (
         tuple(
-            _make_scored_example(context, result, query, j, train.x, train.dataset_rows)
+            make_scored_example(context, result, query, j, train.x, train.dataset_rows)
             for j in order.tolist()
             if sign * scores[j] > 0
         )
         for order, sign in ((result.top(k)[query], 1), (result.bottom(k)[query], -1))
     )
     pixels = slopes[query] if slopes is not None and helpful else None
-    return AnswerWithInfluences(example, helpful, harmful, _same_label_score_share(result, query), pixels)
-
-
-def _make_scored_example(
-    context: ReportContext, result: Influence, query: int, j: int, train_x: Tensor, index: Tensor
-) -> ScoredExample:
-    labels = result.train_labels
-    label = "" if labels is None else context.class_name(int(labels[j]))
-    return ScoredExample(
-        int(index[j]), label, float(result.scores[query, j]), single_input_as_image_or_none(train_x[j : j + 1])
-    )
+    columns = columns_that_stand_out(context.box.inputs, example.x, train.x)
+    return AnswerWithInfluences(example, helpful, harmful, _same_label_score_share(result, query), pixels, columns)
 
 
 def _same_label_score_share(result: Influence, query: int) -> float:
@@ -223,24 +219,40 @@ def show(finding: InfluenceFinding) -> list[Block]:
     )
     if any(answer.pixels is not None for answer in finding.answers):
         text += " The map is of the most helpful one: had it been brighter where it is red, the loss would be higher."
+    text += f" {COLUMNS_TEXT}" * any(answer.columns for answer in finding.answers)
     blocks: list[Block] = [Paragraph(text), MethodInterpretation.of(method, *_verdict_text_and_tone(finding))]
-    blocks += [_influenced_answer_block(answer, finding.is_measured) for answer in finding.answers]
+    for answer in finding.answers:
+        blocks += _influenced_answer_blocks(answer, finding.is_measured)
     blocks += [*lds_scatter_blocks(finding.verdict), *_removal_blocks(finding.removal)]
     return [*blocks, *mislabel_blocks(finding.suspected_mislabels)]
 
 
 def best(finding: InfluenceFinding) -> list[Block]:
     """The training examples behind the followed example's prediction."""
+    if finding.answers[0].columns:
+        tables = [_influences_table(answer, finding.is_measured) for answer in finding.answers]
+        return [Paragraph(f"{INFLUENCES_TEXT} {COLUMNS_TEXT}", "soft"), PerExample([[table] for table in tables])]
     grids = [_influences_grid(answer) for answer in finding.answers]
     return [PerExample([[grid] for grid in grids])] if all(grid.figures for grid in grids) else []
 
 
 def _influences_grid(answer: AnswerWithInfluences) -> FigureGrid:
     figures = [answer.query.figure(PREVIEW_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    figures += [_scored_example_figure(e, "helpful", "good", PREVIEW_SIDE_PIXELS) for e in answer.helpful]
-    figures += [_scored_example_figure(e, "harmful", "bad", PREVIEW_SIDE_PIXELS) for e in answer.harmful]
-    text = "An example, the training examples that made its prediction likelier, and those that made it less likely:"
-    return FigureGrid(figures, text)
+    figures += [scored_example_figure(e, "helpful", "good", PREVIEW_SIDE_PIXELS) for e in answer.helpful]
+    figures += [scored_example_figure(e, "harmful", "bad", PREVIEW_SIDE_PIXELS) for e in answer.harmful]
+    return FigureGrid(figures, INFLUENCES_TEXT)
+
+
+def _influences_table(answer: AnswerWithInfluences, is_measured: bool) -> Table:
+    """The row, and those that act on it, in the columns in which it is unusual."""
+    query = answer.query
+    rows = [(f"predicted {query.prediction}", query.name, query.label or "", query.x)]
+    for word, examples in (("helpful", answer.helpful), ("harmful", answer.harmful)):
+        words = [format_signed_score(e.score) if is_measured else word for e in examples]
+        rows += [
+            (w, f"training {e.index}", e.label, e.x) for w, e in zip(words, examples, strict=True) if e.x is not None
+        ]
+    return rows_table(answer.columns, rows)
 
 
 def _removal_blocks(removal: RemovalProof | None) -> list[Block]:
@@ -258,8 +270,10 @@ def _removal_blocks(removal: RemovalProof | None) -> list[Block]:
         text = (
             f"No set of up to {share} of the training examples was found without which a retraining answers otherwise."
         )
-    figures = [removal.query.input_figure(TILE_SIDE_PIXELS)] if removal.query.x.ndim == 3 else []
-    figures += [_scored_example_figure(e, "removed", "") for e in removal.removed]
+    figures = []
+    if removal.query.x.ndim == 3:
+        removed = [scored_example_figure(e, "removed", "") for e in removal.removed]
+        figures = [removal.query.input_figure(TILE_SIDE_PIXELS), *removed]
     example = ExampleWithFigures(removal.query.title, removal.query.lines(), figures, removal.query.tone)
     note = MethodInterpretation.of(
         influence.removal, *(FLIPPED_TEXT_AND_TONE if removal.is_flipped else NOT_FLIPPED_TEXT_AND_TONE)
@@ -279,31 +293,23 @@ def _verdict_text_and_tone(finding: InfluenceFinding) -> tuple[str, str]:
     return text, tone
 
 
-def _influenced_answer_block(answer: AnswerWithInfluences, is_measured: bool) -> Block:
+def _influenced_answer_blocks(answer: AnswerWithInfluences, is_measured: bool) -> list[Block]:
     share = answer.share_of_own_class
     note = (
         (f"{share:.0%} of the helpful score is of examples labeled {answer.query.prediction}",)
         if share == share
         else ()
     )
+    lines = (*answer.query.lines(show_runner_up=True), *note)
+    if answer.columns:
+        head = ExampleWithFigures(answer.query.title, lines, [], answer.query.tone)
+        return [head, _influences_table(answer, is_measured)]
     figures = [answer.query.input_figure(TILE_SIDE_PIXELS)] if answer.query.x.ndim == 3 else []
-    figures += _scored_example_figures(answer.helpful, "helpful", "good", is_measured)
+    figures += scored_example_figures(answer.helpful, "helpful", "good", is_measured)
     if answer.pixels is not None:
         figures.append(pixel_slope_figure(answer.pixels, answer.helpful[0].index))
-    figures += _scored_example_figures(answer.harmful, "harmful", "bad", is_measured)
-    lines = (*answer.query.lines(show_runner_up=True), *note)
-    return ExampleWithFigures(answer.query.title, lines, figures, answer.query.tone)
-
-
-def _scored_example_figures(examples: Sequence[ScoredExample], word: str, tone: str, is_measured: bool) -> list[Figure]:
-    return [_scored_example_figure(e, format_signed_score(e.score) if is_measured else word, tone) for e in examples]
-
-
-def _scored_example_figure(example: ScoredExample, head: str, tone: str, side: int = TILE_SIDE_PIXELS) -> Figure:
-    lines = tuple(filter(None, (f"label {example.label}" if example.label else "", f"example {example.index}")))
-    alt = f"training example {example.index}, label {example.label}, score {example.score:+.2g}"
-    x = example.x if example.x is not None else torch.zeros(1, 1, 1)
-    return Figure(PageImage(colors.image_to_rgb(x), alt, side), head, lines, tone)
+    figures += scored_example_figures(answer.harmful, "harmful", "bad", is_measured)
+    return [ExampleWithFigures(answer.query.title, lines, figures, answer.query.tone)]
 
 
 SECTION = Section(
@@ -311,7 +317,7 @@ SECTION = Section(
     "influence",
     find,
     show,
-    needs=(TRAINING_DATA_NEED, "classes", "exclusive classes", "pixels"),
+    needs=(TRAINING_DATA_NEED, "classes", "exclusive classes", "pixels or table"),
     chapter=chapters.TRAINING,
     best=best,
 )

@@ -12,7 +12,7 @@ from .. import influence
 from ..engine.read.examples import LabeledExamples
 from ..plots import colors
 from ..plots.results.common import as_images_or_none
-from .blocks import Block, Figure, FigureGrid, Heading, MethodInterpretation
+from .blocks import Block, Figure, FigureGrid, Heading, MethodInterpretation, Table
 from .context import ReportContext
 from .finding import METADATA_OF_FIELD_NOT_IN_JSON
 from .influence_checks import TILE_SIDE_PIXELS
@@ -62,9 +62,12 @@ def single_input_as_image_or_none(x: Tensor) -> Tensor | None:
 def mislabel_blocks(suspects: Sequence[SuspectedLabel]) -> list[Block]:
     if not suspects:
         return []
-    figures = [_suspected_label_figure(s) for s in suspects]
     note = MethodInterpretation.of(influence.suspected_mislabels, MISLABEL_DETECTION_RATE_TEXT)
-    return [Heading("Labels of the training data that may be wrong"), note, FigureGrid(figures)]
+    shown: Block = FigureGrid([_suspected_label_figure(s) for s in suspects])
+    if all(s.x is None for s in suspects):
+        rows = [(f"training {s.index}", s.label, s.suggested) for s in suspects]
+        shown = Table(("row", "label", "rather"), rows)
+    return [Heading("Labels of the training data that may be wrong"), note, shown]
 
 
 def _suspected_label_figure(s: SuspectedLabel) -> Figure:
